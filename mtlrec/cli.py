@@ -1,0 +1,276 @@
+"""The `mtlrec` command: a verb each. Parses, calls, prints; the work is elsewhere.
+
+Exit status 2 for a user's mistake (one line on stderr, no traceback), 1 for a failure. With `--json` stdout holds one
+JSON object and nothing else. Heavy imports wait until a verb needs them, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from mtlrec.config import JobConfig
+from mtlrec.config_file import ConfigError, load_config, parse_config, recipe_text
+from mtlrec.config_file import recipes as recipe_names
+
+app = typer.Typer(
+    help="Multi-task recommender training on TorchRec.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+prepare_app = typer.Typer(help="Turn a public data set into Parquet and a schema.json.", no_args_is_help=True)
+synth_app = typer.Typer(help="Make a data set whose true probabilities are known.", no_args_is_help=True)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(synth_app, name="synth")
+
+Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]
+Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+@app.command(epilog="Example: mtlrec train census_adatt_sp --output runs/census --set data.root=data/census-income")
+def train(
+    config: Config,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")],
+    set_: Set = None,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --output from its last checkpoint.")] = False,
+    init_from: Annotated[Path | None, typer.Option(help="Start from the weights of another run.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Remove what is in --output first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a job and report the metrics of its valid and test splits."""
+    from mtlrec.distributed.process_group import process_group
+    from mtlrec.training.telemetry import say
+    from mtlrec.training.trainer import Trainer
+
+    job = load_config(config, set_ or [])
+    resume = resume or (int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and _has_checkpoint(output))
+    with process_group(job.train.device, job.train.timeout_s) as ranks:
+        if ranks.is_first:
+            _prepare_folder(output, job, resume, overwrite)
+        trainer = Trainer(job, output, ranks)
+        if ranks.is_first:
+            trainer.write_plan()
+        if resume:
+            at = trainer.resume()
+            if ranks.is_first:
+                say(f"resumed after step {at.step} (epoch {at.epoch})")
+        elif init_from is not None:
+            report = trainer.init_from(init_from)
+            if ranks.is_first:
+                say(f"started from {init_from}: {report}")
+        final = trainer.fit()
+        if ranks.is_first:
+            _report(final, as_json)
+
+
+@app.command(epilog="Example: mtlrec evaluate runs/census --split test --json")
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's last checkpoint; the number of ranks need not be that of the training."""
+    from mtlrec.distributed.process_group import process_group
+    from mtlrec.training.evaluate import evaluate as evaluate_model
+    from mtlrec.training.sharded import load_run
+
+    if split not in ("train", "valid", "test"):
+        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
+    job = _job_of(run, set_ or [])
+    with process_group(job.train.device, job.train.timeout_s) as ranks:
+        model = load_run(job, run, ranks)
+        metrics = evaluate_model(model.module, job, split, ranks)
+        if ranks.is_first:
+            _report({split: metrics}, as_json)
+
+
+@app.command(epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet")
+def predict(
+    run: Run,
+    source: Annotated[Path, typer.Option("--input", help="A Parquet file, or a folder of them.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
+    ],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score rows: the input's columns (or data.keys) and one pred_TASK column per task."""
+    from mtlrec.distributed.process_group import process_group
+    from mtlrec.training.predict import predict as predict_rows
+    from mtlrec.training.sharded import load_run
+
+    if not source.exists():
+        raise ConfigError(f"--input {source}: no such file or folder")
+    job = _job_of(run, set_ or [])
+    with process_group(job.train.device, job.train.timeout_s) as ranks:
+        rows = predict_rows(load_run(job, run, ranks).module, job, source, output, ranks)
+        if ranks.is_first:
+            _print({"rows": rows, "output": str(output)}, as_json, f"{rows:,} rows scored into {output}")
+
+
+@app.command(epilog="Example: mtlrec recipes census_adatt_sp > job.yaml")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe.")] = None, as_json: Json = False
+) -> None:
+    """List the jobs that ship with the package, or print one."""
+    if name is not None:
+        text = recipe_text(name)
+        _print(yaml.safe_load(text), as_json, text.rstrip())
+    else:
+        _print(recipe_names(), as_json, "\n".join(recipe_names()))
+
+
+@app.command(epilog="Example: mtlrec schema > mtlrec.schema.json")
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    print(json.dumps(JobConfig.model_json_schema(), indent=2))
+
+
+@synth_app.command("feed", epilog="Example: mtlrec synth feed --out data/feed --rows 2000000")
+def synth_feed(
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    rows: Annotated[int, typer.Option(help="Impressions over all splits.")] = 1_000_000,
+    correlation: Annotated[float, typer.Option(help="Of the tasks' planted logits, -1 to 1.")] = 0.5,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: Json = False,
+) -> None:
+    """A short-video feed: click, long_view, like, share, watch_time, and the true probabilities beside them."""
+    from mtlrec.data.synthetic import feed
+
+    _print_schema(feed(out, rows=rows, seed=seed, correlation=correlation), out, as_json)
+
+
+@prepare_app.command("census-income", epilog="Example: mtlrec prepare census-income --out data/census-income")
+def prepare_census_income(
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    source: Annotated[
+        Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """UCI Census-Income (KDD): income, never_married, college."""
+    from mtlrec.data.prepare import census_income
+
+    _print_schema(census_income.prepare(source, out, seed=seed), out, as_json)
+
+
+@prepare_app.command("kuairand", epilog="Example: mtlrec prepare kuairand --source kuairand.tsv.gz --out data/kuairand")
+def prepare_kuairand(
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    source: Annotated[
+        Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """KuaiRand: click, long_view, follow, comment, forward, profile_enter, like, watch_ratio; split by time."""
+    from mtlrec.data.prepare import kuairand
+
+    _print_schema(kuairand.prepare(source, out), out, as_json)
+
+
+# ---- the parts
+
+
+def _prepare_folder(output: Path, job: JobConfig, resume: bool, overwrite: bool) -> None:
+    if (output / "config.yaml").exists() and not resume:
+        if not overwrite:
+            raise ConfigError(f"--output {output}: already holds a run; --resume continues it, --overwrite removes it")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.yaml").write_text(yaml.safe_dump(job.dump(), sort_keys=False), encoding="utf-8")
+
+
+def _has_checkpoint(run: Path) -> bool:
+    from mtlrec.training.checkpoint import Checkpoints
+
+    return Checkpoints(run).latest() is not None
+
+
+def _job_of(run: Path, overrides: list[str]) -> JobConfig:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run}: no run (it has no config.yaml)")
+    return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def _report(final: dict[str, Any], as_json: bool) -> None:
+    from rich.console import Console
+
+    from mtlrec.training.telemetry import jsonable, metrics_table
+
+    if as_json:
+        print(json.dumps(jsonable(final)))
+        return
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)  # a log is read without a terminal's edge
+    for split, metrics in final.items():
+        console.print(metrics_table(metrics, split))
+
+
+def _print_schema(schema: dict[str, Any], out: Path, as_json: bool) -> None:
+    rows = ", ".join(f"{split} {count:,}" for split, count in schema["rows"].items())
+    _print(schema, as_json, f"{out}: {rows} rows; schema.json describes them")
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    print(json.dumps(value) if as_json else text)
+
+
+def main() -> None:
+    """The console script."""
+    raise SystemExit(run_command(app))
+
+
+def run_command(command: Callable[[], Any]) -> int:
+    """Turns a user's mistake into one line and status 2; anything else keeps its traceback and status 1."""
+    _quiet_libraries()
+    try:
+        command()
+    except SystemExit as exit_:
+        return int(exit_.code or 0) if not isinstance(exit_.code, str) else 1
+    except ValueError as error:
+        if type(error).__module__.startswith("mtlrec.") or type(error) is ValueError:
+            return _mistake(str(error))
+        raise
+    except RuntimeError as error:
+        if type(error).__module__.startswith("mtlrec."):
+            _mistake(str(error))
+            return 1
+        raise
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """TorchRec 1.8 and torch 2.13 warn, on every start, of things that a user of a job can do nothing about."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
+    for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
+
+
+def _mistake(message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    prefix = "mtlrec" if rank == "0" else f"mtlrec (rank {rank})"
+    print("\n".join(f"{prefix}: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data: synthetic and public data sets, Parquet reading, batches."""

@@ -1,0 +1,159 @@
+"""Arrow columns become tensors, nothing else: transforms, ids with lengths, labels with masks, padding.
+
+No Python loop over rows: lists are read through Arrow's offsets. Ids are checked against their table here, because on a
+GPU the lookup itself would turn an id that is out of range into row 0 without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from mtlrec.batch import Batch
+from mtlrec.config import DenseFeature, FeaturesConfig, JobConfig, SparseFeature, TableConfig
+from mtlrec.data.parquet import DataError, TableBatch
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns a `TableBatch` into a `Batch`.
+
+    `labels` are the columns that become `Batch.labels`; those in `binary` must hold 0, 1 or null.
+    """
+
+    features: FeaturesConfig
+    tables: dict[str, TableConfig]
+    labels: Sequence[str]
+    binary: frozenset[str]
+
+    @staticmethod
+    def of(job: JobConfig, with_labels: bool = True) -> Collator:
+        regressed = {task.label for task in job.tasks if task.kind == "regression"}
+        labels = job.label_columns if with_labels else []
+        return Collator(job.features, job.tables, labels, frozenset(labels) - regressed)
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.features.names, *self.labels]
+
+    def __call__(self, rows: TableBatch) -> Batch:
+        try:
+            labels, label_mask = self._labels(rows.table, rows.padded_rows)
+            return Batch(
+                dense=self._dense(rows.table, rows.padded_rows),
+                sparse=self._sparse(rows.table, rows.padded_rows),
+                labels=labels,
+                label_mask=label_mask,
+                weights=_pad(np.ones(rows.table.num_rows, np.float32), rows.padded_rows),
+                origin=rows.origin,
+            )
+        except DataError as error:
+            raise DataError(f"{rows.origin}: {error}") from None
+
+    def _dense(self, table: pa.Table, rows: int) -> torch.Tensor:
+        dense = np.zeros((rows, len(self.features.dense)), np.float32)
+        for index, feature in enumerate(self.features.dense):
+            dense[: table.num_rows, index] = _transformed(table[feature.name], feature)
+        return torch.from_numpy(dense)
+
+    def _labels(self, table: pa.Table, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = np.zeros((rows, len(self.labels)), np.float32)
+        mask = np.zeros((rows, len(self.labels)), np.float32)
+        for index, name in enumerate(self.labels):
+            values = _floats(table[name], name)
+            known = ~np.isnan(values)
+            if name in self.binary:
+                wrong = known & (values != 0) & (values != 1)
+                if wrong.any():
+                    raise DataError(f"label '{name}' holds {values[wrong][0]:g}; a binary label is 0, 1 or null")
+            labels[: table.num_rows, index] = np.where(known, values, 0.0)
+            mask[: table.num_rows, index] = known
+        return torch.from_numpy(labels), torch.from_numpy(mask)
+
+    def _sparse(self, table: pa.Table, rows: int) -> KeyedJaggedTensor:
+        values, lengths = [], []
+        for feature in self.features.sparse:
+            ids, counts = _ids(table[feature.name], feature)
+            _check_range(ids, feature, self.tables[feature.table].rows)
+            values.append(ids)
+            lengths.append(np.concatenate([counts, np.zeros(rows - len(counts), np.int32)]))
+        return KeyedJaggedTensor(
+            keys=[feature.name for feature in self.features.sparse],
+            values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.from_numpy(np.concatenate(lengths)),
+        )
+
+
+def _transformed(column: pa.ChunkedArray, feature: DenseFeature) -> np.ndarray:
+    values = _floats(column, feature.name)
+    if feature.transform == "log1p":
+        if (values < 0).any():
+            raise DataError(f"feature '{feature.name}' holds {np.nanmin(values):g}; log1p takes values >= 0")
+        values = np.log1p(values)
+    elif feature.transform == "standardise":
+        values = (values - (feature.mean or 0.0)) / (feature.std or 1.0)
+    return np.nan_to_num(values, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf)
+
+
+def _floats(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """[rows] float32, null as NaN."""
+    if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
+        raise DataError(f"column '{name}' is {column.type}; a dense feature or label is a number or a boolean")
+    return np.array(pc.cast(column, pa.float32(), safe=False).to_numpy(), np.float32)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def _ids(column: pa.ChunkedArray, feature: SparseFeature) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of all rows one after another (int64) and how many each row has (int32)."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks keeps an empty column chunked
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_integer(array.type):
+        present = array.drop_null()
+        return _int64(present), np.asarray(array.is_valid()).astype(np.int32)
+    if not _is_list_of_integers(array.type):
+        raise DataError(
+            f"column '{feature.name}' is {array.type}; a sparse feature is an integer or a list of integers"
+        )
+    counts = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
+    ids = array.flatten()  # skips what null rows hide, and honours the slice
+    if ids.null_count:
+        raise DataError(f"list '{feature.name}' holds a null id; drop nulls from the lists")
+    flat = _int64(ids)
+    if feature.max_length is not None and counts.max(initial=0) > feature.max_length:
+        flat, counts = _keep_last(flat, counts, feature.max_length)
+    return flat, counts.astype(np.int32)
+
+
+def _is_list_of_integers(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
+
+
+def _int64(array: pa.Array) -> np.ndarray:
+    return np.asarray(array).astype(np.int64, copy=False)
+
+
+def _keep_last(flat: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last `most` ids of each row: position counted from the row's end decides."""
+    from_end = np.repeat(np.cumsum(counts), counts) - np.arange(len(flat))
+    return flat[from_end <= most], np.minimum(counts, most)
+
+
+def _check_range(ids: np.ndarray, feature: SparseFeature, rows: int) -> None:
+    if len(ids) and (ids.min() < 0 or ids.max() >= rows):
+        bad = ids[(ids < 0) | (ids >= rows)][0]
+        remedy = f"raise tables.{feature.table}.rows" if bad >= 0 else "ids are not negative"
+        raise DataError(f"feature '{feature.name}' holds id {bad}, table '{feature.table}' has {rows} rows; {remedy}")
+
+
+def _pad(values: np.ndarray, rows: int) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([values, np.zeros(rows - len(values), values.dtype)]))

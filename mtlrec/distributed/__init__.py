@@ -1,0 +1,1 @@
+"""The process group, and how a model written for one device is sharded over many."""

@@ -1,0 +1,73 @@
+"""One process or many, CPU (gloo) or CUDA (NCCL): the same code from here on.
+
+Under torchrun every attempt builds its group on a store of its own. In torch 2.13 the workers of a restarted attempt
+share the agent's store with the attempt before, and may read the dead workers' addresses and hang; a prefix prevents
+it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of the job's."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]:
+    """Joins the job's processes (torchrun's environment; alone without it) and leaves them on every path."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group(
+        backend="nccl" if chosen.type == "cuda" else "gloo",
+        store=_store(rank, world_size, timedelta(seconds=timeout_s)),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    try:
+        yield Ranks(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("train.device is cuda, but torch sees no CUDA device; set train.device=cpu")
+    return torch.device("cuda", local_rank)
+
+
+def _store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    if world_size == 1:
+        return dist.HashStore()
+    agent_has_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank == 0 and not agent_has_it,
+        timeout=timeout,
+    )
+    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

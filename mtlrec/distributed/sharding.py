@@ -1,0 +1,99 @@
+"""From a module with tables on meta to a model-parallel one: constraints, plan, `DistributedModelParallel`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
+
+from mtlrec.config import JobConfig
+from mtlrec.distributed.process_group import Ranks
+
+GIB = 1024**3
+
+
+class TableSharder(EmbeddingBagCollectionSharder):
+    """The stock sharder, which on CPU leaves out the row-wise types although gloo has had what they need since 2.13."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        missing = [ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value]
+        stock = super().sharding_types(compute_device_type)
+        return stock + [kind for kind in missing if kind not in stock]
+
+
+def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPlan:
+    """The planner's choice within the config's constraints; made on rank 0, the same everywhere.
+
+    Raises ValueError where no plan obeys the constraints or fits the memory.
+    """
+    topology = Topology(
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        compute_device=ranks.device.type,
+        hbm_cap=None if job.sharding.hbm_gb is None else int(job.sharding.hbm_gb * GIB),
+        ddr_cap=None if job.sharding.ddr_gb is None else int(job.sharding.ddr_gb * GIB),
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=job.data.batch_size,
+        constraints=_constraints(job, ranks),
+        debug=False,
+    )
+    try:
+        return planner.collective_plan(module, _sharders(), dist.GroupMember.WORLD)
+    except PlannerError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"sharding: no plan for {ranks.world_size} ranks within sharding.constraints: {reason}"
+        ) from None
+
+
+def shard(module: nn.Module, plan: ShardingPlan, ranks: Ranks, seed: int) -> DistributedModelParallel:
+    """Makes the tables where the plan puts them and wraps the rest in DDP.
+
+    Ranks draw their shards from different seeds: with one seed for all, the shards of a row-wise table would be copies.
+    """
+    torch.manual_seed(seed + 1 + ranks.rank)
+    return DistributedModelParallel(module=module, device=ranks.device, plan=plan, sharders=_sharders())
+
+
+def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, Any]]:
+    """Per table: sharding type, kernel, ranks. Plain types, for `plan.json`."""
+    described = {}
+    for module_plan in plan.plan.values():
+        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
+        for table, sharding in module_plan.items():
+            described[table] = {
+                "sharding_type": sharding.sharding_type,
+                "compute_kernel": sharding.compute_kernel,
+                "ranks": list(sharding.ranks or []),
+            }
+    return dict(sorted(described.items()))
+
+
+def _sharders() -> list[ModuleSharder[nn.Module]]:
+    return [TableSharder()]  # type: ignore[list-item]
+
+
+def _constraints(job: JobConfig, ranks: Ranks) -> dict[str, ParameterConstraints]:
+    constraints = {}
+    for table in job.tables:
+        wanted = job.sharding.constraints.get(table)
+        types: list[str] | None = None if wanted is None else list(wanted.types)
+        kernels: list[str] | None = None if wanted is None or wanted.kernels is None else list(wanted.kernels)
+        if types is None and job.optim.sparse.kind == "adam":
+            types = _types_without_data_parallel(ranks)
+        constraints[table] = ParameterConstraints(sharding_types=types, compute_kernels=kernels)
+    return constraints
+
+
+def _types_without_data_parallel(ranks: Ranks) -> list[str]:
+    """FBGEMM's Adam moves only the rows of the batch, torch's moves all: a replicated table would train differently."""
+    return [kind for kind in TableSharder().sharding_types(ranks.device.type) if kind != "data_parallel"]

@@ -1,0 +1,39 @@
+"""Entire Space Multi-Task Model (Ma et al., SIGIR 2018), for any forest of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mtlrec.heads.funnel import HeadOutput, chain, topological_order
+from mtlrec.heads.towers import Towers
+
+
+class ESMM(nn.Module):
+    """Tower k gives the conditional p(k | parent); the loss is taken on p(k), over the root's whole space.
+
+    No tower is trained on a sample that its parent selected, so none inherits the selection's bias; and
+    p(child) <= p(parent) by construction.
+
+    Args:
+        tasks: names, in the order of the slots
+        parents: index of the task each one follows, or None
+        input_dim: width of a fusion output
+    """
+
+    conditional = False
+
+    def __init__(
+        self, tasks: Sequence[str], parents: Sequence[int | None], input_dim: int, tower_hidden: Sequence[int] = ()
+    ) -> None:
+        super().__init__()
+        topological_order(parents)
+        self.parents = list(parents)
+        self.towers = Towers(tasks, input_dim, tower_hidden)
+
+    def forward(self, fused: Tensor) -> HeadOutput:
+        """fused [B, T, H]."""
+        logits = self.towers(fused)
+        log_p, log_not_p = chain(logits, self.parents)
+        return HeadOutput(logits, log_p, log_not_p, log_p)

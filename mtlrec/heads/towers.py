@@ -1,0 +1,37 @@
+"""One small MLP per task, ending in one number.
+
+The towers are kept by task name, so that a job with one task more can take the others' weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlrec.layers.mlp import MLP
+
+
+class Towers(nn.Module):
+    """[B, T, H] -> [B, T] float32, task t's tower on slot t.
+
+    Args:
+        tasks: names, in the order of the slots
+        input_dim: H
+        hidden: widths of each tower's hidden layers
+    """
+
+    def __init__(self, tasks: Sequence[str], input_dim: int, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.by_task = nn.ModuleDict({task: _tower(input_dim, hidden) for task in tasks})
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """fused [B, T, H]; the towers' outputs [B, T], in float32 under autocast too."""
+        outputs = [tower(fused[:, slot]) for slot, tower in enumerate(self.by_task.values())]
+        return torch.cat(outputs, dim=1).float()
+
+
+def _tower(input_dim: int, hidden: Sequence[int]) -> nn.Sequential:
+    mlp = MLP(input_dim, hidden)
+    return nn.Sequential(mlp, nn.Linear(mlp.output_dim, 1))

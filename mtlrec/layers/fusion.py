@@ -1,0 +1,69 @@
+"""What every fusion layer promises, so that to know one is to know all.
+
+A fusion layer turns what the bottom made of a row into one vector per task. They differ in what the tasks share on
+the way.
+
+Shapes: B batch, D input width, T tasks, S slots, H output width (the last width of the last level).
+"""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from mtlrec.layers.experts import check_input
+from mtlrec.layers.mlp import check_hidden, check_positive
+
+
+class FusionLayer(nn.Module):
+    """Base of the fusion layers: checks and keeps what they all take, computes nothing.
+
+    Args:
+        input_dim: D.
+        num_tasks: T.
+        expert_hidden: one inner list per level: the widths of every expert MLP in it.
+        num_slots: S if the layer also takes `[B, S, D]`, an input per module; None if only `[B, D]`.
+
+    Attributes:
+        input_dim, num_tasks, num_slots, output_dim (H), expert_hidden (a copy, in tuples).
+
+    Shapes: `[B, D]` or, with slots, `[B, S, D]` -> `[B, T, H]`.
+
+    Raises:
+        ValueError: for sizes below 1, no level, a level without a width, or an input of another shape.
+
+    Example:
+        >>> layer = FusionLayer(8, num_tasks=2, expert_hidden=[[16, 4], [6]], num_slots=None)
+        >>> layer.output_dim, list(layer.levels())
+        (6, [(8, (16, 4)), (4, (6,))])
+    """
+
+    def __init__(
+        self, input_dim: int, num_tasks: int, expert_hidden: Sequence[Sequence[int]], num_slots: int | None
+    ) -> None:
+        super().__init__()
+        check_positive(input_dim=input_dim, num_tasks=num_tasks)
+        self.input_dim = input_dim
+        self.num_tasks = num_tasks
+        self.num_slots = num_slots
+        self.expert_hidden = _check_levels(expert_hidden)
+        self.output_dim = self.expert_hidden[-1][-1]
+
+    def levels(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Each level's input width and the widths of its experts."""
+        width = self.input_dim
+        for hidden in self.expert_hidden:
+            yield width, hidden
+            width = hidden[-1]
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError, naming both shapes, for an input this layer does not take."""
+        check_input(type(self).__name__, x, self.input_dim, self.num_slots)
+
+
+def _check_levels(expert_hidden: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    example = "give one list of widths per level, such as [[256, 128], [64]]"
+    if not isinstance(expert_hidden, Sequence) or any(not isinstance(hidden, Sequence) for hidden in expert_hidden):
+        raise ValueError(f"expert_hidden is not a list of lists: {example}; got {expert_hidden!r}")
+    if len(expert_hidden) == 0 or any(len(hidden) == 0 for hidden in expert_hidden):
+        raise ValueError(f"expert_hidden is empty or has an empty level: {example}; got {expert_hidden!r}")
+    return tuple(check_hidden(hidden, f"expert_hidden[{level}]") for level, hidden in enumerate(expert_hidden))

@@ -1,0 +1,65 @@
+"""The plain MLP every other part is made of: Linear then ReLU, the last Linear included.
+
+Shapes: `...` any leading dimensions, D input width, H output width (the last entry of `hidden`).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ValueError for the first size below 1, by its keyword."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_hidden(hidden: Sequence[int], name: str = "hidden") -> tuple[int, ...]:
+    """A copy of the layer widths, so that nobody's list is shared; ValueError if one is below 1 or it is no list."""
+    if not isinstance(hidden, Sequence):
+        raise ValueError(f"{name} must be a list of layer widths such as [256, 64], got {hidden!r}")
+    for width in hidden:
+        check_positive(**{f"every width in {name}": width})
+    return tuple(hidden)
+
+
+class MLP(nn.Module):
+    """Linear + ReLU for every width in `hidden`; with an empty `hidden`, the identity.
+
+    Args:
+        input_dim: D, the width of the input.
+        hidden: output width of each Linear, in order.
+
+    Attributes:
+        output_dim: H, the last width of `hidden`, or D when `hidden` is empty.
+
+    Shapes: `[..., D] -> [..., H]`, any leading dimensions.
+
+    Raises:
+        ValueError: for a width below 1, or an input whose last dimension is not D.
+
+    Example:
+        >>> import torch
+        >>> mlp = MLP(8, [16, 4])
+        >>> mlp(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, input_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        check_positive(input_dim=input_dim)
+        widths = (input_dim, *check_hidden(hidden))
+        self.input_dim = input_dim
+        self.output_dim = widths[-1]
+        self.net = nn.Sequential()
+        for fan_in, fan_out in pairwise(widths):
+            self.net.append(nn.Linear(fan_in, fan_out))
+            self.net.append(nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.input_dim:
+            raise ValueError(f"MLP takes an input of shape [..., {self.input_dim}], got {list(x.shape)}")
+        y: Tensor = self.net(x)
+        return y

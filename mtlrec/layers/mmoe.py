@@ -1,0 +1,74 @@
+"""MMoE: experts shared by all, a gate per task (Ma et al., Modeling Task Relationships in Multi-task Learning with
+Multi-gate Mixture-of-Experts, KDD 2018), and its multi-level form.
+
+Shapes: B batch, D input width, T tasks, E experts per level, G gates of a level, H output width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.gates import GateBank
+from mtlrec.layers.mlp import check_positive
+
+
+class MMoE(FusionLayer):
+    """Levels of E experts mixed by gates. One level is the original MMoE.
+
+    The last level has a gate per task; each level below has E gates, gate e making the input of expert e of the next
+    level. At every level a gate's selector is the raw input x, through an MLP of the gate's own where `gate_hidden`
+    asks for one.
+
+    Args:
+        input_dim: D.
+        num_tasks: T.
+        num_experts: E, in every level.
+        expert_hidden: one inner list per level: the widths of every expert in it.
+        gate_hidden: one inner list per level: the widths of the MLP before every gate in it, `[]` for none (the
+            default).
+
+    Shapes: `[B, D] -> [B, T, H]`.
+
+    Raises:
+        ValueError: for sizes below 1, no level, an empty level, a `gate_hidden` that is not one list per level, or an
+            input of another shape.
+
+    Example:
+        >>> import torch
+        >>> layer = MMoE(8, num_tasks=2, num_experts=4, expert_hidden=[[16], [6]], gate_hidden=[[4], []])
+        >>> layer(torch.randn(5, 8)).shape
+        torch.Size([5, 2, 6])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_tasks: int,
+        num_experts: int,
+        expert_hidden: Sequence[Sequence[int]],
+        gate_hidden: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=None)
+        check_positive(num_experts=num_experts)
+        num_levels = len(self.expert_hidden)
+        gate_hidden = ((),) * num_levels if gate_hidden is None else gate_hidden
+        if len(gate_hidden) != num_levels:
+            raise ValueError(
+                f"gate_hidden must have one list per level ({num_levels} here, [] for no MLP), got {gate_hidden!r}"
+            )
+        num_gates = [num_experts] * (num_levels - 1) + [num_tasks]
+        self.experts = nn.ModuleList(ExpertBank(num_experts, dim, hidden) for dim, hidden in self.levels())
+        self.gates = nn.ModuleList(
+            GateBank(count, num_experts, input_dim, hidden)
+            for count, hidden in zip(num_gates, gate_hidden, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        mixed_BGH = x
+        for experts, gates in zip(self.experts, self.gates, strict=True):
+            mixed_BGH = torch.bmm(gates(x), experts(mixed_BGH))
+        return mixed_BGH

@@ -1,0 +1,41 @@
+"""Single task: a separate MLP per task, nothing shared. The yardstick every gain of sharing is measured against.
+
+Shapes: B batch, D input width, T tasks, H output width.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+
+from torch import Tensor
+
+from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.fusion import FusionLayer
+
+
+class SingleTask(FusionLayer):
+    """T separate MLPs. Levels mean nothing here: each continues the MLP of the one before.
+
+    Args:
+        input_dim: D.
+        num_tasks: T.
+        expert_hidden: one inner list of widths per level.
+
+    Shapes: `[B, D]` or `[B, T, D]` (an input per task) -> `[B, T, H]`.
+
+    Raises:
+        ValueError: for sizes below 1, no level, an empty level, or an input of another shape.
+
+    Example:
+        >>> import torch
+        >>> SingleTask(8, num_tasks=3, expert_hidden=[[16, 4]])(torch.randn(5, 8)).shape
+        torch.Size([5, 3, 4])
+    """
+
+    def __init__(self, input_dim: int, num_tasks: int, expert_hidden: Sequence[Sequence[int]]) -> None:
+        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks)
+        self.experts = ExpertBank(num_tasks, input_dim, tuple(chain(*self.expert_hidden)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        y_BTH: Tensor = self.experts(x)
+        return y_BTH

@@ -1,0 +1,1 @@
+"""The model, written for one device; sharding comes from outside (`mtlrec.distributed`)."""

@@ -1,0 +1,108 @@
+"""From the config to modules: the one place where a kind becomes a class."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mtlrec import config as cfg
+from mtlrec import heads, layers
+from mtlrec.config import JobConfig
+from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.interaction import Bottom
+from mtlrec.losses import MultiTaskLoss, SampleSpaces
+from mtlrec.models.embeddings import PooledFeatures, embedding_tables, feature_dims
+from mtlrec.models.multitask import MultiTaskModel, OverArch, SlotInputs
+from mtlrec.models.train_module import TrainModule
+
+
+def build_model(job: JobConfig, table_device: torch.device | None = None) -> MultiTaskModel:
+    """The whole model. By default its tables are on meta, to be made where they are sharded; the rest is real."""
+    bottom = build_bottom(job)
+    fusion = build_fusion(job.model.fusion, bottom.output_dim, len(job.tasks))
+    over_arch = OverArch(
+        pooled=PooledFeatures(job.features.sparse),
+        inputs=build_slot_inputs(job, fusion),
+        bottom=bottom,
+        fusion=fusion,
+        heads=build_heads(job, fusion.output_dim),
+    )
+    tables = embedding_tables(job.tables, job.features.sparse, table_device or torch.device("meta"))
+    return MultiTaskModel(tables, over_arch)
+
+
+def build_train_module(job: JobConfig, table_device: torch.device | None = None) -> TrainModule:
+    model = build_model(job, table_device)
+    loss = MultiTaskLoss(
+        is_binary=[task.kind == "binary" for task in job.tasks],
+        spaces=build_spaces(job, conditional=bool(model.over_arch.heads.conditional)),
+        weights=[task.weight for task in job.tasks],
+    )
+    return TrainModule(model, loss)
+
+
+def build_bottom(job: JobConfig) -> Bottom:
+    bottom = job.model.bottom
+    dims = feature_dims(job.tables, job.features.sparse)
+    dense_dim = len(job.features.dense)
+    match bottom:
+        case cfg.ConcatBottom():
+            return layers.Concat(dense_dim, dims, bottom.hidden)
+        case cfg.DotBottom():
+            return layers.Dot(dense_dim, dims, bottom.hidden)
+        case cfg.CrossBottom():
+            return layers.Cross(dense_dim, dims, bottom.num_layers, bottom.rank)
+
+
+def build_fusion(fusion: cfg.Fusion, input_dim: int, num_tasks: int) -> FusionLayer:
+    match fusion:
+        case cfg.SingleTaskFusion():
+            return layers.SingleTask(input_dim, num_tasks, fusion.expert_hidden)
+        case cfg.SharedBottomFusion():
+            return layers.SharedBottom(input_dim, num_tasks, fusion.expert_hidden)
+        case cfg.MMoEFusion():
+            return layers.MMoE(input_dim, num_tasks, fusion.num_experts, fusion.expert_hidden, fusion.gate_hidden)
+        case cfg.PLEFusion():
+            experts = fusion.num_task_experts
+            return layers.PLE(input_dim, num_tasks, experts, fusion.num_shared_experts, fusion.expert_hidden)
+        case cfg.AdaTTSpFusion():
+            experts, residual = fusion.num_task_experts, fusion.native_residual
+            return layers.AdaTTSp(input_dim, num_tasks, experts, fusion.expert_hidden, native_residual=residual)
+
+
+def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
+    names, parents = [task.name for task in job.tasks], task_parents(job)
+    match job.model.heads:
+        case cfg.IndependentHeads(tower_hidden=hidden, entire_space=entire_space):
+            return heads.Independent(names, parents, input_dim, hidden, entire_space)
+        case cfg.ESMMHeads(tower_hidden=hidden):
+            return heads.ESMM(names, parents, input_dim, hidden)
+
+
+def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
+    """A slot per task, and one more that reads everything where the fusion layer has a shared module."""
+    slots = [task.features or job.features.names for task in job.tasks]
+    if fusion.num_slots is not None:
+        slots += [job.features.names] * (fusion.num_slots - len(slots))
+    return SlotInputs(
+        dense_masks=[[int(feature.name in slot) for feature in job.features.dense] for slot in slots],
+        sparse_masks=[[int(feature.name in slot) for feature in job.features.sparse] for slot in slots],
+    )
+
+
+def build_spaces(job: JobConfig, conditional: bool) -> SampleSpaces:
+    columns = job.label_columns
+    labels = {task.name: task.label for task in job.tasks}
+    return SampleSpaces(
+        labels=[columns.index(task.label) for task in job.tasks],
+        parents=task_parents(job),
+        conditions=[
+            None if task.space is None else columns.index(labels.get(task.space, task.space)) for task in job.tasks
+        ],
+        conditional=conditional,
+    )
+
+
+def task_parents(job: JobConfig) -> list[int | None]:
+    names = [task.name for task in job.tasks]
+    return [None if task.given is None else names.index(task.given) for task in job.tasks]

@@ -1,0 +1,61 @@
+"""Pooled embeddings by feature name.
+
+TorchRec keeps pooling per table, the config per feature: tables always sum, and a mean feature is divided by its local
+lengths after the lookup. The order of keys in a sharded `KeyedTensor` depends on the plan, so features are always taken
+by name: a model that used `.values()` would read another order on another world size, without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from mtlrec.config import SparseFeature, TableConfig
+
+
+def embedding_tables(
+    tables: Mapping[str, TableConfig], features: Sequence[SparseFeature], device: torch.device
+) -> EmbeddingBagCollection:
+    """One `EmbeddingBagCollection` of all tables; a table may serve several features."""
+    configs = [
+        EmbeddingBagConfig(
+            name=name,
+            num_embeddings=table.rows,
+            embedding_dim=table.dim,
+            feature_names=[feature.name for feature in features if feature.table == name],
+            pooling=PoolingType.SUM,
+            init_fn=_initialise,
+        )
+        for name, table in tables.items()
+    ]
+    return EmbeddingBagCollection(tables=configs, device=device)
+
+
+def _initialise(weight: Tensor) -> None:
+    """Small normal values, whatever the number of rows: a shard of a table is initialised like the whole."""
+    nn.init.normal_(weight, std=0.05)
+
+
+class PooledFeatures(nn.Module):
+    """(KeyedTensor, ids) -> one [B, dim] tensor per sparse feature, in the config's order."""
+
+    def __init__(self, features: Sequence[SparseFeature]) -> None:
+        super().__init__()
+        self.names = [feature.name for feature in features]
+        self.means = {feature.name for feature in features if feature.pooling == "mean"}
+
+    def forward(self, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> list[Tensor]:
+        by_name = pooled.to_dict()
+        for name in sorted(self.means):
+            lengths = ids[name].lengths().clamp(min=1).to(by_name[name].dtype)
+            by_name[name] = by_name[name] / lengths[:, None]
+        return [by_name[name] for name in self.names]
+
+
+def feature_dims(tables: Mapping[str, TableConfig], features: Sequence[SparseFeature]) -> list[int]:
+    return [tables[feature.table].dim for feature in features]

@@ -1,0 +1,89 @@
+"""The model: tables, bottom, fusion, heads.
+
+B batch, F dense features, D bottom width, T tasks, H fusion width. Everything after the tables sits in one submodule
+without an `EmbeddingBagCollection`: TorchRec's pipeline traces what holds the tables and leaves the rest alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from mtlrec.heads import HeadOutput
+from mtlrec.models.embeddings import PooledFeatures
+
+
+class MultiTaskModel(nn.Module):
+    """dense [B, F], ids (KJT) -> HeadOutput, [B, T] each."""
+
+    def __init__(self, tables: EmbeddingBagCollection, over_arch: OverArch) -> None:
+        super().__init__()
+        self.tables = tables
+        self.over_arch = over_arch
+
+    def forward(self, dense: Tensor, ids: KeyedJaggedTensor) -> HeadOutput:
+        return self.over_arch(dense, self.tables(ids), ids)
+
+
+class OverArch(nn.Module):
+    """What follows the lookup.
+
+    Args:
+        pooled: takes the pooled embeddings by feature name
+        inputs: which features each slot of the fusion layer reads
+        bottom: [B, F], embeddings -> [B, D]
+        fusion: [B, D] or [B, slots, D] -> [B, T, H]
+        heads: [B, T, H] -> HeadOutput
+    """
+
+    def __init__(
+        self, pooled: PooledFeatures, inputs: SlotInputs, bottom: nn.Module, fusion: nn.Module, heads: nn.Module
+    ) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.inputs = inputs
+        self.bottom = bottom
+        self.fusion = fusion
+        self.heads = heads
+
+    def forward(self, dense: Tensor, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> HeadOutput:
+        embeddings = self.pooled(pooled, ids)
+        slots = self.inputs(self.bottom, dense, embeddings)
+        return self.heads(self.fusion(slots))
+
+
+class SlotInputs(nn.Module):
+    """Runs the bottom once for every distinct set of features.
+
+    A slot that reads only some features gets zeros in place of the others: the bottom's weights are shared, its inputs
+    are not, and no gradient reaches what a task may not see. Where every slot reads everything, the fusion layer gets
+    [B, D] and no copy per task is made.
+
+    Args:
+        dense_masks: per slot, 0/1 for each dense feature
+        sparse_masks: per slot, 0/1 for each sparse feature
+    """
+
+    def __init__(self, dense_masks: Sequence[Sequence[int]], sparse_masks: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        masks = [(tuple(dense), tuple(sparse)) for dense, sparse in zip(dense_masks, sparse_masks, strict=True)]
+        self.distinct = list(dict.fromkeys(masks))
+        self.slots = [self.distinct.index(mask) for mask in masks]
+
+    def forward(self, bottom: nn.Module, dense: Tensor, embeddings: list[Tensor]) -> Tensor:
+        """[B, D] where all slots read everything, else [B, slots, D]."""
+        if all(all(mask) for masks in self.distinct for mask in masks):
+            return bottom(dense, embeddings)
+        outputs = [bottom(*_masked(dense, embeddings, *masks)) for masks in self.distinct]
+        return torch.stack([outputs[slot] for slot in self.slots], dim=1)
+
+
+def _masked(
+    dense: Tensor, embeddings: list[Tensor], dense_mask: tuple[int, ...], sparse_mask: tuple[int, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    shown = [one if keep else torch.zeros_like(one) for one, keep in zip(embeddings, sparse_mask, strict=True)]
+    return dense * dense.new_tensor(dense_mask), shown

@@ -1,0 +1,1 @@
+"""YAML jobs that ship with the package."""

@@ -1,0 +1,150 @@
+"""Checkpoints through torch.distributed.checkpoint: written beside, renamed when whole, last N kept.
+
+    checkpoints/step_00000400/   one file per rank, DCP's metadata, job.json (position, config, plan)
+    checkpoints/.writing_...     what a crash leaves; removed by the next save
+
+A folder with its final name is complete, because the rename comes last. Everything saved is a tensor; the metadata,
+which DCP keeps as a pickle, is read by an unpickler that knows DCP's own classes and nothing else, so loading runs no
+code.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+STEP = "step_{:08d}"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: steps done, the epoch, and the steps done in it."""
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What is saved beside the tensors, as JSON."""
+
+    position: Position
+    world_size: int
+    config: dict[str, Any]
+    plan: dict[str, Any]
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run."""
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self.folder = run / "checkpoints"
+        self.keep = keep
+
+    def complete(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(path for path in self.folder.glob("step_*") if (path / "job.json").is_file())
+
+    def latest(self) -> Path | None:
+        return next(reversed(self.complete()), None)
+
+    def save(self, tensors: dict[str, Any], state: JobState) -> None:
+        """Collective. On return the checkpoint is complete and older ones beyond `keep` are gone."""
+        name = STEP.format(state.position.step)
+        writing = self.folder / f".writing_{name}"
+        first = dist.get_rank() == 0
+        if first:
+            for left in self.folder.glob(".writing_*"):
+                shutil.rmtree(left)
+            writing.mkdir(parents=True)
+        dist.barrier()
+        dcp.save(tensors, storage_writer=FileSystemWriter(writing))
+        if first:
+            (writing / "job.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            final = self.folder / name
+            shutil.rmtree(final, ignore_errors=True)
+            writing.rename(final)
+            for old in self.complete()[: -self.keep]:
+                shutil.rmtree(old)
+        dist.barrier()
+
+
+def read_job_state(checkpoint: Path) -> JobState:
+    raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
+    return JobState(Position(**raw["position"]), raw["world_size"], raw["config"], raw["plan"])
+
+
+def load_tensors(tensors: dict[str, Any], checkpoint: Path) -> None:
+    """Collective. Fills `tensors` in place, resharding as needed."""
+    try:
+        dcp.load(tensors, storage_reader=SafeReader(checkpoint))
+    except dcp.api.CheckpointException as error:  # a BaseException, which a caller's `except Exception` would miss
+        reason = "; ".join(str(failure[0]) for failure in error.failures.values())
+        raise CheckpointError(f"{checkpoint}: {reason}") from None
+
+
+def saved_shapes(checkpoint: Path) -> dict[str, torch.Size]:
+    """Names and shapes of the saved tensors, without reading them."""
+    saved = SafeReader(checkpoint).read_metadata().state_dict_metadata
+    return {name: entry.size for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+class SafeReader(FileSystemReader):
+    """DCP's reader with an unpickler that builds DCP's metadata and nothing else."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(str(self.path)) / ".metadata"
+        try:
+            with path.open("rb") as file:
+                metadata: Metadata = _MetadataUnpickler(file).load()
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path}: not a checkpoint's metadata ({error})") from None
+        odd = [
+            name for name, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
+        ]
+        if odd:
+            raise CheckpointError(f"{path}: holds {odd[0]}, which is no tensor; only tensors are loaded")
+        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    ALLOWED = {
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch": {"Size", "device"},
+        "torch.serialization": {"_get_layout"},
+        "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath"},
+        "collections": {"OrderedDict"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if name in self.ALLOWED.get(module, set()) or is_dtype:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no business there")

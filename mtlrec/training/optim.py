@@ -1,0 +1,127 @@
+"""Optimizers and learning rates.
+
+The tables' optimizer is fused into FBGEMM's backward and must be attached before sharding. A table that the plan
+replicates (data-parallel) never gets the fused one, so it gets the torch optimizer of the same arithmetic; sharded and
+unsharded training then agree.
+
+Learning rates are a function of the step alone: nothing to save, nothing that restarts on resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
+
+EPS = 1e-8
+"""FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""
+
+
+def _sparse_optimizer(config: SparseOptim) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    match config.kind:
+        case "rowwise_adagrad":
+            return RowWiseAdagrad, {"lr": config.lr, "eps": EPS}
+        case "adagrad":
+            return torch.optim.Adagrad, {"lr": config.lr, "eps": EPS}
+        case "adam":
+            return torch.optim.Adam, {"lr": config.lr, "eps": EPS}
+        case "sgd":
+            return torch.optim.SGD, {"lr": config.lr}
+
+
+def _dense_optimizer(config: DenseOptim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    match config.kind:
+        case "adam":
+            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptim, device: torch.device) -> None:
+    """Before sharding: asks for `config` inside the backward of every table.
+
+    Raises ValueError for Adam on CPU, which FBGEMM does not have.
+    """
+    if config.kind == "adam" and device.type == "cpu":
+        raise ValueError("optim.sparse.kind = 'adam': FBGEMM has no Adam on CPU; use rowwise_adagrad, adagrad or sgd")
+    kind, options = _sparse_optimizer(config)
+    apply_optimizer_in_backward(kind, tables.parameters(), options)
+
+
+class Optimizers:
+    """All of a sharded model's optimizers as one, with their learning rates.
+
+    `combined` is what the pipeline steps; it holds the fused optimizer too, because a changed learning rate reaches
+    FBGEMM only through that optimizer's own `zero_grad`.
+    """
+
+    def __init__(self, model: DistributedModelParallel, job: JobConfig, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self._sparse, self._dense = job.optim.sparse, job.optim.dense
+        replicated: dict[str, nn.Parameter] = {}
+        dense: dict[str, nn.Parameter] = {}
+        for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
+            (replicated if ".tables." in name else dense)[name] = parameter
+        kind, options = _sparse_optimizer(self._sparse)
+        self.fused = model.fused_optimizer
+        self.replicated = KeyedOptimizerWrapper(replicated, lambda p: kind(p, **options)) if replicated else None
+        self.dense = KeyedOptimizerWrapper(dense, lambda p: _dense_optimizer(self._dense, p))
+        parts: list[tuple[str, KeyedOptimizer]] = [("fused", self.fused), ("dense", self._clipped())]
+        if self.replicated is not None:
+            parts.append(("replicated", self.replicated))
+        self.combined = CombinedOptimizer(parts)
+
+    def _clipped(self) -> KeyedOptimizer:
+        if self._dense.clip_norm is None:
+            return self.dense
+        return GradientClippingOptimizer(self.dense, clipping=GradientClipping.NORM, max_gradient=self._dense.clip_norm)
+
+    def set_learning_rates(self, step: int) -> None:
+        """For the step with this number (from 0); call it before the step."""
+        sparse = learning_rate(self._sparse, step, self.total_steps)
+        dense = learning_rate(self._dense, step, self.total_steps)
+        groups = [(group, sparse) for group in self.fused.param_groups]
+        groups += [(group, sparse) for group in (self.replicated.param_groups if self.replicated else [])]
+        groups += [(group, dense) for group in self.dense.param_groups]
+        for group, rate in groups:
+            group["lr"] = rate
+
+    def state(self) -> dict[str, Any]:
+        """Every state tensor by parameter name; the lazily made ones are made first, so that loading has a place."""
+        return {name: dict(state) for name, state in self.combined.state_dict()["state"].items()}
+
+    def materialise(self) -> None:
+        """Makes the lazy state of the dense optimizers by a step on zero gradients. Load the model after it."""
+        for optimizer in filter(None, (self.dense, self.replicated)):
+            optimizer.init_state()
+            optimizer.zero_grad()
+
+    def load_state(self, state: dict[str, Any], step: int) -> None:
+        """`state` was loaded in place; `step` is the number of steps done, which FBGEMM's Adam needs for its bias."""
+        self.combined.load_state_dict({"state": state})
+        self.fused.set_optimizer_step(step)
+
+
+def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
+    """lr of the step numbered `step` from 0: warm-up reaches lr at step `warmup_steps`, decay ends at the last step."""
+    if step < schedule.warmup_steps:
+        return schedule.lr * (step + 1) / (schedule.warmup_steps + 1)
+    if schedule.decay == "constant":
+        return schedule.lr
+    progress = (step - schedule.warmup_steps) / max(total_steps - 1 - schedule.warmup_steps, 1)
+    progress = min(progress, 1.0)
+    shape = 1 - progress if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return schedule.lr * (schedule.min_lr_ratio + (1 - schedule.min_lr_ratio) * shape)

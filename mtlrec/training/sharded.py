@@ -1,0 +1,56 @@
+"""The canonical order: tables on meta -> optimizer in backward -> plan -> shard -> dense optimizer.
+
+Training, evaluation and prediction all get their model here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import ShardingPlan
+
+from mtlrec.config import JobConfig
+from mtlrec.distributed.process_group import Ranks
+from mtlrec.distributed.sharding import plan_sharding, shard
+from mtlrec.losses import MultiTaskLoss
+from mtlrec.models.build import build_train_module
+from mtlrec.training.checkpoint import CheckpointError, Checkpoints, load_tensors
+from mtlrec.training.optim import fuse_sparse_optimizer
+
+
+@dataclass
+class ShardedModel:
+    """`module` is the sharded train module; `loss` is the one inside it."""
+
+    module: DistributedModelParallel
+    plan: ShardingPlan
+    loss: MultiTaskLoss
+
+    def state(self) -> dict[str, Any]:
+        """A copy: `DistributedModelParallel.load_state_dict` renames the keys of the dict that it is given."""
+        return dict(self.module.state_dict())
+
+
+def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:
+    """Collective. Dense weights start equal on every rank and world size, tables from the rank's own seed."""
+    torch.manual_seed(job.train.seed)
+    module = build_train_module(job)
+    fuse_sparse_optimizer(module.model.tables, job.optim.sparse, ranks.device)
+    plan = plan_sharding(module, job, ranks)
+    return ShardedModel(shard(module, plan, ranks, job.train.seed), plan, module.loss.multitask)
+
+
+def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
+    """Collective. The last checkpoint's weights, whatever the world size and plan that saved them."""
+    checkpoint = Checkpoints(run).latest()
+    if checkpoint is None:
+        raise CheckpointError(f"{run}: no complete checkpoint; train it first")
+    model = build_sharded(job, ranks)
+    state = model.state()
+    load_tensors({"model": state}, checkpoint)
+    model.module.load_state_dict(state)
+    return model

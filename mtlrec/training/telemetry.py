@@ -1,0 +1,140 @@
+"""What a run says: a progress bar or plain lines, `metrics.jsonl`, TensorBoard events, a table at the end.
+
+Only rank 0 speaks. Messages go to stderr, so that stdout holds nothing but what `--json` promises.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from mtlrec.training.metrics import Metrics
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class Telemetry:
+    """The log of one run; a context manager that closes what it opened. Does nothing where `active` is false."""
+
+    def __init__(self, run: Path, total_steps: int, start_step: int, active: bool) -> None:
+        self.active = active
+        if not active:
+            return
+        self.total_steps = total_steps
+        self._file = _open_log(run / "metrics.jsonl", start_step)
+        self._board = SummaryWriter(str(run), purge_step=start_step)
+        self._first_step, self._started = start_step, time.perf_counter()
+        self._bar = _bar() if sys.stderr.isatty() else None
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=total_steps, completed=start_step, status="")
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            self._file.close()
+            self._board.close()
+            if self._bar:
+                self._bar.stop()
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """`values`: loss, loss/TASK, samples_per_s, data_wait, lr; written at every `log_every`-th step."""
+        if not self.active:
+            return
+        self._write({"step": step, "kind": "train", **values})
+        losses = " ".join(f"{key.removeprefix('loss/')} {v:.4f}" for key, v in values.items() if key.startswith("loss"))
+        rate = f"{values['samples_per_s']:,.0f} samples/s, data wait {values['data_wait']:.1%}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=f"{losses} | {rate}")
+        else:
+            done = step - self._first_step
+            eta = (time.perf_counter() - self._started) / max(done, 1) * (self.total_steps - step)
+            say(f"step {step}/{self.total_steps} | {losses} | {rate} | {eta:.0f} s left")
+
+    def evaluation(self, step: int, split: str, metrics: Metrics) -> None:
+        if not self.active:
+            return
+        self._write({"step": step, "kind": split, **flatten(metrics)})
+        if self._bar:
+            self._bar.console.print(metrics_table(metrics, f"{split} after {step} steps"))
+        else:
+            say(f"step {step} | {split} | {one_line(metrics)}")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(jsonable(record)) + "\n")
+        self._file.flush()
+        kind = record["kind"]
+        for key, value in record.items():
+            if key not in ("step", "kind") and math.isfinite(value):
+                self._board.add_scalar(f"{kind}/{key}", value, record["step"])
+
+
+def _open_log(path: Path, start_step: int) -> Any:
+    """Drops what a resumed run will write again: lines after the checkpoint, and a last line that was cut off."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record["step"] <= start_step and start_step > 0:
+                kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
+    return Progress(*columns, *times, console=Console(stderr=True))
+
+
+def flatten(metrics: Metrics) -> dict[str, float]:
+    return {f"{task}/{name}": value for task, values in metrics.items() for name, value in values.items()}
+
+
+def jsonable(value: Any) -> Any:
+    """NaN and infinity become null: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def one_line(metrics: Metrics) -> str:
+    shown = (
+        f"{task} {'auc' if 'auc' in values else 'mse'} {values.get('auc', values.get('mse', math.nan)):.4f}"
+        for task, values in metrics.items()
+    )
+    return ", ".join(shown)
+
+
+def metrics_table(metrics: Metrics, title: str) -> Table:
+    """Tasks down, metrics across; a metric that a task does not have is left blank."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    table = Table("task", *names, title=title)
+    for task, values in metrics.items():
+        table.add_row(task, *(_shown(name, values.get(name)) for name in names))
+    return table
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.0f}" if name in ("rows", "positives", "inconsistent_labels") else f"{value:.4f}"

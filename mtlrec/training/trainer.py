@@ -1,0 +1,270 @@
+"""The training loop: one step is `pipeline.progress(iterator)`; around it logs, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from mtlrec.batch import Batch
+from mtlrec.config import DecayWeighting, JobConfig
+from mtlrec.data.collate import Collator
+from mtlrec.data.loader import Loader
+from mtlrec.distributed.process_group import Ranks
+from mtlrec.distributed.sharding import describe_plan
+from mtlrec.losses import decayed_weights
+from mtlrec.models.train_module import StepOutput
+from mtlrec.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    JobState,
+    Position,
+    load_tensors,
+    read_job_state,
+)
+from mtlrec.training.evaluate import evaluate
+from mtlrec.training.metrics import Metrics
+from mtlrec.training.optim import Optimizers, learning_rate
+from mtlrec.training.sharded import build_sharded
+from mtlrec.training.telemetry import Telemetry
+from mtlrec.training.warm_start import WarmStart, warm_start
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the message names step, tasks and files."""
+
+
+class Trainer:
+    """Trains `job` into the folder `run`, together with the other ranks.
+
+    Args:
+        run: config.yaml, plan.json, metrics.jsonl, TensorBoard events and checkpoints go here
+    """
+
+    def __init__(self, job: JobConfig, run: Path, ranks: Ranks) -> None:
+        self.job, self.run, self.ranks = job, run, ranks
+        self.loader = Loader(
+            job.data,
+            job.data.train,
+            Collator.of(job),
+            ranks.rank,
+            ranks.world_size,
+            shuffle=job.data.shuffle,
+            seed=job.train.seed,
+            pin_memory=ranks.device.type == "cuda",
+        )
+        self.total_steps = job.train.epochs * self.loader.steps_per_epoch
+        self.total_steps = min(self.total_steps, job.train.max_steps or self.total_steps)
+        self.model = build_sharded(job, ranks)
+        self.optimizers = Optimizers(self.model.module, job, self.total_steps)
+        self.checkpoints = Checkpoints(run, job.train.keep_checkpoints)
+        self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
+            self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
+        )
+        self.position = Position()
+
+    # ---- starting
+
+    def write_plan(self) -> None:
+        text = json.dumps(describe_plan(self.model.plan), indent=1)
+        (self.run / "plan.json").write_text(text + "\n", encoding="utf-8")
+
+    def init_from(self, run: Path) -> WarmStart:
+        return warm_start(self.model.module, run)
+
+    def resume(self) -> Position:
+        """Continues from the last checkpoint: weights, optimizers, random state, position in the data.
+
+        Raises CheckpointError where there is none, or where it was made in the middle of an epoch by another number of
+        ranks (the rows that are left are then not known).
+        """
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            raise CheckpointError(f"{self.run}: no complete checkpoint to resume from; train without --resume")
+        saved = read_job_state(checkpoint)
+        if saved.world_size != self.ranks.world_size and saved.position.epoch_step:
+            raise CheckpointError(
+                f"{checkpoint}: saved in mid-epoch by {saved.world_size} ranks, resumed by {self.ranks.world_size}; "
+                f"resume with {saved.world_size}, or start a new run with --init-from {self.run}"
+            )
+        self.optimizers.materialise()
+        tensors = self._tensors()
+        if saved.world_size != self.ranks.world_size:
+            del tensors["random"]
+        load_tensors(tensors, checkpoint)
+        self.optimizers.load_state(tensors["optimizer"], saved.position.step)
+        self.model.module.load_state_dict(tensors["model"])
+        if "random" in tensors:
+            _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
+        self.position = saved.position
+        return self.position
+
+    # ---- training
+
+    def fit(self) -> dict[str, Metrics]:
+        """Trains to the last step, saves, and returns the final metrics of the valid and test splits."""
+        with Telemetry(self.run, self.total_steps, self.position.step, self.ranks.is_first) as telemetry:
+            while self.position.step < self.total_steps:
+                self._epoch(telemetry)
+            self.pipeline.detach()
+            final = {
+                split: self._evaluate(split, telemetry) for split in ("valid", "test") if getattr(self.job.data, split)
+            }
+        return final
+
+    def _epoch(self, telemetry: Telemetry) -> None:
+        """The rest of the current epoch, or of the job."""
+        self.model.module.train()
+        steps = min(self.loader.steps_per_epoch - self.position.epoch_step, self.total_steps - self.position.step)
+        batches = self.loader.epoch(self.position.epoch, self.position.epoch_step)
+        clock = _Clock(self.loader, self.job.data.batch_size * self.ranks.world_size)
+        try:
+            for _ in range(steps):
+                report = self._step(batches)
+                self._log(report, telemetry, clock)
+                self._on_schedule(telemetry, clock)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        self.pipeline.reset()  # a job that ends in mid-epoch leaves batches in the pipeline
+
+    def _step(self, batches: Iterator[Batch]) -> StepOutput:
+        step = self.position.step
+        self.optimizers.set_learning_rates(step)
+        self._set_task_weights()
+        with self._autocast():
+            done = self.pipeline.progress(batches)
+        self.position = self._after(self.position)
+        self._stop_if_not_finite(done)
+        return done
+
+    def _after(self, at: Position) -> Position:
+        if at.epoch_step + 1 == self.loader.steps_per_epoch:
+            return Position(at.step + 1, at.epoch + 1, 0)
+        return Position(at.step + 1, at.epoch, at.epoch_step + 1)
+
+    def _set_task_weights(self) -> None:
+        weighting = self.job.loss.weighting
+        if isinstance(weighting, DecayWeighting):
+            time_ = self.position.epoch if weighting.unit == "epoch" else self.position.step
+            initial = [weighting.initial.get(task.name, task.weight) for task in self.job.tasks]
+            rate = [weighting.rate.get(task.name, 1.0) for task in self.job.tasks]
+            self.model.loss.set_weights(decayed_weights(initial, rate, time_))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.job.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
+
+    # ---- between steps
+
+    def _on_schedule(self, telemetry: Telemetry, clock: _Clock) -> None:
+        at, train = self.position, self.job.train
+        epoch_ends, job_ends = at.epoch_step == 0, at.step == self.total_steps
+        if not job_ends and self.job.data.valid and _due(at.step, train.eval_every, epoch_ends):
+            with clock.paused():
+                self.pipeline.detach()
+                self._evaluate("valid", telemetry)
+        if job_ends or _due(at.step, train.checkpoint_every, epoch_ends):
+            with clock.paused():
+                self._save()
+
+    def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
+        with self._autocast():
+            metrics = evaluate(self.model.module, self.job, split, self.ranks)
+        telemetry.evaluation(self.position.step, split, metrics)
+        return metrics
+
+    def _save(self) -> None:
+        plan = describe_plan(self.model.plan)
+        self.checkpoints.save(self._tensors(), JobState(self.position, self.ranks.world_size, self.job.dump(), plan))
+
+    def _tensors(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state(),
+            "optimizer": self.optimizers.state(),
+            "random": {str(self.ranks.rank): _random_state(self.ranks.device)},
+        }
+
+    def _log(self, done: StepOutput, telemetry: Telemetry, clock: _Clock) -> None:
+        clock.steps += 1
+        step = self.position.step
+        if step % self.job.train.log_every and step != self.total_steps:
+            return
+        losses = done.report.losses.tolist()
+        weights = self.model.loss.task_weights.tolist()
+        values = {"loss": sum(w * loss for w, loss in zip(weights, losses, strict=True))}
+        values |= {f"loss/{task.name}": loss for task, loss in zip(self.job.tasks, losses, strict=True)}
+        values["lr"] = learning_rate(self.job.optim.dense, step - 1, self.total_steps)
+        telemetry.step(step, values | clock.read())
+
+    def _stop_if_not_finite(self, done: StepOutput) -> None:
+        """The report's losses are global, so all ranks stop together; they tell each other whose rows it was."""
+        finite = torch.isfinite(done.report.losses)
+        if finite.all():
+            return
+        tasks = [task.name for task, fine in zip(self.job.tasks, finite.tolist(), strict=True) if not fine]
+        everywhere: list[str | None] = [None] * self.ranks.world_size
+        dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
+        files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
+        raise NonFiniteLoss(
+            f"step {self.position.step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
+            "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
+        )
+
+
+class _Clock:
+    """Samples per second and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self, loader: Loader, samples_per_step: int) -> None:
+        self.loader, self.samples_per_step, self.steps = loader, samples_per_step, 0
+        self._started, self._waited = time.perf_counter(), loader.wait_s
+
+    def paused(self) -> AbstractContextManager[None]:
+        return _Pause(self)
+
+    def shift(self, seconds: float) -> None:
+        self._started += seconds
+
+    def read(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self._started
+        waited = self.loader.wait_s - self._waited
+        rates = {"samples_per_s": self.steps * self.samples_per_step / elapsed, "data_wait": waited / elapsed}
+        self.steps, self._started, self._waited = 0, time.perf_counter(), self.loader.wait_s
+        return rates
+
+
+class _Pause(AbstractContextManager[None]):
+    """Evaluations and checkpoints are not training time."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.shift(time.perf_counter() - self.started)
+
+
+def _due(step: int, every: int, epoch_ends: bool) -> bool:
+    return step % every == 0 if every else epoch_ends
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

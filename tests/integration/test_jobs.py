@@ -1,0 +1,268 @@
+"""Whole jobs on one rank, as a table: train, evaluate, predict, resume; every kind that a config can name.
+
+What must be the same is compared bit by bit: resumed = uninterrupted, and the same seed gives the same curve.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from sklearn.metrics import log_loss, roc_auc_score
+
+from tests.ranks import run_cli
+from tests.toy import FUSIONS, toy_table, toy_tree, write_toy
+
+FEATURES_PER_TASK = [
+    {"name": "click", "label": "is_click"},
+    {"name": "buy", "label": "is_buy", "given": "click", "features": ["age", "item_id", "recent_items"]},
+]
+
+JOBS: dict[str, dict[str, Any]] = {
+    **{f"fusion_{kind}": {"model": {"fusion": fusion}} for kind, fusion in FUSIONS.items()},
+    "dot": {"model": {"bottom": {"kind": "dot", "hidden": [16]}}},
+    "cross": {"model": {"bottom": {"kind": "cross", "rank": 4}}},
+    "independent": {"model": {"heads": {"kind": "independent"}}},
+    "independent_entire_space": {"model": {"heads": {"kind": "independent", "entire_space": True}}},
+    "adagrad_sgd": {"optim": {"sparse": {"kind": "adagrad"}, "dense": {"kind": "sgd", "lr": 0.1, "decay": "linear"}}},
+    "sgd_adamw_clipped": {
+        "optim": {
+            "sparse": {"kind": "sgd", "lr": 0.5, "warmup_steps": 3, "decay": "cosine", "min_lr_ratio": 0.1},
+            "dense": {"kind": "adamw", "weight_decay": 0.1, "clip_norm": 0.5},
+        }
+    },
+    "bf16": {"train": {"precision": "bf16"}},
+    "decay_by_step": {
+        "loss": {"weighting": {"kind": "decay", "initial": {"buy": 2.0}, "rate": {"buy": 0.9}, "unit": "step"}}
+    },
+    "decay_by_epoch": {"loss": {"weighting": {"kind": "decay", "rate": {"click": 0.5}}}},
+    "unshuffled": {"data": {"shuffle": "none"}},
+    "row_groups_shuffled": {"data": {"shuffle": "row_group"}},
+    "replicated_tables": {"sharding": {"constraints": {"user": {"types": ["data_parallel"]}}, "ddr_gb": 1}},
+    "no_dense_features": {"features": {"dense": []}},
+    "features_per_task_adatt_sp": {"tasks": FEATURES_PER_TASK},
+    "features_per_task_ple": {
+        "tasks": FEATURES_PER_TASK,
+        "model": {"fusion": {"kind": "ple", "expert_hidden": [[16], [8]], "num_task_experts": 2}},
+    },
+    "features_per_task_single_task": {"tasks": FEATURES_PER_TASK, "model": {"fusion": FUSIONS["single_task"]}},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+def write_job(path: Path, root: Path, **sections: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(toy_tree(root, **sections)))
+    return path
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what is a time."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ("samples_per_s", "data_wait")} for record in records]
+
+
+def final_tensors(run: Path) -> dict[str, Any]:
+    """The last checkpoint's model, read without the code under test."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    tensors: dict[str, Any] = {}
+    last = max((run / "checkpoints").glob("step_*"))
+    _load_state_dict(tensors, FileSystemReader(last), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return flat(tensors)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_job(name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trains; resumes from mid-epoch to bitwise the same end; evaluates to the same metrics; predicts what they say."""
+    config, run = write_job(tmp_path / "job.yaml", data, **JOBS[name]), tmp_path / "run"
+    every = ["--set", "train.checkpoint_every=4", "--set", "train.keep_checkpoints=9"]
+    assert run_cli("train", config, "-o", run, *every, "--json") == 0
+    trained = json.loads(capsys.readouterr().out)
+    before, weights = curve(run), final_tensors(run)
+    assert len([record for record in before if record["kind"] == "train"]) == 18  # 557 rows: 9 steps an epoch, twice
+
+    kept = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert kept == [f"step_{step:08d}" for step in (4, 8, 12, 16, 18)]
+    for name_ in kept[3:]:  # what a run killed after step 12 leaves
+        shutil.rmtree(run / "checkpoints" / name_)
+    assert run_cli("train", config, "-o", run, *every, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == trained
+    assert curve(run) == before
+    again = final_tensors(run)
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+    assert run_cli("evaluate", run, "--json") == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    if "bf16" not in name:
+        assert evaluated["test"] == trained["test"]
+    check_predictions(run, data, trained["test"], tmp_path, capsys)
+
+
+def check_predictions(run: Path, data: Path, metrics: Any, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scored = folder / "scored.parquet"
+    assert run_cli("predict", run, "--input", data / "test", "--output", scored, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 101
+    table = pq.read_table(scored)
+    source = pq.read_table(data / "test")
+    assert table.select(source.column_names).equals(source)
+    loss = log_loss(np.array(table["is_click"]), np.array(table["pred_click"]))
+    assert loss == pytest.approx(metrics["click"]["log_loss"], rel=1e-2 if "bf16" in str(run) else 1e-4)
+    # little is learnt in 18 steps: predictions lie close together, and AUC's bins hold several of them
+    buy = roc_auc_score(np.array(table["is_buy"]), np.array(table["pred_buy"]))
+    assert buy == pytest.approx(metrics["buy"]["entire_auc"], abs=0.03)
+    if "pred_ratio" in table.column_names:
+        inside = np.array(table["is_click"])
+        error = np.array(table["pred_ratio"])[inside] - np.array(table["watch_ratio"])[inside]
+        assert (error**2).mean() == pytest.approx(metrics["ratio"]["mse"], rel=1e-2)
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_does_not(data: Path, tmp_path: Path) -> None:
+    config = write_job(tmp_path / "job.yaml", data)
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run_cli("train", config, "-o", tmp_path / run, "--set", f"train.seed={seed}") == 0
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    assert curve(tmp_path / "a") != curve(tmp_path / "c")
+
+
+def test_a_run_folder_holds_what_was_promised(data: Path, tmp_path: Path) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data), tmp_path / "run"
+    assert run_cli("train", config, "-o", run, "--set", "train.eval_every=5") == 0
+    assert {path.name.split(".")[0] for path in run.iterdir()} >= {"config", "plan", "metrics", "events", "checkpoints"}
+    assert [record["step"] for record in curve(run) if record["kind"] == "valid"] == [5, 10, 15, 18]
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan.keys() == {"item", "user"}
+    rerun = tmp_path / "rerun"
+    assert run_cli("train", run / "config.yaml", "-o", rerun) == 0  # the resolved config is a job
+    assert [r for r in curve(rerun) if r["kind"] == "train"] == [r for r in curve(run) if r["kind"] == "train"]
+
+
+def test_masked_features_get_no_gradient(data: Path, tmp_path: Path) -> None:
+    """With one task that may not see the users, their table stays as it was initialised."""
+    tasks = [{"name": "click", "label": "is_click", "features": ["item_id"]}]
+    config, run = write_job(tmp_path / "job.yaml", data, tasks=tasks), tmp_path / "run"
+    stop = ["--set", "train.keep_checkpoints=9", "--set", "train.checkpoint_every=1", "--set", "train.max_steps=9"]
+    assert run_cli("train", config, "-o", run, *stop) == 0
+    last = final_tensors(run)
+    for path in sorted((run / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    first = final_tensors(run)
+    moved = {key: not torch.equal(first[key], last[key]) for key in first if key.endswith("embedding_bags.user.weight")}
+    assert list(moved.values()) == [False]
+    assert any(not torch.equal(first[k], last[k]) for k in first if k.endswith("embedding_bags.item.weight"))
+
+
+def test_warm_start_lists_what_was_loaded_grown_and_fresh(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert run_cli("train", write_job(tmp_path / "old.yaml", data), "-o", old) == 0
+    tree = toy_tree(data)
+    tree["tables"]["item"]["rows"] = 60
+    tree["tables"]["hour"] = {"rows": 24, "dim": 4}
+    tree["features"]["sparse"].append({"name": "shown_like", "table": "hour"})
+    tree["tasks"][2] = {"name": "share", "label": "is_like"}
+    tree["optim"] = {"sparse": {"lr": 1e-12}, "dense": {"lr": 1e-12}}
+    tree["train"]["max_steps"] = 1
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(tree))
+    capsys.readouterr()
+    assert run_cli("train", tmp_path / "new.yaml", "-o", new, "--init-from", old) == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if "started from" in line)
+    assert "grown: model.tables.embedding_bags.item.weight 40 -> 60 rows" in said
+    assert "fresh: model.over_arch.bottom" in said
+    assert "by_task.share" in said.split("fresh: ")[1].split("unused")[0]
+    assert "by_task.like" in said.split("unused: ")[1]
+    before, after = final_tensors(old), final_tensors(new)
+    item = "model.model.tables.embedding_bags.item.weight"
+    torch.testing.assert_close(after[item][:40], before[item], atol=1e-6, rtol=0)
+    assert after[item][40:].abs().sum() > 0
+    tower = "model.model.over_arch.heads.towers.by_task.buy.1.weight"
+    torch.testing.assert_close(after[tower], before[tower], atol=1e-6, rtol=0)
+
+
+# what a user gets wrong -> what the one line says
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "unknown key": (["--set", "train.epoch=2"], "train.epoch = 2: unknown key"),
+    "no such file": (["--set", "data.train=[nothing.parquet]"], "no file matches"),
+    "missing column": (["--set", "features.dense.age.name=size"], "no column 'size'; the file has"),
+    "id out of range": (["--set", "tables.item.rows=20"], "raise tables.item.rows"),
+    "cuda on cpu": (["--set", "train.device=cuda"], "train.device is cuda"),
+    "adam on cpu": (["--set", "optim.sparse.kind=adam"], "FBGEMM has no Adam on CPU"),
+    "dot with two widths": (["--set", "model.bottom={kind: dot}", "--set", "tables.item.dim=16"], "dim"),
+    "impossible plan": (["--set", "sharding={ddr_gb: 1e-9}"], "sharding: no plan"),
+    "nothing to resume": (["--resume"], "no complete checkpoint to resume from"),
+    "nothing to start from": (["--init-from", "nowhere"], "nowhere: no complete checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    arguments, message = MISTAKES[name]
+    status = run_cli("train", write_job(tmp_path / "job.yaml", data), "-o", tmp_path / "run", *arguments)
+    assert status in (1, 2)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1, said
+    assert message in said[0]
+
+
+def test_a_run_is_not_overwritten_by_accident(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
+    assert run_cli("train", config, "-o", run) == 0
+    assert run_cli("train", config, "-o", run) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert run_cli("train", config, "-o", run, "--overwrite") == 0
+
+
+def test_a_loss_that_is_not_finite_names_step_task_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_toy(tmp_path / "data")
+    table = toy_table(64, seed=9)
+    ratio = np.where(np.arange(64) == 3, np.inf, np.array(table["watch_ratio"]))
+    click = pa.array(np.ones(64, bool))
+    table = table.set_column(table.column_names.index("watch_ratio"), "watch_ratio", pa.array(ratio))
+    table = table.set_column(table.column_names.index("is_click"), "is_click", click)
+    pq.write_table(table, root / "train" / "part-9.parquet")
+    config = write_job(tmp_path / "job.yaml", root, data={"shuffle": "none"})
+    assert run_cli("train", config, "-o", tmp_path / "run") == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step 9: the loss of ratio is not finite" in said or "step 10: the loss of ratio is not finite" in said
+    assert "part-9.parquet" in said
+
+
+def test_predict_keeps_the_named_keys_only(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
+    assert run_cli("train", config, "-o", run) == 0
+    out = tmp_path / "scored.parquet"
+    unlabelled = tmp_path / "unlabelled.parquet"
+    source = pq.read_table(data / "test").drop_columns(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"])
+    pq.write_table(source, unlabelled)
+    assert run_cli("predict", run, "--input", unlabelled, "-o", out, "--set", "data.keys=[row]") == 0
+    table = pq.read_table(out)
+    assert table.column_names == ["row", "pred_click", "pred_buy", "pred_like", "pred_ratio"]
+    assert table["row"].equals(source["row"])
+    assert (np.array(table["pred_buy"]) <= np.array(table["pred_click"])).all()
+    assert run_cli("predict", run, "--input", out, "-o", out) == 2
+    capsys.readouterr()
+    assert run_cli("predict", run, "--input", tmp_path / "none", "-o", out) == 2
+    assert "no such file or folder" in capsys.readouterr().err

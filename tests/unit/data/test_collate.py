@@ -1,0 +1,94 @@
+"""Columns to tensors, compared with a plain loop over Python rows."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from mtlrec.data.collate import Collator
+from mtlrec.data.parquet import DataError, TableBatch
+from tests.toy import toy_job, toy_table
+
+
+def collated(table: pa.Table, padded_rows: int | None = None) -> Any:
+    return Collator.of(toy_job())(TableBatch(table, padded_rows or table.num_rows, "here.parquet"))
+
+
+def changed(column: str, value: Any) -> pa.Table:
+    table = toy_table(4)
+    return table.set_column(table.column_names.index(column), column, value)
+
+
+@pytest.mark.parametrize("start", [0, 13])
+def test_columns_become_tensors(start: int) -> None:
+    table = pa.concat_tables([toy_table(30), toy_table(20, seed=1)]).slice(start)
+    batch, rows = collated(table, 55), table.to_pylist()
+    for index, row in enumerate(rows):
+        age = 0.0 if row["age"] is None else (row["age"] - 40) / 10
+        assert batch.dense[index].tolist() == pytest.approx([age, math.log1p(row["price"])], abs=1e-6)
+        assert batch.weights[index] == 1
+        for column, name in enumerate(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"]):
+            assert batch.label_mask[index, column] == (row[name] is not None)
+            assert batch.labels[index, column].item() == pytest.approx(float(row[name] or 0))
+    ids = batch.sparse.to_dict()
+    lists = {name: [one.tolist() for one in jagged.to_dense()[: len(rows)]] for name, jagged in ids.items()}
+    assert lists["user_id"] == [[] if row["user_id"] is None else [row["user_id"]] for row in rows]
+    assert lists["item_id"] == [[row["item_id"]] for row in rows]
+    assert lists["recent_items"] == [row["recent_items"][-5:] for row in rows]
+    padding = slice(len(rows), 55)
+    assert not batch.weights[padding].any()
+    assert not batch.label_mask[padding].any()
+    assert not batch.dense[padding].any()
+    assert all(ids[name].lengths()[padding].sum() == 0 for name in ids)
+
+
+def test_no_rows_at_all_is_padding_only() -> None:
+    batch = collated(toy_table(5).slice(0, 0), 3)
+    assert batch.weights.tolist() == [0, 0, 0]
+    assert batch.sparse.values().numel() == 0
+    assert batch.sparse.values().dtype == torch.int64
+
+
+def test_null_and_nan_labels_are_unknown() -> None:
+    batch = collated(changed("watch_ratio", pa.array([1.0, None, math.nan, 2.0])))
+    assert batch.label_mask[:, 3].tolist() == [1, 0, 0, 1]
+    assert batch.labels[:, 3].tolist() == [1, 0, 0, 2]
+
+
+def test_null_lists_are_empty() -> None:
+    batch = collated(changed("recent_items", pa.array([[1, 2], None, [], [3]], pa.list_(pa.int64()))))
+    assert batch.sparse["recent_items"].lengths().tolist() == [2, 0, 0, 1]
+    assert batch.sparse["recent_items"].values().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "item_id",
+            pa.array([0, 1, 40, 2]),
+            r"'item_id' holds id 40, table 'item' has 40 rows; raise tables.item.rows",
+        ),
+        ("item_id", pa.array([0, 1, -1, 2]), r"'item_id' holds id -1.*not negative"),
+        ("recent_items", pa.array([[1], [99], [], []]), r"'recent_items' holds id 99"),
+        ("recent_items", pa.array([[1], [None], [], []]), r"'recent_items' holds a null id"),
+        ("item_id", pa.array(["a", "b", "c", "d"]), r"'item_id' is string; a sparse feature is an integer"),
+        ("item_id", pa.array([1.0, 2.0, 3.0, 4.0]), r"'item_id' is double"),
+        ("age", pa.array(["a", "b", "c", "d"]), r"'age' is string; a dense feature or label is a number"),
+        ("price", pa.array([1.0, -2.0, 3.0, 4.0]), r"'price' holds -2; log1p takes values >= 0"),
+        ("is_click", pa.array([0.0, 1.0, 2.0, 0.0]), r"label 'is_click' holds 2; a binary label is 0, 1 or null"),
+        ("shown_like", pa.array([0, 1, 3, 0]), r"label 'shown_like' holds 3"),
+    ],
+)
+def test_bad_values_name_file_column_and_value(column: str, value: pa.Array, message: str) -> None:
+    with pytest.raises(DataError, match=r"here\.parquet: .*" + message):
+        collated(changed(column, value))
+
+
+def test_decimals_and_booleans_are_numbers() -> None:
+    decimals = pa.array([1, 2, 3, 4]).cast(pa.decimal128(21, 2))
+    batch = collated(changed("price", decimals))
+    assert batch.dense[:, 1].tolist() == pytest.approx(np.log1p([1, 2, 3, 4]).tolist())

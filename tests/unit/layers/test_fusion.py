@@ -1,0 +1,300 @@
+"""The fusion layers: batched equals a loop over experts, both input forms, errors, gradients, export.
+
+The loops are written from the definitions and see only the per-expert weights that `to_meta` names; that these names
+are right is what test_golden.py holds.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mtlrec.layers import PLE, AdaTTSp, FusionLayer, MMoE, SharedBottom, SingleTask, to_meta
+from mtlrec.layers.meta_weights import meta_slices
+
+Weights = dict[str, Tensor]
+D = 5
+LEVELS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=2), min_size=1, max_size=3)
+ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
+    lambda: SingleTask(12, 3, [[16, 8], [6]]),
+    lambda: SharedBottom(12, 3, [[16, 8], [6]]),
+    lambda: MMoE(12, 3, 4, [[16, 8], [6]], gate_hidden=[[7], []]),
+    lambda: PLE(12, 3, [1, 2, 3], 2, [[16, 8], [6]]),
+    lambda: AdaTTSp(12, 3, 2, [[16, 8], [6]]),
+    lambda: AdaTTSp(12, 3, 1, [[16, 8], [6]], native_residual=False),
+]
+one_of_each = pytest.mark.parametrize("build", ONE_OF_EACH, ids=lambda build: type(build()).__name__)
+
+
+def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    layer = nn.Linear(x.shape[1], len(weights[f"{name}.bias"]), dtype=x.dtype)
+    layer.load_state_dict({"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]})
+    return layer(x)
+
+
+def mlp(weights: Weights, name: str, hidden: list[int], x: Tensor) -> Tensor:
+    for k in range(len(hidden)):
+        x = linear(weights, f"{name}.mlp_net.{2 * k}", x).relu()
+    return x
+
+
+def mix(scores: Tensor, outputs: list[Tensor]) -> Tensor:
+    return sum((score.unsqueeze(1) * output for score, output in zip(scores.unbind(1), outputs, strict=True)), 0.0)
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def assert_equal(actual: Tensor, expected: list[Tensor]) -> None:
+    torch.testing.assert_close(actual, torch.stack(expected, dim=1), atol=1e-11, rtol=1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_tasks=st.integers(1, 8), levels=LEVELS, has_slots=st.booleans())
+def test_single_task_equals_a_loop(num_tasks: int, levels: list[list[int]], has_slots: bool) -> None:
+    layer = SingleTask(D, num_tasks, levels).double()
+    x = randn(4, num_tasks, D) if has_slots else randn(4, D)
+    expected = []
+    for task in range(num_tasks):
+        h = x[:, task] if has_slots else x
+        for step in layer.experts.layers:
+            h = (h @ step.weight[task].T + step.bias[task]).relu()
+        expected.append(h)
+    assert_equal(layer(x), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(num_tasks=st.integers(1, 8), levels=LEVELS)
+def test_shared_bottom_equals_one_mlp_for_all(num_tasks: int, levels: list[list[int]]) -> None:
+    layer = SharedBottom(D, num_tasks, levels).double()
+    x = randn(4, D)
+    expected = mlp(to_meta(layer), "bottom_projection", [width for level in levels for width in level], x)
+    assert_equal(layer(x), [expected] * num_tasks)
+
+
+def test_shared_bottom_hands_out_views() -> None:
+    y = SharedBottom(4, 3, [[2]])(torch.randn(5, 4))
+    assert y.stride(1) == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_tasks=st.integers(1, 8), num_experts=st.integers(1, 5), levels=LEVELS, data=st.data())
+def test_mmoe_equals_a_loop(num_tasks: int, num_experts: int, levels: list[list[int]], data: st.DataObject) -> None:
+    per_level = st.lists(st.lists(st.integers(1, 4), max_size=2), min_size=len(levels), max_size=len(levels))
+    gate_hidden = data.draw(st.none() | per_level)
+    layer = MMoE(D, num_tasks, num_experts, levels, gate_hidden).double()
+    weights, x = to_meta(layer), randn(4, D)
+
+    inputs = [x] * num_experts
+    for level, hidden in enumerate(levels):
+        outputs = [mlp(weights, f"experts.{level}.{e}", hidden, inputs[e]) for e in range(num_experts)]
+        inputs = []
+        for gate in range(num_tasks if level == len(levels) - 1 else num_experts):
+            own = gate_hidden[level] if gate_hidden else []
+            selector = mlp(weights, f"gates.{level}.{gate}.0", own, x)
+            inputs.append(mix(linear(weights, f"gates.{level}.{gate}.1", selector).softmax(1), outputs))
+    assert_equal(layer(x), inputs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    task_experts=st.lists(st.integers(1, 3), min_size=1, max_size=8),
+    shared_experts=st.integers(1, 3),
+    levels=LEVELS,
+    has_slots=st.booleans(),
+)
+def test_ple_equals_a_loop(
+    task_experts: list[int], shared_experts: int, levels: list[list[int]], has_slots: bool
+) -> None:
+    num_tasks, owners = len(task_experts), [*task_experts, shared_experts]
+    layer = PLE(D, num_tasks, task_experts, shared_experts, levels).double()
+    weights, x = to_meta(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
+
+    slots = list(x.unbind(1)) if has_slots else [x] * (num_tasks + 1)
+    for level, hidden in enumerate(levels):
+        outputs: list[list[Tensor]] = []
+        for module, count in enumerate(owners):
+            first = sum(owners[:module])
+            names = [f"experts.{level}.{first + i}" for i in range(count)]
+            outputs.append([mlp(weights, name, hidden, slots[module]) for name in names])
+        seen = [own + outputs[-1] for own in outputs[:-1]]
+        if level < len(levels) - 1:
+            seen.append([output for own in outputs for output in own])
+        slots = [
+            mix(linear(weights, f"gate_weights.{level}.{module}.0", slots[module]).softmax(1), experts)
+            for module, experts in enumerate(seen)
+        ]
+    assert_equal(layer(x), slots)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_tasks=st.integers(1, 8),
+    count=st.integers(1, 3),
+    levels=LEVELS,
+    residual=st.booleans(),
+    has_slots=st.booleans(),
+)
+def test_adatt_sp_equals_a_loop(
+    num_tasks: int, count: int, levels: list[list[int]], residual: bool, has_slots: bool
+) -> None:
+    layer = AdaTTSp(D, num_tasks, count, levels, residual).double()
+    weights, x = to_meta(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
+
+    slots = list(x.unbind(1)) if has_slots else [x] * num_tasks
+    for level, hidden in enumerate(levels):
+        names = [f"experts.{level}.{e}" for e in range(num_tasks * count)]
+        outputs = [mlp(weights, name, hidden, slots[e // count]) for e, name in enumerate(names)]
+        fused = []
+        for task, slot in enumerate(slots):
+            mixed = mix(linear(weights, f"gate_weights.{level}.{task}.0", slot).softmax(1), outputs)
+            own = outputs[task * count : (task + 1) * count]
+            if residual and count == 1:
+                mixed = mixed + own[0]
+            elif residual:
+                mixed = mixed + mix(weights[f"self_exp_weights.{level}"][task].expand(4, -1), own)
+            fused.append(mixed)
+        slots = fused
+    assert_equal(layer(x), slots)
+
+
+def test_adatt_residual_weights_start_within_their_bound() -> None:
+    torch.manual_seed(0)
+    weight = AdaTTSp(4, 200, 5, [[2]]).residuals[0].weight
+    assert weight.abs().max() <= 5**-0.5
+    assert weight.abs().max() > 0.95 * 5**-0.5
+
+
+@one_of_each
+def test_promises_of_every_layer(build: Callable[[], FusionLayer]) -> None:
+    layer = build()
+    assert (layer.input_dim, layer.num_tasks, layer.output_dim) == (12, 3, 6)
+    assert layer(torch.randn(5, 12)).shape == (5, 3, 6)
+    assert layer(torch.randn(0, 12)).shape == (0, 3, 6)
+    if layer.num_slots is not None:
+        assert layer(torch.randn(5, layer.num_slots, 12)).shape == (5, 3, 6)
+
+
+def test_number_of_slots() -> None:
+    assert [build().num_slots for build in ONE_OF_EACH] == [3, None, None, 4, 3, 3]
+
+
+@one_of_each
+@pytest.mark.parametrize("shape", [(5, 11), (12,), (5, 3, 11), (5, 7, 12), (5, 1, 3, 12)])
+def test_an_input_of_another_shape_is_an_error_that_names_both(
+    build: Callable[[], FusionLayer], shape: tuple[int, ...]
+) -> None:
+    layer = build()
+    slots = "" if layer.num_slots is None else rf" or \[B, {layer.num_slots}, 12\]"
+    with pytest.raises(ValueError, match=rf"{type(layer).__name__} takes .* \[B, 12\]{slots}, got \[{shape[0]}"):
+        layer(torch.randn(shape))
+
+
+EXTRA_ARGUMENTS: dict[type[FusionLayer], dict[str, int]] = {
+    SingleTask: {},
+    SharedBottom: {},
+    MMoE: {"num_experts": 3},
+    PLE: {"num_task_experts": 2, "num_shared_experts": 1},
+    AdaTTSp: {"num_task_experts": 2},
+}
+MISTAKES = [
+    ("expert_hidden", [], "expert_hidden is empty or has an empty level"),
+    ("expert_hidden", [[4], []], "expert_hidden is empty or has an empty level"),
+    ("expert_hidden", [4, 4], "expert_hidden is not a list of lists: give one list of widths per level"),
+    ("expert_hidden", [[4, 0]], r"every width in expert_hidden\[0\] must be at least 1, got 0"),
+    ("input_dim", 0, "input_dim must be at least 1, got 0"),
+    ("num_tasks", 0, "num_tasks must be at least 1, got 0"),
+    ("num_experts", 0, "num_experts must be at least 1, got 0"),
+    ("num_shared_experts", 0, "num_shared_experts must be at least 1, got 0"),
+    ("num_task_experts", 0, r"num_task_experts must be .*at least 1.* got 0"),
+]
+
+
+@pytest.mark.parametrize("kind", EXTRA_ARGUMENTS)
+def test_sizes_that_make_no_layer_are_errors(kind: type[FusionLayer]) -> None:
+    arguments: dict[str, Any] = {"input_dim": 6, "num_tasks": 2, "expert_hidden": [[4]], **EXTRA_ARGUMENTS[kind]}
+    for name, value, message in MISTAKES:
+        if name in arguments:
+            with pytest.raises(ValueError, match=message):
+                kind(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize("counts", [[1], [1, 2, 3], [], [1, 0]])
+def test_ple_wants_one_count_per_task(counts: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"num_task_experts must be a number .* each of the 2 tasks"):
+        PLE(6, 2, counts, 1, [[4]])
+
+
+def test_mmoe_wants_one_gate_mlp_per_level() -> None:
+    with pytest.raises(ValueError, match=r"gate_hidden must have one list per level \(2 here"):
+        MMoE(6, 2, 3, [[4], [4]], gate_hidden=[[5]])
+
+
+def test_the_callers_lists_are_left_alone() -> None:
+    expert_hidden, task_experts, gate_hidden = [[8, 4], [4]], [1, 2], [[3], []]
+    before = copy.deepcopy((expert_hidden, task_experts, gate_hidden))
+    layers = [
+        SingleTask(6, 2, expert_hidden),
+        SharedBottom(6, 2, expert_hidden),
+        MMoE(6, 2, 3, expert_hidden, gate_hidden),
+        PLE(6, 2, task_experts, 1, expert_hidden),
+        AdaTTSp(6, 2, 2, expert_hidden),
+    ]
+    assert (expert_hidden, task_experts, gate_hidden) == before
+    expert_hidden[0].clear()
+    assert all(layer.expert_hidden == ((8, 4), (4,)) for layer in layers)
+
+
+@one_of_each
+def test_gradient_reaches_every_parameter_of_every_expert(build: Callable[[], FusionLayer]) -> None:
+    torch.manual_seed(0)
+    layer = build()
+    x = torch.randn(64, 12, requires_grad=True)
+    y = layer(x)
+    (y * torch.randn_like(y)).sum().backward()
+    assert x.grad is not None
+    if isinstance(layer, SingleTask):
+        parts = {
+            f"{name}[{t}]": p.grad[t] for name, p in layer.named_parameters() for t in range(3) if p.grad is not None
+        }
+        assert len(parts) == 3 * len(list(layer.parameters()))
+    else:
+        parts = {name: parameter.grad[index] for name, parameter, index in meta_slices(layer)}
+    unreached = [name for name, gradient in parts.items() if gradient.eq(0).all()]
+    assert not unreached
+
+
+@one_of_each
+def test_bfloat16_autocast_stays_near_float32(build: Callable[[], FusionLayer]) -> None:
+    torch.manual_seed(0)
+    layer, x = build(), torch.randn(16, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    y.float().sum().backward()
+    torch.testing.assert_close(y.float(), layer(x), atol=0.05, rtol=0.05)
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+@one_of_each
+def test_exports_with_a_dynamic_batch(build: Callable[[], FusionLayer]) -> None:
+    layer = build().eval()
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(layer, (torch.randn(4, 12),), dynamic_shapes={"x": {0: batch}}).module()
+    for size in (1, 9):
+        x = torch.randn(size, 12)
+        torch.testing.assert_close(exported(x), layer(x))
+
+
+@pytest.mark.parametrize("build", [ONE_OF_EACH[i] for i in (0, 3, 4)], ids=["SingleTask", "PLE", "AdaTTSp"])
+def test_exports_with_slots(build: Callable[[], FusionLayer]) -> None:
+    layer = build().eval()
+    dynamic = {"x": {0: torch.export.Dim("batch")}}
+    exported = torch.export.export(layer, (torch.randn(4, layer.num_slots, 12),), dynamic_shapes=dynamic).module()
+    x = torch.randn(9, layer.num_slots, 12)
+    torch.testing.assert_close(exported(x), layer(x))

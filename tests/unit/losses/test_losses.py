@@ -1,0 +1,171 @@
+"""Populations and masked losses against a NumPy loop over rows; the global normalisation against one process."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from mtlrec.distributed.process_group import process_group
+from mtlrec.heads import ESMM, Independent
+from mtlrec.heads.funnel import HeadOutput
+from mtlrec.losses import MultiTaskLoss, SampleSpaces, decayed_weights
+from tests.ranks import run_ranks
+
+# click -> buy -> review; like trained where column 3 is 1; ratio (a regression) where click is 1
+LABELS, PARENTS, CONDITIONS = [0, 1, 2, 4, 5], [None, 0, 1, None, None], [None, None, None, 3, 0]
+IS_BINARY = [True, True, True, True, False]
+WEIGHTS = [1.0, 2.0, 0.5, 1.0, 0.25]
+
+
+def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Labels [B, 6] that do not respect the funnel, 15 % of them unknown, and some padding rows."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(count, 6, generator=generator) < 0.5).float()
+    labels[:, 5] = torch.rand(count, generator=generator) * 3
+    known = (torch.rand(count, 6, generator=generator) > 0.15).float()
+    weights = (torch.rand(count, generator=generator) > 0.1).float()
+    return labels * known, known, weights
+
+
+def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[Any, Any, Any, Any]:
+    """targets, space, entire_space, changed: one row and one task at a time."""
+    count = len(labels)
+    targets, space, entire = (np.zeros((count, 5)) for _ in range(3))
+    changed = np.zeros(5)
+    for i in range(count):
+        if weights[i] == 0:
+            continue
+        for task in range(5):
+            label, is_known = labels[i, LABELS[task]], known[i, LABELS[task]] == 1
+            condition, parent = CONDITIONS[task], PARENTS[task]
+            inside = condition is None or (known[i, condition] == 1 and labels[i, condition] == 1)
+            if parent is None:
+                targets[i, task] = label
+                space[i, task] = entire[i, task] = inside and is_known
+                continue
+            above = targets[i, parent]
+            targets[i, task] = label * above
+            inside = inside and entire[i, parent] == 1
+            changed[task] += inside and is_known and label == 1 and above == 0
+            entire[i, task] = inside and (is_known or above == 0)
+            space[i, task] = (inside and is_known and above == 1) if conditional else entire[i, task]
+    return targets, space, entire, changed
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_populations_match_a_loop(conditional: bool) -> None:
+    labels, known, weights = rows(300)
+    spaces = SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional)
+    got = spaces(labels, known, weights)
+    targets, space, entire, changed = by_hand(labels.numpy(), known.numpy(), weights.numpy(), conditional)
+    np.testing.assert_array_equal(got.space, space)
+    np.testing.assert_array_equal(got.entire_space, entire)
+    np.testing.assert_array_equal(got.changed, changed)
+    np.testing.assert_array_equal(got.targets * got.space, targets * space)
+    np.testing.assert_array_equal(got.targets * got.entire_space, targets * entire)
+
+
+def loss_of(head: torch.nn.Module, conditional: bool) -> MultiTaskLoss:
+    return MultiTaskLoss(IS_BINARY, SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional), WEIGHTS)
+
+
+@pytest.mark.parametrize("kind", [Independent, ESMM])
+def test_losses_match_a_loop(kind: Any) -> None:
+    torch.manual_seed(0)
+    head = kind(list("abcde"), PARENTS, 4)
+    labels, known, weights = rows(200)
+    outputs: HeadOutput = head(torch.randn(200, 5, 4) * 3)
+    loss, report = loss_of(head, head.conditional)(outputs, labels, known, weights)
+    targets, space, *_ = by_hand(labels.numpy(), known.numpy(), weights.numpy(), head.conditional)
+    p = 1 / (1 + np.exp(-outputs.value.detach().numpy().astype(np.float64)))
+    if not head.conditional:
+        p[:, 1] *= p[:, 0]
+        p[:, 2] *= p[:, 1]
+    total = 0.0
+    for task in range(5):
+        losses = []
+        for i in np.flatnonzero(space[:, task]):
+            y = targets[i, task]
+            one = -math.log(p[i, task] if y else 1 - p[i, task])
+            losses.append(one if IS_BINARY[task] else (float(outputs.value[i, task]) - y) ** 2)
+        assert report.losses[task].item() == pytest.approx(np.mean(losses), rel=1e-4)
+        assert report.rows[task] == len(losses)
+        total += WEIGHTS[task] * float(np.mean(losses))
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_an_empty_space_contributes_zero_and_a_gradient_of_zero() -> None:
+    head = Independent(list("abcde"), PARENTS, 4)
+    labels, known, weights = rows(20)
+    labels[:, 0] = 0  # nobody clicked: buy, review and ratio have no rows
+    loss, report = loss_of(head, True)(head(torch.randn(20, 5, 4)), labels, known, weights)
+    loss.backward()
+    assert report.losses[[1, 2, 4]].tolist() == [0, 0, 0]
+    gradients = [parameter.grad for parameter in head.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
+    assert head.towers.by_task["b"][1].weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+def test_extreme_logits_have_finite_losses_and_gradients(logit: float) -> None:
+    logits = torch.full((8, 2), logit, requires_grad=True)
+    head = ESMM(["a", "b"], [None, 0], 1)
+    head.towers = torch.nn.Flatten()  # type: ignore[assignment]
+    labels = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).repeat(2, 1)
+    loss = MultiTaskLoss([True, True], SampleSpaces([0, 1], [None, 0], [None, None], False), [1.0, 1.0])
+    value, _ = loss(head(logits), labels, torch.ones_like(labels), torch.ones(8))
+    value.backward()
+    assert torch.isfinite(value)
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def uneven_gradients() -> tuple[list[float], float, list[float]]:
+    """On a rank of four: gradients averaged as DDP does, with spaces from 0 to 200 rows."""
+    with process_group("cpu", 60) as ranks:
+        weight, x, (labels, known, weights) = uneven_data()
+        first, last = [(0, 3), (3, 10), (10, 200), (200, 203)][ranks.rank]
+        part = slice(first, last)
+        loss, report = uneven_loss()(outputs_of(x[part] @ weight), labels[part], known[part], weights[part])
+        loss.backward()
+        assert weight.grad is not None
+        dist.all_reduce(weight.grad)
+        dist.all_reduce(total := loss.detach())
+        return (weight.grad / 4).flatten().tolist(), total.item() / 4, report.losses.tolist()
+
+
+def uneven_data() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(1)
+    weight = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(203, 6, dtype=torch.float64)
+    labels, known, weights = rows(203, seed=2)
+    return weight, x, (labels.double(), known.double(), weights.double())
+
+
+def uneven_loss() -> MultiTaskLoss:
+    return MultiTaskLoss(IS_BINARY, SampleSpaces(LABELS, PARENTS, CONDITIONS, True), WEIGHTS)
+
+
+def outputs_of(logits: torch.Tensor) -> HeadOutput:
+    log_p, log_not_p = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
+    return HeadOutput(logits, log_p, log_not_p, log_p)
+
+
+@pytest.mark.distributed
+def test_four_uneven_ranks_give_the_gradients_of_one_process() -> None:
+    weight, x, (labels, known, weights) = uneven_data()
+    loss, report = uneven_loss()(outputs_of(x @ weight), labels, known, weights)
+    loss.backward()
+    assert weight.grad is not None
+    for gradient, value, losses in run_ranks(4, uneven_gradients):
+        np.testing.assert_allclose(gradient, weight.grad.flatten(), rtol=0, atol=1e-6)
+        assert value == pytest.approx(loss.item(), abs=1e-6)
+        np.testing.assert_allclose(losses, report.losses, atol=1e-6)
+
+
+def test_decay_matches_the_paper() -> None:
+    assert decayed_weights([1.0, 2.0], [0.5, 1.0], 0) == [1.0, 2.0]
+    assert decayed_weights([1.0, 2.0], [0.5, 1.0], 3) == [0.125, 2.0]

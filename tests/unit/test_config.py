@@ -1,0 +1,134 @@
+"""A wrong config costs one line that names the key, the value, what is allowed and the line of the YAML."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtlrec.config import JobConfig
+from mtlrec.config_file import ConfigError, load_config, parse_config, recipes
+from tests.toy import toy_job, toy_tree
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_a_job_and_survives_its_own_dump(name: str) -> None:
+    job = load_config(name)
+    assert job.name == name
+    assert job.model.fusion.kind == name.partition("_")[2]
+    assert parse_config(yaml.safe_dump(job.dump())) == job
+
+
+# override of the toy job -> what the one line must say
+MISTAKES = {
+    "train.epoch=2": ["train.epoch = 2", "unknown key", "epochs, max_steps"],
+    "model.fusion.width=3": ["model.fusion.width = 3", "unknown key", "expert_hidden, num_task_experts"],
+    "tasks.click.label=user_id": ["tasks.0.label = 'user_id'", "also a feature", "remove it from features"],
+    "tasks.like.space=price": ["tasks.2.space = 'price'", "also a feature"],
+    "tasks.buy.given=klick": ["tasks.1.given = 'klick'", "no such task", "click, buy, like, ratio"],
+    "tasks.click.given=buy": ["tasks.0.given = 'buy'", "cycle: click -> buy -> click"],
+    "tasks.click.given=click": ["cycle: click -> click"],
+    "tasks.ratio.given=click": ["both ends of an edge are binary"],
+    "tasks.buy.space=shown_like": ["given already sets the space"],
+    "tasks.like.space=ratio": ["is a regression task"],
+    "tasks.like.name=click": ["tasks.2.name = 'click'", "declared twice"],
+    "tasks.like.features=[]": ["tasks.2.features", "is empty"],
+    "tasks.like.features=[age, size]": ["'size' is no feature", "age, price, user_id"],
+    "features.sparse.item_id.table=items": ["features.sparse.1.table = 'items'", "no such table", "tables are"],
+    "features.sparse.item_id.name=age": ["features.sparse.1.name = 'age'", "declared twice"],
+    "features.dense.age.std=": ["standardise needs both mean and std"],
+    "features.dense.price.mean=1": ["for transform standardise only"],
+    "tables.spare={rows: 5, dim: 4}": ["tables.spare", "no feature reads this table"],
+    "tables.user.dim=6": ["tables.user.dim = 6", "multiple of 4"],
+    "model.fusion.expert_hidden=[]": ["model.fusion.expert_hidden = []", "must not be empty"],
+    "model.fusion.expert_hidden=[[8], []]": ["model.fusion.expert_hidden.1 = []", "must not be empty"],
+    "model.fusion={kind: mmoe, expert_hidden: [[8]], gate_hidden: [[4], [4]]}": ["gate_hidden has 2 levels"],
+    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 2]}": ["has 2 entries for 4 tasks"],
+    "model.fusion.kind=moe": ["unknown kind", "single_task, shared_bottom, mmoe, ple, adatt_sp"],
+    "loss.weighting={kind: decay, rate: {bye: 0.9}}": ["loss.weighting.rate.bye = 0.9", "no such task"],
+    "sharding.constraints.users.types=[row_wise]": ["sharding.constraints.users", "no such table"],
+    "sharding.constraints.user.types=[rowwise]": ["sharding.constraints.user.types.0 = 'rowwise'", "'row_wise'"],
+    "data.batch_size=many": ["data.batch_size = 'many'", "integer"],
+    "optim.dense.lr=.nan": ["optim.dense.lr = nan", "finite number"],
+    "name=a b": ["name = 'a b'"],
+}
+
+
+@pytest.mark.parametrize(("override", "parts"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_is_one_line_that_says_all(override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(yaml.safe_dump(toy_tree()), "job.yaml", [override])
+    message = str(caught.value)
+    assert message.count("\n") == 0
+    assert all(part in message for part in parts), message
+
+
+def test_features_per_task_want_a_fusion_with_slots() -> None:
+    tree = toy_tree(model={"fusion": {"kind": "shared_bottom", "expert_hidden": [[8]]}})
+    tree["tasks"][1]["features"] = ["age"]
+    with pytest.raises(ConfigError, match=r"tasks\.1\.features.*single_task, ple, adatt_sp"):
+        parse_config(yaml.safe_dump(tree))
+
+
+def test_the_line_of_the_yaml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    lines = yaml.safe_dump(toy_tree(), sort_keys=False).splitlines()
+    number = next(i for i, line in enumerate(lines) if line.startswith("  given:"))
+    lines[number] = "  given: nothing"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=rf"{path.name}:{number + 1}: tasks.1.given"):
+        load_config(path)
+
+
+def test_several_mistakes_are_a_line_each() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(yaml.safe_dump(toy_tree()), "job.yaml", ["train.epoch=2", "data.batch_size=0"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "no_such_recipe"])
+def test_a_missing_config_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load_config(name)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list", "x: !!python/object:os.system {}"])
+def test_yaml_that_is_no_job(text: str) -> None:
+    with pytest.raises(ConfigError, match="config"):
+        parse_config(text)
+
+
+class TestOverrides:
+    def test_by_key_index_and_name(self) -> None:
+        text = yaml.safe_dump(toy_tree())
+        job = parse_config(text, overrides=["tasks.0.weight=2", "tasks.like.weight=3", "optim.dense.lr=1e-3"])
+        assert [task.weight for task in job.tasks] == [2, 1, 3, 1]
+        assert job.optim.dense.lr == 1e-3
+
+    def test_a_new_kind_keeps_what_it_knows(self) -> None:
+        job = parse_config(yaml.safe_dump(toy_tree()), overrides=["model.fusion.kind=mmoe"])
+        assert job.model.fusion.kind == "mmoe"
+        assert job.model.fusion.expert_hidden == [[16], [8]]
+
+    @pytest.mark.parametrize(
+        ("override", "part"),
+        [
+            ("train.epochs", "key.path=value"),
+            ("=3", "key.path=value"),
+            ("tasks.nobody.weight=1", "no item 'nobody'; there are click, buy, like, ratio"),
+            ("train.epochs.deep=1", "'epochs' holds 2"),
+            ("name=[1", "not valid YAML"),
+        ],
+    )
+    def test_wrong_overrides(self, override: str, part: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            parse_config(yaml.safe_dump(toy_tree()), overrides=[override])
+        assert part in str(caught.value)
+
+
+def test_label_columns_are_each_named_once() -> None:
+    assert toy_job().label_columns == ["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"]
+
+
+def test_dump_is_plain_yaml() -> None:
+    job = toy_job()
+    assert JobConfig.model_validate(yaml.safe_load(yaml.safe_dump(job.dump()))) == job

@@ -1,0 +1,175 @@
+"""The arrows of the architecture: who may import whom. Read from the source, so that a lazy import counts too.
+
+Within mtlrec a file imports from its own room (a folder, or a module beside them) or from a room to the left of it:
+
+    config, batch <- layers, heads, losses <- data, models <- distributed <- training <- serving, analysis <- cli
+
+layers, heads and losses run wherever torch runs: of other packages they import torch alone, and of mtlrec only each
+other, leftward. launch/ describes jobs to TorchX, on machines that may be unable to run them: neither torch nor mtlrec.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+ROOMS = (
+    ("config", "config_file", "recipes", "batch"),
+    ("layers", "heads", "losses"),
+    ("data", "models"),
+    ("distributed",),
+    ("training",),
+    ("serving", "analysis"),
+    ("cli", "__main__"),
+)
+ORDER = [room for rooms in ROOMS for room in rooms]
+TORCH_ONLY = {"layers": {"torch"}, "heads": {"torch"}, "losses": {"torch"}}
+NOT_IN_LAUNCH = {"torch", "torchrec", "fbgemm_gpu", "mtlrec"}
+
+
+def problems(root: Path) -> list[str]:
+    """Every import under `root` (the folder that holds mtlrec/ and launch/) that goes against an arrow."""
+    found = []
+    for path in sorted([*root.glob("mtlrec/**/*.py"), *root.glob("launch/**/*.py")]):
+        file = path.relative_to(root)
+        for line, module in imported_modules(root, file):
+            found += [f"{file}:{line}: {complaint}" for complaint in complaints(file, module)]
+    return found
+
+
+def complaints(file: Path, module: str) -> Iterator[str]:
+    """What is wrong with `file` importing `module` (`a.b.c`), if anything."""
+    package = module.split(".")[0]
+    if file.parts[0] == "launch":
+        if package in NOT_IN_LAUNCH:
+            yield f"launch/ must not import {package}, it imports {module}"
+        return
+    own = room_of(file)
+    if own == "__init__":
+        if package not in sys.stdlib_module_names:
+            yield f"`import mtlrec` must stay light, it imports {module}"
+        return
+    if own not in ORDER:
+        yield f"the room {own!r} has no place among the arrows: give it one in ROOMS of this test"
+    elif package == "mtlrec":
+        yield from complaints_within(own, module)
+    elif own in TORCH_ONLY and package not in TORCH_ONLY[own] | sys.stdlib_module_names:
+        yield f"{own} may import {' and '.join(TORCH_ONLY[own])} only, it imports {module}"
+
+
+def complaints_within(own: str, module: str) -> Iterator[str]:
+    """What is wrong with a file of the room `own` importing `module` of mtlrec."""
+    if module == "mtlrec":  # for its version, say: the package itself imports nothing
+        return
+    other = module.split(".")[1]
+    if other not in ORDER:
+        yield f"the room {other!r} has no place among the arrows: give it one in ROOMS of this test"
+    elif ORDER.index(other) > ORDER.index(own):
+        yield f"{own} must not import {other}, which is to the right of it: it imports {module}"
+    elif own in TORCH_ONLY and other not in TORCH_ONLY:
+        yield f"{own} takes flat arguments and must not import {other}: it imports {module}"
+
+
+def room_of(file: Path) -> str:
+    """mtlrec/layers/mlp.py -> layers; mtlrec/config.py -> config."""
+    return file.parts[1].removesuffix(".py")
+
+
+def imported_modules(root: Path, file: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import anywhere in the file, relative ones resolved."""
+    for node in ast.walk(ast.parse((root / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            here = list(file.parts[: len(file.parts) - node.level]) if node.level else []
+            base = ".".join([*here, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}" if is_submodule(root, base, alias.name) else base
+
+
+def is_submodule(root: Path, package: str, name: str) -> bool:
+    """Whether `from package import name` imports a module of ours rather than a name of its __init__."""
+    folder = root.joinpath(*package.split("."))
+    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+
+
+def test_the_arrows_hold() -> None:
+    assert not problems(REPO), "\n" + "\n".join(problems(REPO))
+
+
+def test_importing_mtlrec_is_light() -> None:
+    script = "import sys, mtlrec; print(*sorted({'torch', 'torchrec', 'fbgemm_gpu'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("room", sorted(TORCH_ONLY))
+def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
+    if not (REPO / "mtlrec" / room / "__init__.py").is_file():
+        pytest.skip(f"there is no mtlrec/{room} yet")
+    script = f"import sys, mtlrec.{room}; print(*sorted({{'torchrec', 'fbgemm_gpu'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("mtlrec/layers/mlp.py", "from mtlrec.config import Config", "layers takes flat arguments"),
+        ("mtlrec/layers/mlp.py", "from ..config import Config", "layers takes flat arguments"),
+        ("mtlrec/layers/mlp.py", "from mtlrec import config", "layers takes flat arguments"),
+        ("mtlrec/layers/mlp.py", "from .. import config", "layers takes flat arguments"),
+        ("mtlrec/layers/mlp.py", "import mtlrec.config", "layers takes flat arguments"),
+        ("mtlrec/layers/mlp.py", "import torchrec", "layers may import torch only"),
+        ("mtlrec/layers/mlp.py", "def f():\n    from torchrec.modules import mlp", "layers may import torch only"),
+        ("mtlrec/layers/mlp.py", "import numpy as np", "layers may import torch only"),
+        ("mtlrec/layers/mlp.py", "from mtlrec.heads.towers import Towers", "layers must not import heads"),
+        ("mtlrec/heads/esmm.py", "import mtlrec.losses", "heads must not import losses"),
+        ("mtlrec/losses/deep/er.py", "from ...models import build", "losses must not import models"),
+        ("mtlrec/models/build.py", "from mtlrec.distributed import sharding", "models must not import distributed"),
+        ("mtlrec/batch.py", "from .data.collate import collate", "batch must not import data"),
+        ("mtlrec/training/trainer.py", "from mtlrec.serving import export", "training must not import serving"),
+        ("mtlrec/utils.py", "import os", "the room 'utils' has no place"),
+        ("mtlrec/cli.py", "import mtlrec.common", "the room 'common' has no place"),
+        ("mtlrec/__init__.py", "import torchrec", "`import mtlrec` must stay light"),
+        ("mtlrec/__init__.py", "from mtlrec.layers import MLP", "`import mtlrec` must stay light"),
+        ("launch/components.py", "import torch.distributed", "launch/ must not import torch"),
+        ("launch/components.py", "from mtlrec.config import Config", "launch/ must not import mtlrec"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+    plant(tmp_path, {"mtlrec/config.py": "", file: source})
+    (problem,) = problems(tmp_path)
+    assert problem.startswith(f"{file}:")
+    assert complaint in problem
+
+
+def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
+    plant(
+        tmp_path,
+        {
+            "mtlrec/__init__.py": "from importlib.metadata import version",
+            "mtlrec/config.py": "import pydantic",
+            "mtlrec/layers/__init__.py": "from mtlrec.layers.mlp import MLP",
+            "mtlrec/layers/mlp.py": "import math\nfrom collections.abc import Sequence\nfrom torch import nn",
+            "mtlrec/heads/towers.py": "from mtlrec.layers import MLP\nfrom . import esmm",
+            "mtlrec/heads/esmm.py": "import torch",
+            "mtlrec/models/build.py": "import torchrec\nfrom mtlrec import config, layers, __version__",
+            "mtlrec/data/prepare/census.py": "from ..parquet import read\nfrom ...config import Config",
+            "mtlrec/cli.py": "import mtlrec.training.trainer",
+            "launch/components.py": "import torchx.specs as specs\nfrom launch.resources import h200",
+        },
+    )
+    assert problems(tmp_path) == []
+
+
+def plant(root: Path, files: dict[str, str]) -> None:
+    for name, source in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")

@@ -1,0 +1,104 @@
+"""The accumulated metrics against scikit-learn on all rows at once, and against torchrec.metrics."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torchrec.metrics.auc import _compute_auc_helper
+from torchrec.metrics.calibration import compute_calibration
+from torchrec.metrics.ne import compute_cross_entropy, compute_ne
+
+from mtlrec.distributed.process_group import process_group
+from mtlrec.heads import ESMM
+from mtlrec.losses import MultiTaskLoss, SampleSpaces
+from mtlrec.models.train_module import StepOutput
+from mtlrec.training.metrics import TaskMetrics
+from tests.ranks import run_ranks
+
+TASKS = ["click", "buy", "ratio"]
+SPACES = SampleSpaces([0, 1, 2], [None, 0, None], [None, None, 0], conditional=False)
+
+
+def steps(count: int, batch: int = 50) -> list[StepOutput]:
+    torch.manual_seed(0)
+    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss([True, True, False], SPACES, [1.0, 1.0, 1.0])
+    made = []
+    for _ in range(count):
+        x = torch.randn(batch, 3, 4) * 2
+        outputs = head(x)
+        labels = (torch.rand(batch, 3) < outputs.value.sigmoid() * 0.8).float()
+        labels[:, 2] = torch.rand(batch)
+        weights = (torch.rand(batch) > 0.1).float()
+        _, report = loss(outputs, labels, torch.ones_like(labels), weights)
+        made.append(StepOutput(type(outputs)(*(part.detach() for part in outputs)), report, weights, ""))
+    return made
+
+
+def metrics_of(made: list[StepOutput]) -> Any:
+    metrics = TaskMetrics(TASKS, [True, True, False], [False, True, False], torch.device("cpu"))
+    for step in made:
+        metrics.update(step)
+    return metrics.compute()
+
+
+def test_metrics_match_sklearn_over_the_task_s_own_rows() -> None:
+    made = steps(20)
+    got = metrics_of(made)
+    for task, name in enumerate(TASKS):
+        inside = torch.cat([s.report.populations.space[:, task] * s.weights for s in made]).bool()
+        y = torch.cat([s.report.populations.targets[:, task] for s in made])[inside].numpy()
+        assert got[name]["rows"] == inside.sum()
+        if name == "ratio":
+            value = torch.cat([s.outputs.value[:, task] for s in made])[inside].numpy()
+            assert got[name]["mse"] == pytest.approx(((value - y) ** 2).mean(), rel=1e-5)
+            assert got[name]["mae"] == pytest.approx(np.abs(value - y).mean(), rel=1e-5)
+            continue
+        p = torch.cat([s.outputs.log_p[:, task] for s in made])[inside].exp().double().numpy()
+        base = y.mean()
+        entropy = -(base * math.log(base) + (1 - base) * math.log(1 - base))
+        assert got[name]["auc"] == pytest.approx(roc_auc_score(y, p), abs=1e-4)
+        assert got[name]["log_loss"] == pytest.approx(log_loss(y, p), rel=1e-4)
+        assert got[name]["ne"] == pytest.approx(log_loss(y, p) / entropy, rel=1e-4)
+        assert got[name]["calibration"] == pytest.approx(p.sum() / y.sum(), rel=1e-4)
+        assert got[name]["positives"] == y.sum()
+    assert got["buy"]["entire_auc"] == pytest.approx(got["buy"]["auc"], abs=1e-4)  # ESMM's own space is the entire one
+    assert got["buy"]["inconsistent_labels"] > 0
+
+
+def test_metrics_match_torchrec() -> None:
+    made = steps(5)
+    got = metrics_of(made)["click"]
+    p = torch.cat([s.outputs.log_p[:, 0] for s in made]).exp().double()
+    y = torch.cat([s.report.populations.targets[:, 0] for s in made]).double()
+    w = torch.cat([s.weights for s in made]).double()
+    cross_entropy = compute_cross_entropy(y, p, w, 1e-12).sum()
+    positives, negatives = (w * y).sum(), (w * (1 - y)).sum()
+    assert got["ne"] == pytest.approx(compute_ne(cross_entropy, w.sum(), positives, negatives, 1e-12).item(), rel=1e-5)
+    assert got["calibration"] == pytest.approx(compute_calibration((w * p).sum(), positives).item(), rel=1e-5)
+    auc = _compute_auc_helper(p, y, w)
+    assert got["auc"] == pytest.approx(auc.item(), abs=1e-3)
+
+
+def test_what_cannot_be_computed_is_nan() -> None:
+    got = metrics_of([])
+    assert math.isnan(got["click"]["auc"])
+    assert math.isnan(got["click"]["ne"])
+    assert math.isnan(got["ratio"]["mse"])
+    assert got["click"]["rows"] == 0
+
+
+def metrics_on_a_rank(made: list[StepOutput]) -> Any:
+    with process_group("cpu", 60) as ranks:
+        return metrics_of(made[:3] if ranks.rank == 0 else made[3:])
+
+
+@pytest.mark.distributed
+def test_ranks_add_up() -> None:
+    made = steps(20)
+    alone = metrics_of(made)
+    for together in run_ranks(2, metrics_on_a_rank, made):
+        for task in TASKS:
+            assert together[task] == pytest.approx(alone[task], rel=1e-12)
