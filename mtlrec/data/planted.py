@@ -6,7 +6,7 @@ What is planted, and why so:
   logit of p(task | parent) is linear in its score; the score of a child correlates with its parent's by `correlation`,
   exactly so over a large sample: five unrelated functions are made orthonormal on it, then mixed along the funnel.
 - About half of a score's variance is additive (item, user, hour), which a linear model finds. The rest is not:
-  user segment x category, the user's hidden taste x the item, hour x category, a bump of session depth, and the
+  user segment x category, the user's hidden taste x category, hour x category, a bump of session depth, and the
   distance of a video's length from what the segment likes.
 - The taste is no column. It shows in the user's id and in which videos the feed has shown them, hence in their history.
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SEGMENTS, CATEGORIES, DEVICES, TASTES, HOURS = 12, 20, 4, 8, 24
+SEGMENTS, CATEGORIES, DEVICES, TASTES, HOURS = 12, 20, 4, 6, 24
 SPAN_S = 14 * 24 * 3600  # the feed covers two weeks, however many rows it has
 TASKS = ("click", "long_view", "like", "share")
 SCORES = (*TASKS, "watch_time")
@@ -29,22 +29,21 @@ PARENT = {"long_view": "click", "like": "long_view", "share": "long_view", "watc
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.0, 10.0
 # Standard deviation of each part of a score, before the scores are made orthonormal.
 WEIGHTS = {
-    "item": 0.60,
-    "user": 0.15,
-    "segment": 0.30,
-    "device": 0.20,
-    "hour": 0.20,
-    "depth": 0.35,
+    "item": 0.65,
+    "user": 0.12,
+    "segment": 0.40,
+    "device": 0.25,
+    "hour": 0.25,
+    "depth": 0.30,
+    "visit": 0.25,
     "length": 0.40,
-    "age": 0.25,
-    "segment_category": 0.55,
-    "taste_item": 0.35,
+    "segment_category": 0.50,
+    "taste_category": 0.35,
     "hour_category": 0.20,
 }
 # Logit of p(task | parent) = INTERCEPT + SLOPE * score.
 INTERCEPT = {"click": -0.75, "long_view": -0.2, "like": -1.8, "share": -2.6}
 SLOPE = {"click": 1.3, "long_view": 1.0, "like": 1.0, "share": 1.0}
-TASTE_DIMENSIONS = 4
 TASTE_FEED_SHARE = 0.6  # of the impressions come from the user's own taste, the others from the global ranking
 
 
@@ -56,7 +55,7 @@ class Impressions:
     item: np.ndarray  # int64 [N], 0..I-1
     hour: np.ndarray  # int64 [N], 0..23
     session_depth: np.ndarray  # float32 [N], videos seen before in this session
-    item_age_hours: np.ndarray  # float32 [N]
+    hours_since_visit: np.ndarray  # float32 [N], since the user's last session
 
 
 class World:
@@ -77,16 +76,15 @@ class World:
         self._mix = self._mixing(self._raw_scores(sample), correlation)
 
     def _place_items(self, rng: np.random.Generator) -> None:
-        """Items by popularity rank, each with a category, a length and a time of publication."""
+        """Items by popularity rank, each with a category and a length."""
         self.category = rng.permutation(np.arange(self.items) % CATEGORIES)
         length = 2.9 + 0.5 * rng.normal(size=CATEGORIES)[self.category] + 0.6 * rng.normal(size=self.items)
         self.duration_s = np.exp(length).clip(3, 300).astype(np.float32)
-        self.published_h = -np.exp(rng.uniform(np.log(1), np.log(1000), self.items))  # hours before the first row
         popularity = (np.arange(self.items) + 1 + ZIPF_SHIFT) ** -ZIPF_EXPONENT
         self._by_category = np.argsort(self.category, kind="stable")
         self._category_edges = np.searchsorted(self.category[self._by_category], np.arange(CATEGORIES + 1))
         self._item_cdf = np.concatenate([[0.0], _cdf(popularity[self._by_category])])
-        likes = np.exp(1.5 * rng.normal(size=(TASTES, CATEGORIES)))
+        likes = np.exp(2.0 * rng.normal(size=(TASTES, CATEGORIES)))
         self._taste_cdf = np.cumsum(likes / likes.sum(axis=1, keepdims=True), axis=1)
 
     def _plant(self, rng: np.random.Generator) -> None:
@@ -99,24 +97,17 @@ class World:
             return (WEIGHTS[name] * values / values.std()).astype(np.float32)
 
         deviation, by_category = table("item", self.items), table("item", CATEGORIES)
-        self._item_effect = (0.6 * deviation + 0.8 * by_category[self.category]).astype(np.float32)
+        self._item_effect = (0.4 * deviation + 0.9 * by_category[self.category]).astype(np.float32)
         self._user_effect = table("user", self.users)
         self._hour_effect = _smooth_over_day(table("hour", HOURS))
         self._device_effect = table("device", DEVICES)
         self._segment_effect = table("segment", SEGMENTS)
         self._segment_category = table("segment_category", SEGMENTS * CATEGORIES)
         self._hour_category = table("hour_category", 4 * CATEGORIES)  # quarters of the day
-        # Taste: a centre per taste with a deviation per user, against a direction per category with one per item.
-        centre = rng.normal(size=(TASTES, TASTE_DIMENSIONS))
-        user_vector = centre[self.taste] + 0.2 * rng.normal(size=(self.users, TASTE_DIMENSIONS))
-        direction = rng.normal(size=(CATEGORIES, TASTE_DIMENSIONS, f))
-        item_vector = direction[self.category] + 0.3 * rng.normal(size=(self.items, TASTE_DIMENSIONS, f))
-        self._user_vector = user_vector.astype(np.float32)
-        scale = WEIGHTS["taste_item"] / np.sqrt(TASTE_DIMENSIONS * 1.15)
-        self._item_vector = (scale * item_vector).astype(np.float32)
+        self._taste_category = table("taste_category", TASTES * CATEGORIES)
         self._liked_length = (2.9 + 0.6 * rng.normal(size=(SEGMENTS, f))).astype(np.float32)
         self._depth_peak = rng.uniform(1.0, 2.5, f).astype(np.float32)
-        self._age_peak = rng.uniform(2.0, 6.0, f).astype(np.float32)
+        self._visit_peak = rng.uniform(1.0, 3.5, f).astype(np.float32)
         self._sign = rng.choice([-1.0, 1.0], (2, f)).astype(np.float32)
 
     def impressions(self, rng: np.random.Generator, time_s: np.ndarray) -> Impressions:
@@ -130,7 +121,7 @@ class World:
             item=item,
             hour=(hours.astype(np.int64)) % HOURS,
             session_depth=(rng.geometric(0.08, n) - 1).astype(np.float32),
-            item_age_hours=(hours - self.published_h[item]).astype(np.float32),
+            hours_since_visit=rng.lognormal(2.0, 1.0, n).astype(np.float32),
         )
 
     def shown_items(self, rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
@@ -191,10 +182,10 @@ class World:
         total += self._device_effect[self.device[user]] + self._segment_effect[segment]
         total += self._segment_category[segment * CATEGORIES + category]
         total += self._hour_category[rows.hour // 6 * CATEGORIES + category]
-        total += np.einsum("nd,ndf->nf", self._user_vector[user], self._item_vector[item])
+        total += self._taste_category[self.taste[user] * CATEGORIES + category]
         total += WEIGHTS["length"] * (1 - np.abs(np.log(self.duration_s)[item, None] - self._liked_length[segment]))
-        total += WEIGHTS["depth"] * 2 * _bump(np.log1p(rows.session_depth), self._depth_peak, 0.6) * self._sign[0]
-        total += WEIGHTS["age"] * 2 * _bump(np.log1p(rows.item_age_hours), self._age_peak, 1.0) * self._sign[1]
+        total += WEIGHTS["depth"] * 2 * _bump(np.log1p(rows.session_depth), self._depth_peak, 0.8) * self._sign[0]
+        total += WEIGHTS["visit"] * 2 * _bump(np.log1p(rows.hours_since_visit), self._visit_peak, 0.8) * self._sign[1]
         return total
 
     @staticmethod

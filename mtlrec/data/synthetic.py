@@ -7,7 +7,7 @@ compare a model with the Bayes classifier instead of with another model. What is
     keys     row_id, time_ms
     sparse   user_id, item_id, category, user_segment, device, hour    ids from 0
     lists    recent_items: the last items this user clicked before this row, oldest first
-    dense    duration_s, user_age_days, item_age_hours, session_depth
+    dense    duration_s, user_age_days, hours_since_visit, session_depth
     labels   click, long_view, like, share (int8), watch_time (float32 seconds, 0 without a click)
     truth    true_click, true_long_view, true_like, true_share (p over impressions); true_watch_time = E[watch_time | x]
 
@@ -29,7 +29,7 @@ from mtlrec.data.prepare import writing
 CHUNK_ROWS = 131_072
 ROW_GROUP_ROWS = 32_768
 FIRST_TIME_MS = 1_735_689_600_000  # 2025-01-01T00:00Z
-DENSE = ["duration_s", "user_age_days", "item_age_hours", "session_depth"]
+DENSE = ["duration_s", "user_age_days", "hours_since_visit", "session_depth"]
 # Bins of a probability for the Bayes AUC: so narrow that counting the pairs within one as ties is exact enough.
 BINS = 65_536
 
@@ -37,8 +37,8 @@ BINS = 65_536
 def feed(
     out: Path,
     rows: int,
-    users: int = 20_000,
-    items: int = 5_000,
+    users: int = 10_000,
+    items: int = 3_000,
     seed: int = 0,
     correlation: float = 0.5,
     rows_per_file: int = 500_000,
@@ -110,7 +110,7 @@ def _chunks(world: World, rows: int, seed: int, history: int) -> Iterator[tuple[
                     "recent_items": recent_items,
                     "duration_s": world.duration_s[shown.item],
                     "user_age_days": world.user_age_days[shown.user],
-                    "item_age_hours": shown.item_age_hours,
+                    "hours_since_visit": shown.hours_since_visit,
                     "session_depth": shown.session_depth,
                     **labels,
                     **truth,

@@ -1,6 +1,7 @@
 """One small MLP per task, ending in one number.
 
-The towers are kept by task name, so that a job with one task more can take the others' weights.
+The towers are kept by task name, so that a job with one task more can take the others' weights; behind a prefix, because
+a `ModuleDict` has no room for a task called `forward`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Towers(nn.Module):
 
     def __init__(self, tasks: Sequence[str], input_dim: int, hidden: Sequence[int] = ()) -> None:
         super().__init__()
-        self.by_task = nn.ModuleDict({task: _tower(input_dim, hidden) for task in tasks})
+        self.by_task = nn.ModuleDict({f"task_{task}": _tower(input_dim, hidden) for task in tasks})
 
     def forward(self, fused: Tensor) -> Tensor:
         """fused [B, T, H]; the towers' outputs [B, T], in float32 under autocast too."""

@@ -21,7 +21,13 @@ from mtlrec.config import SparseFeature, TableConfig
 def embedding_tables(
     tables: Mapping[str, TableConfig], features: Sequence[SparseFeature], device: torch.device
 ) -> EmbeddingBagCollection:
-    """One `EmbeddingBagCollection` of all tables; a table may serve several features."""
+    """One `EmbeddingBagCollection` of all tables; a table may serve several features.
+
+    Raises ValueError for a table whose name TorchRec's `ModuleDict` cannot hold.
+    """
+    for name in tables:
+        if hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"tables.{name}: torch.nn.ModuleDict has an attribute of that name; call the table {name}_id")
     configs = [
         EmbeddingBagConfig(
             name=name,

@@ -60,8 +60,7 @@ class Trainer:
             seed=job.train.seed,
             pin_memory=ranks.device.type == "cuda",
         )
-        self.total_steps = job.train.epochs * self.loader.steps_per_epoch
-        self.total_steps = min(self.total_steps, job.train.max_steps or self.total_steps)
+        self.total_steps = self._steps_until_the_end(Position())
         self.model = build_sharded(job, ranks)
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
         self.checkpoints = Checkpoints(run, job.train.keep_checkpoints)
@@ -104,7 +103,13 @@ class Trainer:
         if "random" in tensors:
             _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
         self.position = saved.position
+        self.total_steps = self.optimizers.total_steps = self._steps_until_the_end(saved.position)
         return self.position
+
+    def _steps_until_the_end(self, at: Position) -> int:
+        """The number of the last step. Epochs before `at` may have had another length, on another number of ranks."""
+        steps = at.step + (self.job.train.epochs - at.epoch) * self.loader.steps_per_epoch - at.epoch_step
+        return min(steps, self.job.train.max_steps or steps)
 
     # ---- training
 

@@ -190,15 +190,17 @@ def test_warm_start_lists_what_was_loaded_grown_and_fresh(
     said = next(line for line in capsys.readouterr().err.splitlines() if "started from" in line)
     assert "grown: model.tables.embedding_bags.item.weight 40 -> 60 rows" in said
     assert "fresh: model.over_arch.bottom" in said
-    assert "by_task.share" in said.split("fresh: ")[1].split("unused")[0]
-    assert "by_task.like" in said.split("unused: ")[1]
+    assert "by_task.task_share" in said.split("fresh: ")[1].split("unused")[0]
+    assert "by_task.task_like" in said.split("unused: ")[1]
     before, after = final_tensors(old), final_tensors(new)
     item = "model.model.tables.embedding_bags.item.weight"
     torch.testing.assert_close(after[item][:40], before[item], atol=1e-6, rtol=0)
     assert after[item][40:].abs().sum() > 0
-    tower = "model.model.over_arch.heads.towers.by_task.buy.1.weight"
+    tower = "model.model.over_arch.heads.towers.by_task.task_buy.1.weight"
     torch.testing.assert_close(after[tower], before[tower], atol=1e-6, rtol=0)
 
+
+TYPE = ["--set", "features.sparse.item_id.table=type"]
 
 # what a user gets wrong -> what the one line says
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -209,6 +211,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "cuda on cpu": (["--set", "train.device=cuda"], "train.device is cuda"),
     "adam on cpu": (["--set", "optim.sparse.kind=adam"], "FBGEMM has no Adam on CPU"),
     "dot with two widths": (["--set", "model.bottom={kind: dot}", "--set", "tables.item.dim=16"], "dim"),
+    "a table that torch cannot name": (["--set", "tables.type={rows: 9, dim: 4}", *TYPE], "call the table type_id"),
     "impossible plan": (["--set", "sharding={ddr_gb: 1e-9}"], "sharding: no plan"),
     "nothing to resume": (["--resume"], "no complete checkpoint to resume from"),
     "nothing to start from": (["--init-from", "nowhere"], "nowhere: no complete checkpoint"),

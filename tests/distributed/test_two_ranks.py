@@ -1,0 +1,88 @@
+"""Jobs on two ranks: evaluated on one, resumed, with fewer rows than ranks, on another number of ranks."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.test_jobs import curve, final_tensors, write_job
+from tests.ranks import run_cli, run_ranks
+from tests.toy import toy_tree, write_toy
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def on_two_ranks(*arguments: str | Path) -> list[int]:
+    return run_ranks(2, run_cli, *arguments)
+
+
+def last_metrics(run: Path, split: str) -> dict[str, Any]:
+    return [record for record in curve(run) if record["kind"] == split][-1]
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(value == pytest.approx(b[key], rel=1e-5, nan_ok=True) for key, value in a.items() if value is not None)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, the planner's own plan; five steps an epoch."""
+    folder = tmp_path_factory.mktemp("two")
+    config = write_job(folder / "job.yaml", write_toy(folder / "data"))
+    every = ["--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9"]
+    assert on_two_ranks("train", config, "-o", folder / "run", *every) == [0, 0]
+    return folder / "run"
+
+
+def test_trained_on_two_and_evaluated_on_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = json.loads((trained / "plan.json").read_text())
+    assert any(table["ranks"] == [0, 1] for table in plan.values()), "nothing is sharded, so the test would say little"
+    for split in ("test", "valid"):
+        assert run_cli("evaluate", trained, "--split", split, "--json") == 0
+        alone = json.loads(capsys.readouterr().out)[split]
+        together = last_metrics(trained, split)
+        for task, metrics in alone.items():
+            for name, value in metrics.items():
+                assert together[f"{task}/{name}"] == pytest.approx(value, rel=1e-5), (task, name)
+
+
+def test_two_ranks_resume_bitwise(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    for path in sorted((run / "checkpoints").iterdir())[3:]:  # what a run killed after step 6 leaves: mid-epoch
+        shutil.rmtree(path)
+    every = ["--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9"]
+    assert on_two_ranks("train", trained.parent / "job.yaml", "-o", run, *every, "--resume") == [0, 0]
+    assert curve(run) == curve(trained)
+    before, after = final_tensors(trained), final_tensors(run)
+    assert before.keys() == after.keys()
+    assert all((before[key] == after[key]).all() for key in before)
+
+
+def test_resuming_on_another_world_size(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At an epoch's end it goes on; in mid-epoch, where the rows that are left are not known, it is refused."""
+    run, config = tmp_path / "run", trained.parent / "job.yaml"
+    shutil.copytree(trained, run)
+    shutil.rmtree(run / "checkpoints" / "step_00000010")
+    assert run_cli("train", config, "-o", run, "--resume") == 1
+    assert "saved in mid-epoch by 2 ranks, resumed by 1" in capsys.readouterr().err
+    shutil.rmtree(run)
+    assert on_two_ranks("train", config, "-o", run, "--set", "train.epochs=1") == [0, 0]
+    assert run_cli("train", config, "-o", run, "--resume") == 0  # two epochs now: the second one alone
+    steps = [record["step"] for record in curve(run) if record["kind"] == "train"]
+    assert steps == list(range(1, 6)) + list(range(6, 15))
+    losses = [record["loss"] for record in curve(run) if record["kind"] == "train"]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_fewer_rows_than_ranks_and_an_uneven_end(tmp_path: Path) -> None:
+    """One row in the test split: one rank has nothing but padding, and nobody waits for it."""
+    root = write_toy(tmp_path / "data", train=(65, 64), valid=3, test=1)
+    tree = toy_tree(root, train={"epochs": 1, "timeout_s": 60})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    assert on_two_ranks("train", tmp_path / "job.yaml", "-o", tmp_path / "run") == [0, 0]
+    assert last_metrics(tmp_path / "run", "test")["click/rows"] == 1
+    assert last_metrics(tmp_path / "run", "valid")["click/rows"] == 3
