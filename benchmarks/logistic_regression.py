@@ -12,6 +12,7 @@ Ids are one-hot, lists are bags divided by the root of their length, dense colum
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from scipy.sparse import csr_matrix, hstack  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -141,9 +143,11 @@ def _fit_one(
                 f"{label}: its {split} rows must hold both 0 and 1, and nothing else; leave it out of --labels"
             )
     model = LogisticRegression(C=args.inverse_regularisation, max_iter=args.max_iterations, tol=args.tolerance)
-    model.fit(x_train[chosen[0]], y_train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported with the result instead
+        model.fit(x_train[chosen[0]], y_train)
     result["auc"] = float(roc_auc_score(y_test, model.decision_function(x_test[chosen[1]])))
-    result["iterations"] = int(model.n_iter_[0])
+    result["converged"] = int(model.n_iter_[0]) < args.max_iterations
     truth = f"true_{label}"
     if truth in test.column_names and (space is None or f"true_{space}" in test.column_names):
         p = test[truth].to_numpy()[chosen[1]]
@@ -194,6 +198,7 @@ def _table(results: list[dict[str, Any]]) -> str:
     for r in results:
         bayes = f"{r['bayes_auc']:>9.4f}{r['share_of_bayes']:>8.1%}" if "bayes_auc" in r else f"{'-':>9}{'-':>8}"
         note = "" if r["decidable"] else f"  undecidable: under {FEW_POSITIVES} positives"
+        note += "" if r["converged"] else "  not converged: see --max-iterations"
         counts = f"{r['train_rows']:>12,}{r['test_rows']:>11,}{r['test_positives']:>11,}"
         lines.append(f"{r['label']:<16}{r['space'] or 'all rows':<12}{counts}{r['auc']:>9.4f}{bayes}{note}")
     return "\n".join(lines)

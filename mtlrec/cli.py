@@ -87,14 +87,15 @@ def evaluate(
     """Evaluate a run's last checkpoint; the number of ranks need not be that of the training."""
     from mtlrec.distributed.process_group import process_group
     from mtlrec.training.evaluate import evaluate as evaluate_model
+    from mtlrec.training.evaluate import evaluation_loader
     from mtlrec.training.sharded import load_run
 
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks)
-        metrics = evaluate_model(model.module, job, split, ranks)
+        loader = evaluation_loader(job, split, ranks)
+        metrics = evaluate_model(load_run(job, run, ranks).module, loader, job, ranks)
         if ranks.is_first:
             _report({split: metrics}, as_json)
 

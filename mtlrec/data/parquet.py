@@ -51,9 +51,10 @@ def list_row_groups(root: Path, patterns: Sequence[str], columns: Sequence[str])
     """
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(path for path in root.glob(pattern) if path.is_file())
+        whole = root / pattern  # the pattern itself, where that is absolute
+        found = sorted(path for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))) if path.is_file())
         if not found:
-            raise DataError(f"no file matches {root / pattern}; check data.root and the data.train/valid/test patterns")
+            raise DataError(f"no file matches {whole}; check data.root and the data.train/valid/test patterns")
         paths += [path for path in found if path not in paths]
     groups: list[RowGroup] = []
     for path in paths:

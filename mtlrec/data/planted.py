@@ -5,9 +5,9 @@ What is planted, and why so:
 - Five unit-variance scores per (user, item, context), one each for click, long_view, like, share and watch time. The
   logit of p(task | parent) is linear in its score; the score of a child correlates with its parent's by `correlation`,
   exactly so over a large sample: five unrelated functions are made orthonormal on it, then mixed along the funnel.
-- About half of a score's variance is additive (item, user, hour), which a linear model finds. The rest is not:
-  user segment x category, the user's hidden taste x category, hour x category, a bump of session depth, and the
-  distance of a video's length from what the segment likes.
+- Somewhat over half of a score's variance is additive (item, segment, device, hour), which a linear model finds. The
+  rest is not: user segment x category, the user's hidden taste x category, hour x category, bumps of session depth and
+  of the time since the last visit, and the distance of a video's length from what the segment likes.
 - The taste is no column. It shows in the user's id and in which videos the feed has shown them, hence in their history.
 
 Everything is a table indexed by small ids, plus modest deviations per user and item, so that embeddings of dimension 16
@@ -29,7 +29,7 @@ PARENT = {"long_view": "click", "like": "long_view", "share": "long_view", "watc
 ZIPF_EXPONENT, ZIPF_SHIFT = 1.0, 10.0
 # Standard deviation of each part of a score, before the scores are made orthonormal.
 WEIGHTS = {
-    "item": 0.65,
+    "item": 0.60,
     "user": 0.12,
     "segment": 0.40,
     "device": 0.25,
@@ -37,9 +37,9 @@ WEIGHTS = {
     "depth": 0.30,
     "visit": 0.25,
     "length": 0.40,
-    "segment_category": 0.50,
+    "segment_category": 0.55,
     "taste_category": 0.35,
-    "hour_category": 0.20,
+    "hour_category": 0.12,
 }
 # Logit of p(task | parent) = INTERCEPT + SLOPE * score.
 INTERCEPT = {"click": -0.75, "long_view": -0.2, "like": -1.8, "share": -2.6}
@@ -94,7 +94,7 @@ class World:
         def table(name: str, *shape: int) -> np.ndarray:
             values = rng.normal(size=(*shape, f))
             values -= values.mean(axis=0)
-            return (WEIGHTS[name] * values / values.std()).astype(np.float32)
+            return (WEIGHTS[name] * values / values.std(axis=0)).astype(np.float32)
 
         deviation, by_category = table("item", self.items), table("item", CATEGORIES)
         self._item_effect = (0.4 * deviation + 0.9 * by_category[self.category]).astype(np.float32)

@@ -37,8 +37,8 @@ BINS = 65_536
 def feed(
     out: Path,
     rows: int,
-    users: int = 10_000,
-    items: int = 3_000,
+    users: int = 5_000,
+    items: int = 2_000,
     seed: int = 0,
     correlation: float = 0.5,
     rows_per_file: int = 500_000,

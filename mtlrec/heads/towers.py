@@ -1,7 +1,7 @@
 """One small MLP per task, ending in one number.
 
-The towers are kept by task name, so that a job with one task more can take the others' weights; behind a prefix, because
-a `ModuleDict` has no room for a task called `forward`.
+The towers are kept by task name, so that a job with one task more can take the others' weights; behind a prefix,
+because a `ModuleDict` has no room for a task called `forward`.
 """
 
 from __future__ import annotations

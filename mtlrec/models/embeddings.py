@@ -27,7 +27,7 @@ def embedding_tables(
     """
     for name in tables:
         if hasattr(nn.ModuleDict(), name):
-            raise ValueError(f"tables.{name}: torch.nn.ModuleDict has an attribute of that name; call the table {name}_id")
+            raise ValueError(f"tables.{name}: torch.nn.ModuleDict has an attribute so named; call the table {name}_id")
     configs = [
         EmbeddingBagConfig(
             name=name,

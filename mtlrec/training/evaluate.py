@@ -12,10 +12,14 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.metrics import Metrics, TaskMetrics
 
 
+def evaluation_loader(job: JobConfig, split: str, ranks: Ranks) -> Loader:
+    """The rank's rows of train, valid or test, in the files' order. Raises DataError where files are missing."""
+    return Loader(job.data, getattr(job.data, split), Collator.of(job), ranks.rank, ranks.world_size)
+
+
 @torch.no_grad()
-def evaluate(model: DistributedModelParallel, job: JobConfig, split: str, ranks: Ranks) -> Metrics:
-    """Collective. `split` is train, valid or test. A pipeline that holds the model must be detached before."""
-    loader = Loader(job.data, getattr(job.data, split), Collator.of(job), ranks.rank, ranks.world_size)
+def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks) -> Metrics:
+    """Collective. A pipeline that holds the model must be detached before."""
     metrics = task_metrics(job, ranks.device)
     was_training = model.training
     model.eval()

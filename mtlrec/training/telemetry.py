@@ -20,6 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtlrec.training.metrics import Metrics
 
+ENOUGH_POSITIVES = 200
+"""Below it a split says little of a binary task: the table calls the task undecidable."""
+
 
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
@@ -126,7 +129,9 @@ def one_line(metrics: Metrics) -> str:
 def metrics_table(metrics: Metrics, title: str) -> Table:
     """Tasks down, metrics across; a metric that a task does not have is left blank."""
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    table = Table("task", *names, title=title)
+    few = [task for task, values in metrics.items() if values.get("positives", ENOUGH_POSITIVES) < ENOUGH_POSITIVES]
+    caption = f"undecidable, under {ENOUGH_POSITIVES} positives: {', '.join(few)}" if few else None
+    table = Table("task", *names, title=title, caption=caption)
     for task, values in metrics.items():
         table.add_row(task, *(_shown(name, values.get(name)) for name in names))
     return table

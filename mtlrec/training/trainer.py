@@ -29,7 +29,7 @@ from mtlrec.training.checkpoint import (
     load_tensors,
     read_job_state,
 )
-from mtlrec.training.evaluate import evaluate
+from mtlrec.training.evaluate import evaluate, evaluation_loader
 from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.sharded import build_sharded
@@ -60,6 +60,8 @@ class Trainer:
             seed=job.train.seed,
             pin_memory=ranks.device.type == "cuda",
         )
+        evaluated = [split for split in ("valid", "test") if getattr(job.data, split)]
+        self.evaluation_loaders = {split: evaluation_loader(job, split, ranks) for split in evaluated}
         self.total_steps = self._steps_until_the_end(Position())
         self.model = build_sharded(job, ranks)
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
@@ -119,9 +121,7 @@ class Trainer:
             while self.position.step < self.total_steps:
                 self._epoch(telemetry)
             self.pipeline.detach()
-            final = {
-                split: self._evaluate(split, telemetry) for split in ("valid", "test") if getattr(self.job.data, split)
-            }
+            final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
         return final
 
     def _epoch(self, telemetry: Telemetry) -> None:
@@ -172,7 +172,7 @@ class Trainer:
     def _on_schedule(self, telemetry: Telemetry, clock: _Clock) -> None:
         at, train = self.position, self.job.train
         epoch_ends, job_ends = at.epoch_step == 0, at.step == self.total_steps
-        if not job_ends and self.job.data.valid and _due(at.step, train.eval_every, epoch_ends):
+        if not job_ends and "valid" in self.evaluation_loaders and _due(at.step, train.eval_every, epoch_ends):
             with clock.paused():
                 self.pipeline.detach()
                 self._evaluate("valid", telemetry)
@@ -182,7 +182,7 @@ class Trainer:
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
         with self._autocast():
-            metrics = evaluate(self.model.module, self.job, split, self.ranks)
+            metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks)
         telemetry.evaluation(self.position.step, split, metrics)
         return metrics
 

@@ -49,6 +49,14 @@ def test_trained_on_two_and_evaluated_on_one(trained: Path, capsys: pytest.Captu
                 assert together[f"{task}/{name}"] == pytest.approx(value, rel=1e-5), (task, name)
 
 
+def test_evaluating_in_mid_epoch_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> None:
+    often = ["--set", "train.eval_every=2", "--set", "data.shuffle_buffer=100"]
+    assert on_two_ranks("train", trained.parent / "job.yaml", "-o", tmp_path / "run", *often) == [0, 0]
+    lines = [[r for r in curve(run) if r["kind"] == "train"] for run in (tmp_path / "run", trained)]
+    assert lines[0] == lines[1]
+    assert len([r for r in curve(tmp_path / "run") if r["kind"] == "valid"]) == 5
+
+
 def test_two_ranks_resume_bitwise(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained, run)

@@ -206,6 +206,7 @@ TYPE = ["--set", "features.sparse.item_id.table=type"]
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key": (["--set", "train.epoch=2"], "train.epoch = 2: unknown key"),
     "no such file": (["--set", "data.train=[nothing.parquet]"], "no file matches"),
+    "no test split": (["--set", "data.test=[later/*.parquet]"], "no file matches"),
     "missing column": (["--set", "features.dense.age.name=size"], "no column 'size'; the file has"),
     "id out of range": (["--set", "tables.item.rows=20"], "raise tables.item.rows"),
     "cuda on cpu": (["--set", "train.device=cuda"], "train.device is cuda"),

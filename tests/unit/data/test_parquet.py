@@ -94,6 +94,11 @@ def test_mistakes_name_the_file_and_the_column(tmp_path: Path) -> None:
         list_row_groups(tmp_path / "empty", ["*.parquet"], ["row"])
 
 
+def test_a_pattern_may_be_absolute(tmp_path: Path) -> None:
+    groups = write(tmp_path, [3, 4], 10)
+    assert list_row_groups(Path("elsewhere"), [f"{tmp_path}/*.parquet"], ["row"]) == groups
+
+
 def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
     groups = write(tmp_path, [40], 10)
     path = tmp_path / "000.parquet"

@@ -113,7 +113,7 @@ def test_a_file_of_another_format_is_named_in_one_line(tmp_path: Path, rows: lis
 
 
 def test_a_folder_without_the_files_and_a_folder_of_someone_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no census-income.data"):
+    with pytest.raises(ValueError, match=r"no census-income\.data"):
         census_income.prepare(tmp_path, tmp_path / "out")
     source = write_rows(tmp_path / "in", [made_row(i) for i in range(60)])
     (tmp_path / "out/train").mkdir(parents=True)
@@ -153,9 +153,7 @@ def test_the_download_is_read_from_the_archive_without_extracting(
         else:
             for name, text in halves.items():
                 outer.writestr(f"{name}.gz", gzip.compress(text.encode()))
-    monkeypatch.setattr(
-        census_income.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive.getvalue())
-    )
+    monkeypatch.setattr(census_income.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(archive.getvalue()))
     schema = census_income.prepare(None, tmp_path / "out")
     assert schema["rows"]["total"] == 60
     assert [row["age"] for row in read_all(tmp_path / "out")] == [float(i) for i in range(60)]
@@ -184,7 +182,9 @@ def test_ids_map_back_to_the_raw_text_wherever_train_has_it(real: Path) -> None:
     options = pa_csv.ReadOptions(column_names=census_income.COLUMNS)
     with gzip.open(REAL) as file:
         raw = pa_csv.read_csv(
-            file, options, convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(census_income.SPARSE, pa.string()))
+            file,
+            options,
+            convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(census_income.SPARSE, pa.string())),
         )
     names = json.loads((real / "vocabularies.json").read_text(encoding="utf-8"))
     test = pq.read_table(real / "test").slice(0, 300).to_pylist()
@@ -203,7 +203,13 @@ def test_a_logistic_regression_reaches_the_known_figures(real: Path) -> None:
     pytest.importorskip("sklearn")
     from benchmarks import logistic_regression
 
-    arguments = [str(real), "--log1p", "wage_per_hour,capital_gains,capital_losses,stock_dividends", "--max-iterations", "100"]
+    arguments = [
+        str(real),
+        "--log1p",
+        "wage_per_hour,capital_gains,capital_losses,stock_dividends",
+        "--max-iterations",
+        "100",
+    ]
     results = logistic_regression.run(logistic_regression._parser().parse_args(arguments))
     auc = {result["label"]: result["auc"] for result in results}
     assert auc["income"] > 0.935

@@ -28,7 +28,11 @@ def made_log(rows: int = 400) -> list[dict[str, int]]:
     for _ in range(rows):
         row = dict.fromkeys(HEADER.split(","), 0)
         row |= {"user_id": int(rng.integers(100, 106)), "video_id": int(rng.integers(50, 90)), "date": 20220408}
-        row |= {"hourmin": 1300, "time_ms": 1649400000000 + int(rng.integers(120)), "duration_ms": int(rng.integers(3)) * 1000}
+        row |= {
+            "hourmin": 1300,
+            "time_ms": 1649400000000 + int(rng.integers(120)),
+            "duration_ms": int(rng.integers(3)) * 1000,
+        }
         row |= {"play_time_ms": int(rng.integers(20000)), "is_click": int(rng.random() < 0.6)}
         row |= {"long_view": int(rng.random() < 0.4), "is_like": int(rng.random() < 0.5)}
         log.append(row)
@@ -101,9 +105,9 @@ def test_what_a_later_row_says_does_not_change_an_earlier_one(tmp_path: Path) ->
         kuairand.prepare(write_log(tmp_path / "log.csv", rows), folder)
     first = [pq.read_table(folder / "train") for folder in out]
     earlier = sum(row["time_ms"] < log[300]["time_ms"] for row in log)
-    rows = min(earlier, first[0].num_rows)
-    assert rows > 200
-    assert first[0].slice(0, rows).equals(first[1].slice(0, rows))
+    compared = min(earlier, first[0].num_rows)
+    assert compared > 200
+    assert first[0].slice(0, compared).equals(first[1].slice(0, compared))
 
 
 @pytest.mark.parametrize(

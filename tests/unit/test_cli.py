@@ -1,0 +1,75 @@
+"""The command line: help with an example for every verb, JSON that is nothing but JSON, statuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mtlrec.cli import app
+from mtlrec.config import JobConfig
+from tests.ranks import run_cli
+
+VERBS = [
+    ["train"],
+    ["evaluate"],
+    ["predict"],
+    ["recipes"],
+    ["schema"],
+    ["synth", "feed"],
+    ["prepare", "census-income"],
+    ["prepare", "kuairand"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
+    result = CliRunner().invoke(app, [*verb, "--help"], terminal_width=200)
+    assert result.exit_code == 0
+    assert f"Example: mtlrec {' '.join(verb)}" in result.output
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("recipes") == 0
+    assert {"census_ple", "feed_adatt_sp", "kuairand_mmoe"} <= set(capsys.readouterr().out.split())
+    assert run_cli("recipes", "census_ple") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# Census-Income")
+    assert JobConfig.model_validate(yaml.safe_load(text)).model.fusion.kind == "ple"
+    assert run_cli("recipes", "census_ple", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "census_ple"
+    assert run_cli("recipes", "census_mlp") == 2
+    assert "recipes are census_adatt_sp" in capsys.readouterr().err
+
+
+def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("schema") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert {"tables", "features", "tasks", "model"} <= set(schema["required"])
+
+
+def test_synth_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("synth", "feed", "--out", tmp_path / "feed", "--rows", "500", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["total"] == 500
+    assert run_cli("synth", "feed", "--out", tmp_path / "feed2", "--rows", "-3") == 2
+    assert "rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["census-income", "kuairand"])
+def test_a_missing_source_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("prepare", name, "--source", tmp_path / "nothing.gz", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "nothing.gz" in said[0]
+
+
+def test_evaluate_wants_a_run_and_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("evaluate", tmp_path) == 2
+    assert "no run (it has no config.yaml)" in capsys.readouterr().err
+    assert run_cli("evaluate", tmp_path, "--split", "dev") == 2
+    assert "there are train, valid and test" in capsys.readouterr().err
+
+
+def test_unknown_options_are_usage_errors() -> None:
+    assert run_cli("train", "census_ple", "--outptu", "x") == 2
