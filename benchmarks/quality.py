@@ -3,8 +3,8 @@
     python benchmarks/quality.py census --root data/census-income --jobs 2 --out benchmarks/results/census.json
 
 Trains every `DATASET_KIND` recipe with each seed, one process and one thread per job, `--jobs` at a time. Finished
-cells are kept in `--out` and not run again, so an interrupted table goes on where it stopped. The logistic regression of
-`logistic_regression.py` on the same split and columns stands in the last row; where the data set knows its true
+cells are kept in `--out` and not run again, so an interrupted table goes on where it stopped. The logistic regression
+of `logistic_regression.py` on the same split and columns stands in the last row; where the data set knows its true
 probabilities, so do the share of (Bayes AUC - 0.5) that was reached, below each AUC.
 """
 
