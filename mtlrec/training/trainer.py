@@ -78,7 +78,7 @@ class Trainer:
         (self.run / "plan.json").write_text(text + "\n", encoding="utf-8")
 
     def init_from(self, run: Path) -> WarmStart:
-        return warm_start(self.model.module, run)
+        return warm_start(self.model.module, self.job, run)
 
     def resume(self) -> Position:
         """Continues from the last checkpoint: weights, optimizers, random state, position in the data.

@@ -1,0 +1,74 @@
+"""Labels fit the parameters they describe, and a model with a task or a feature more computes what the old one did."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from mtlrec.config import JobConfig
+from mtlrec.models.axes import parameter_axes
+from mtlrec.models.build import build_model
+from mtlrec.training.warm_start import transplant
+from tests.toy import FUSIONS, toy_tree
+
+BOTTOMS: dict[str, dict[str, Any]] = {
+    "concat": {"kind": "concat"},
+    "concat_hidden": {"kind": "concat", "hidden": [12]},
+    "dot": {"kind": "dot", "hidden": [12]},
+    "dot_no_hidden": {"kind": "dot", "hidden": []},
+    "cross": {"kind": "cross"},
+    "cross_low_rank": {"kind": "cross", "rank": 3},
+}
+CASES = [(fusion, "concat") for fusion in FUSIONS] + [("adatt_sp", bottom) for bottom in BOTTOMS]
+
+
+def job_of(fusion: str, bottom: str, more: bool) -> JobConfig:
+    """The toy job; with `more`, one more task in the middle, one more dense and one more sparse feature in front."""
+    tree = copy.deepcopy(toy_tree(model={"bottom": BOTTOMS[bottom], "fusion": FUSIONS[fusion]}))
+    tree["tasks"] = tree["tasks"][:3]
+    if fusion == "ple":
+        tree["model"]["fusion"] = tree["model"]["fusion"] | {"num_task_experts": [1, 9, 2, 1] if more else [1, 2, 1]}
+    if more:
+        tree["tasks"].insert(1, {"name": "share", "label": "is_share"})
+        tree["features"]["dense"].insert(0, {"name": "clock"})
+        tree["features"]["sparse"].insert(0, {"name": "category", "table": "item"})
+    return JobConfig.model_validate(tree)
+
+
+@pytest.mark.parametrize(("fusion", "bottom"), CASES)
+@pytest.mark.parametrize("more", [False, True])
+def test_labels_fit_the_parameters(fusion: str, bottom: str, more: bool) -> None:
+    job = job_of(fusion, bottom, more)
+    model = build_model(job)
+    axes = parameter_axes(model, job)
+    for name, parameter in model.named_parameters():
+        if name.startswith("over_arch."):
+            sizes = [
+                size if labels is None else len(labels)
+                for labels, size in zip(axes[name], parameter.shape, strict=True)
+            ]
+            assert sizes == list(parameter.shape), name
+            assert all(labels is None or len(set(labels)) == len(labels) for labels in axes[name]), name
+
+
+@pytest.mark.parametrize(("fusion", "bottom"), CASES)
+def test_the_grown_model_computes_what_the_old_one_did(fusion: str, bottom: str) -> None:
+    """Once what stayed fresh is silenced: new columns and experts at zero, gates that never choose a new expert."""
+    old_job, new_job = job_of(fusion, bottom, False), job_of(fusion, bottom, True)
+    old, new = (build_model(job).over_arch for job in (old_job, new_job))
+    old_axes = parameter_axes(build_model(old_job), old_job)
+    new_axes = parameter_axes(build_model(new_job), new_job)
+    old_parameters = dict(old.named_parameters())
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            is_gate_bias = "gates" in name and name.endswith("bias") and "selector" not in name
+            parameter.fill_(-1e4 if is_gate_bias else 0.0)
+            if name in old_parameters:
+                full = f"over_arch.{name}"
+                assert transplant(old_parameters[name], old_axes[full], parameter, new_axes[full]) > 0, name
+        dense, embeddings = torch.randn(6, 2), [torch.randn(6, 8) for _ in range(3)]
+        wanted = old.heads(old.fusion(old.bottom(dense, embeddings))).value
+        more_dense = torch.cat([torch.zeros(6, 1), dense], 1)
+        got = new.heads(new.fusion(new.bottom(more_dense, [torch.zeros(6, 8), *embeddings]))).value
+    torch.testing.assert_close(got[:, [0, 2, 3]], wanted, rtol=1e-5, atol=1e-6)
