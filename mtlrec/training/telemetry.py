@@ -62,7 +62,7 @@ class Telemetry:
         losses = " ".join(f"{key.removeprefix('loss/')} {v:.4f}" for key, v in values.items() if key.startswith("loss"))
         rate = f"{values['samples_per_s']:,.0f} samples/s, data wait {values['data_wait']:.1%}"
         if self._bar:
-            self._bar.update(self._task, completed=step, status=f"{losses} | {rate}")
+            self._bar.update(self._task, completed=step, status=f"loss {values['loss']:.4f} | {rate}")
         else:
             done = step - self._first_step
             eta = (time.perf_counter() - self._started) / max(done, 1) * (self.total_steps - step)
@@ -72,10 +72,11 @@ class Telemetry:
         if not self.active:
             return
         self._write({"step": step, "kind": split, **flatten(metrics)})
+        line = f"step {step} | {split} | {one_line(metrics)}"
         if self._bar:
-            self._bar.console.print(metrics_table(metrics, f"{split} after {step} steps"))
+            self._bar.console.print(line)
         else:
-            say(f"step {step} | {split} | {one_line(metrics)}")
+            say(line)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(jsonable(record)) + "\n")
