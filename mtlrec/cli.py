@@ -20,7 +20,8 @@ import typer
 import yaml
 
 from mtlrec.config import JobConfig
-from mtlrec.config_file import ConfigError, load_config, parse_config, recipe_text
+from mtlrec.config_errors import ConfigError
+from mtlrec.config_file import load_config, parse_config, recipe_text
 from mtlrec.config_file import recipes as recipe_names
 
 app = typer.Typer(
@@ -46,32 +47,33 @@ def train(
     config: Config,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")],
     set_: Set = None,
-    resume: Annotated[bool, typer.Option(help="Continue the run in --output from its last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the run in --output from its last checkpoint, if it has one.")
+    ] = False,
     init_from: Annotated[Path | None, typer.Option(help="Start from the weights of another run.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Remove what is in --output first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a job and report the metrics of its valid and test splits."""
-    from mtlrec.distributed.process_group import process_group
+    from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.training.telemetry import say
     from mtlrec.training.trainer import Trainer
 
     job = load_config(config, set_ or [])
-    resume = resume or (int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and _has_checkpoint(output))
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        if ranks.is_first:
-            _prepare_folder(output, job, resume, overwrite)
+        on_first_rank(ranks, lambda: _prepare_folder(output, resume, overwrite, init_from))
         trainer = Trainer(job, output, ranks)
-        if ranks.is_first:
-            trainer.write_plan()
-        if resume:
-            at = trainer.resume()
-            if ranks.is_first:
-                say(f"resumed after step {at.step} (epoch {at.epoch})")
+        at = trainer.resume() if resume else trainer.position
+        if at.step:
+            message = f"resumed after step {at.step} (epoch {at.epoch})"
         elif init_from is not None:
-            report = trainer.init_from(init_from)
-            if ranks.is_first:
-                say(f"started from {init_from}: {report}")
+            message = f"started from {init_from}: {trainer.init_from(init_from)}"
+        else:
+            message = f"{output}: no checkpoint yet, starting from the beginning" if resume else ""
+        if ranks.is_first and message:
+            say(message)
+        trainer.describe()
         final = trainer.fit()
         if ranks.is_first:
             _report(final, as_json)
@@ -188,19 +190,24 @@ def prepare_kuairand(
 # ---- the parts
 
 
-def _prepare_folder(output: Path, job: JobConfig, resume: bool, overwrite: bool) -> None:
+OWN_FILES = ("config.yaml", "plan.json", "metrics.jsonl", "events.out.tfevents.*")
+
+
+def _prepare_folder(output: Path, resume: bool, overwrite: bool, init_from: Path | None) -> None:
+    """Makes the run's folder; `overwrite` removes what a run puts there and nothing else."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output}: is a file; name a folder")
     if (output / "config.yaml").exists() and not resume:
         if not overwrite:
             raise ConfigError(f"--output {output}: already holds a run; --resume continues it, --overwrite removes it")
-        shutil.rmtree(output)
+        if init_from is not None and init_from.resolve() == output.resolve():
+            raise ConfigError(
+                f"--init-from {init_from}: is the run that --overwrite would remove; name another --output"
+            )
+        for path in [path for pattern in OWN_FILES for path in output.glob(pattern)]:
+            path.unlink()
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(yaml.safe_dump(job.dump(), sort_keys=False), encoding="utf-8")
-
-
-def _has_checkpoint(run: Path) -> bool:
-    from mtlrec.training.checkpoint import Checkpoints
-
-    return Checkpoints(run).latest() is not None
 
 
 def _job_of(run: Path, overrides: list[str]) -> JobConfig:
@@ -246,7 +253,7 @@ def run_command(command: Callable[[], Any]) -> int:
     except SystemExit as exit_:
         return int(exit_.code or 0) if not isinstance(exit_.code, str) else 1
     except ValueError as error:
-        if type(error).__module__.startswith("mtlrec.") or type(error) is ValueError:
+        if _raised_by_us(error):
             return _mistake(str(error))
         raise
     except RuntimeError as error:
@@ -264,6 +271,14 @@ def _quiet_libraries() -> None:
     for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
+
+
+def _raised_by_us(error: ValueError) -> bool:
+    """Whether it was raised in a file of this package: a ValueError of torch or NumPy is no user's mistake."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "mtlrec"
 
 
 def _mistake(message: str) -> int:

@@ -1,8 +1,8 @@
 """The job: one strict pydantic tree, one YAML file, one vocabulary.
 
-Unknown keys are errors, and every error says which key, which value, what is allowed, and on which line of the YAML
-(`config_file.py` writes that line). Kinds are discriminated unions, so that `grep "mmoe"` finds where one is declared.
-Nothing here imports torch: a config can be checked on a login node in a moment.
+Unknown keys are errors, and every error says which key, which value, what is allowed, and on which line of the
+YAML (`config_errors.py` writes that line). Kinds are discriminated unions, so that `grep "mmoe"` finds where one is
+declared. Nothing here imports torch: a config can be checked on a login node in a moment.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DataConfig(Strict):
     """Where the rows are. `train`, `valid` and `test` are file names or globs, relative to `root`."""
 
     root: Path = Path(".")
-    train: list[str] = ["train/*.parquet"]
+    train: Annotated[list[str], Field(min_length=1)] = ["train/*.parquet"]
     valid: list[str] = ["valid/*.parquet"]
     test: list[str] = ["test/*.parquet"]
     batch_size: PositiveInt = Field(1024, description="rows per rank and step")
@@ -209,7 +209,7 @@ class DecayWeighting(Strict):
 
     kind: Literal["decay"]
     initial: dict[Name, NonNegative] = Field({}, description="w_k0 by task; the task's weight where not given")
-    rate: dict[Name, Positive] = {}
+    rate: dict[Name, Annotated[float, Field(gt=0.0, le=1.0)]] = {}
     unit: Literal["epoch", "step"] = "epoch"
 
 
@@ -321,6 +321,9 @@ class JobConfig(Strict):
                 seen.add(feature.name)
                 if section == "sparse" and feature.table not in self.tables:
                     raise LocatedError((*path, "table"), f"no such table; tables are {_names(self.tables)}")
+        for index, name in enumerate(self.data.keys):
+            if name in self.data.keys[:index]:
+                raise LocatedError(("data", "keys", index), f"'{name}' is named twice")
         for table in self.tables:
             if all(feature.table != table for feature in self.features.sparse):
                 raise LocatedError(("tables", table), "no feature reads this table; name it in a feature or remove it")
@@ -343,8 +346,7 @@ class JobConfig(Strict):
                     )
                 if task.space is not None:
                     raise LocatedError((*path, "space"), f"given already sets the space ({task.given} == 1); drop one")
-            if task.space in by_name and by_name[str(task.space)].kind != "binary":
-                raise LocatedError((*path, "space"), "is a regression task; a space is a binary task or a 0/1 column")
+            self._check_space(index, task, by_name)
             walked, parent = [task.name], task.given
             while parent is not None:
                 if parent in walked:
@@ -352,6 +354,19 @@ class JobConfig(Strict):
                     raise LocatedError((*path, "given"), f"the task graph has a cycle: {loop}")
                 walked.append(parent)
                 parent = by_name[parent].given if parent in by_name else None
+
+    def _check_space(self, index: int, task: Task, by_name: Mapping[str, Task]) -> None:
+        """A space is a binary task or a 0/1 column, and not the task itself: it would see its positives only."""
+        path = ("tasks", index, "space")
+        regressed = {other.label for other in self.tasks if other.kind == "regression"}
+        if task.kind == "binary" and task.label in regressed:
+            raise LocatedError(("tasks", index, "label"), "is a regression's label too; a binary label is 0 or 1")
+        if task.space is None:
+            return
+        if task.space in regressed or (task.space in by_name and by_name[task.space].kind != "binary"):
+            raise LocatedError(path, "is a regression; a space is a binary task or a 0/1 column")
+        if task.space in (task.name, task.label):
+            raise LocatedError(path, "is the task itself, which would then be trained on its positives alone")
 
     def _check_task_features(self) -> None:
         if all(task.features is None for task in self.tasks):
@@ -395,10 +410,6 @@ class JobConfig(Strict):
         tasks = {task.name for task in self.tasks}
         spaces = [task.space for task in self.tasks if task.space is not None and task.space not in tasks]
         return list(dict.fromkeys([task.label for task in self.tasks] + spaces))
-
-    @property
-    def input_columns(self) -> list[str]:
-        return self.features.names
 
     def dump(self) -> dict[str, Any]:
         """Plain YAML types; `JobConfig.model_validate(job.dump()) == job`."""

@@ -91,7 +91,7 @@ class Collator:
 
 
 def _transformed(column: pa.ChunkedArray, feature: DenseFeature) -> np.ndarray:
-    values = _floats(column, feature.name)
+    values = _floats(column, feature.name)  # float64: a time in milliseconds has more digits than float32
     if feature.transform == "log1p":
         if (values < 0).any():
             raise DataError(f"feature '{feature.name}' holds {np.nanmin(values):g}; log1p takes values >= 0")
@@ -102,10 +102,10 @@ def _transformed(column: pa.ChunkedArray, feature: DenseFeature) -> np.ndarray:
 
 
 def _floats(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """[rows] float32, null as NaN."""
+    """[rows] float64, null as NaN."""
     if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
         raise DataError(f"column '{name}' is {column.type}; a dense feature or label is a number or a boolean")
-    return np.array(pc.cast(column, pa.float32(), safe=False).to_numpy(), np.float32)
+    return np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -120,8 +120,16 @@ def read_window(window: Sequence[Slice], columns: Sequence[str] | None, rng: np.
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{piece.group.path}: row group {piece.group.index} cannot be read ({error})") from None
         tables.append(table.slice(piece.start, len(piece)))
-    table = pa.concat_tables(tables, promote_options="permissive")
+    table = _stacked(tables)
     return table if rng is None else table.take(pa.array(rng.permutation(table.num_rows)))
+
+
+def _stacked(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table; a column that is int32 in one file and int64 in another becomes the wider."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the files' columns have different types ({' '.join(str(error).split())})") from None
 
 
 @lru_cache(maxsize=16)
@@ -183,7 +191,7 @@ def read_batches(
             if rest is None or not rest.num_rows:
                 rest, origin = table, []
             else:
-                rest = pa.concat_tables([rest, table])
+                rest = _stacked([rest, table])
             origin = list(dict.fromkeys([*origin, *(str(piece.group.path) for piece in window)]))
         if rest is None:
             rest = _no_rows(groups[0], columns)

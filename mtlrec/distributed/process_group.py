@@ -8,13 +8,16 @@ it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,28 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
         yield Ranks(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), chosen)
     finally:
         dist.destroy_process_group()
+
+
+def on_first_rank(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Collective. Rank 0 does `work` and every rank gets what it returned.
+
+    Where it fails, rank 0 raises its error and the others leave with status 1: a mistake that only rank 0 can see must
+    not keep them waiting in the next collective.
+    """
+    told: list[Any] = [None, False]
+    error: Exception | None = None
+    if ranks.is_first:
+        try:
+            told[0] = work()
+        except Exception as caught:
+            error, told[1] = caught, True
+    dist.broadcast_object_list(told)
+    if error is not None:
+        raise error
+    if told[1]:
+        raise SystemExit(1)
+    result: T = told[0]
+    return result
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

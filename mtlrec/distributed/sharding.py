@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -14,7 +13,7 @@ from torchrec.distributed.planner.types import ParameterConstraints, PlannerErro
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
 
 from mtlrec.config import JobConfig
-from mtlrec.distributed.process_group import Ranks
+from mtlrec.distributed.process_group import Ranks, on_first_rank
 
 GIB = 1024**3
 
@@ -46,13 +45,15 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         constraints=_constraints(job, ranks),
         debug=False,
     )
-    try:
-        return planner.collective_plan(module, _sharders(), dist.GroupMember.WORLD)
-    except PlannerError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"sharding: no plan for {ranks.world_size} ranks within sharding.constraints: {reason}"
-        ) from None
+
+    def plan() -> ShardingPlan:
+        try:
+            return planner.plan(module, _sharders())
+        except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
+
+    return on_first_rank(ranks, plan)
 
 
 def shard(module: nn.Module, plan: ShardingPlan, ranks: Ranks, seed: int) -> DistributedModelParallel:
@@ -74,6 +75,7 @@ def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, Any]]:
                 "sharding_type": sharding.sharding_type,
                 "compute_kernel": sharding.compute_kernel,
                 "ranks": list(sharding.ranks or []),
+                "shards": [list(shard.shard_sizes) for shard in getattr(sharding.sharding_spec, "shards", [])],
             }
     return dict(sorted(described.items()))
 
@@ -90,8 +92,21 @@ def _constraints(job: JobConfig, ranks: Ranks) -> dict[str, ParameterConstraints
         kernels: list[str] | None = None if wanted is None or wanted.kernels is None else list(wanted.kernels)
         if types is None and job.optim.sparse.kind == "adam":
             types = _types_without_data_parallel(ranks)
-        constraints[table] = ParameterConstraints(sharding_types=types, compute_kernels=kernels)
+        constraints[table] = ParameterConstraints(
+            sharding_types=types,
+            compute_kernels=kernels,
+            min_partition=_column_width(job.tables[table].dim, ranks.world_size) if wanted else None,
+        )
     return constraints
+
+
+def _column_width(dim: int, world_size: int) -> int:
+    """Narrowest shard of a table that the config wants sharded by columns: a share per rank, in multiples of 4.
+
+    TorchRec's own limit is 128 columns, below which such a table stays in one piece.
+    """
+    widths = [width for width in range(4, dim + 1, 4) if dim % width == 0 and width * world_size >= dim]
+    return widths[0]
 
 
 def _types_without_data_parallel(ranks: Ranks) -> list[str]:

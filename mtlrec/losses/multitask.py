@@ -55,7 +55,8 @@ class MultiTaskLoss(nn.Module):
         """labels, label_mask [B, C]; weights [B], 0 for padding rows."""
         populations = self.spaces(labels, label_mask, weights)
         in_space = populations.space * weights[:, None]
-        numerators = (in_space * self._row_losses(outputs, populations.targets)).sum(0)
+        targets = populations.targets.where(in_space > 0, 0.0)  # outside, a label may be anything: 0 * inf is NaN
+        numerators = (in_space * self._row_losses(outputs, targets)).sum(0)
         totals, world_size = _sum_over_ranks(torch.stack([numerators.detach(), in_space.sum(0)]))
         denominators = totals[1].where(totals[1] > 0, 1.0)
         loss = (self.task_weights * world_size * numerators / denominators).sum()

@@ -35,13 +35,14 @@ class SampleSpaces:
     Args:
         labels: index of each task's label column
         parents: index of the task each one follows, or None
-        conditions: index of the column that must be 1 for the row to belong to the task, or None
+        conditions: ("task", index) or ("column", index) of what must be 1 for the row to belong to the task, or None;
+            of a task it is the consistent target that counts
         conditional: whether a child is trained where its parent is 1 only (independent towers), or on the root's space
     """
 
     labels: Sequence[int]
     parents: Sequence[int | None]
-    conditions: Sequence[int | None]
+    conditions: Sequence[tuple[str, int] | None]
     conditional: bool
 
     def __call__(self, columns: Tensor, known: Tensor, weights: Tensor) -> Populations:
@@ -50,24 +51,30 @@ class SampleSpaces:
         `space` is where the loss is taken, `entire_space` where p(task) over all impressions is compared with the
         target; for a root and under `conditional=False` they are the same.
         """
+        order = topological_order(self.parents)
+        present = (weights > 0).to(columns.dtype)
         targets: dict[int, Tensor] = {}
+        is_known: dict[int, Tensor] = {}
         entire: dict[int, Tensor] = {}
         space: dict[int, Tensor] = {}
         changed: dict[int, Tensor] = {}
-        present = (weights > 0).to(columns.dtype)
-        for task in topological_order(self.parents):
-            column, parent = self.labels[task], self.parents[task]
-            label, is_known = columns[:, column], known[:, column]
+        for task in order:
+            parent, label, label_known = self.parents[task], *(part[:, self.labels[task]] for part in (columns, known))
             if parent is None:
-                targets[task], changed[task] = label, torch.zeros_like(present).sum()
-                entire[task] = space[task] = present * is_known * self._condition(task, columns, known)
-                continue
-            above = targets[parent]
-            targets[task] = label * above
-            inside = entire[parent] * self._condition(task, columns, known)
-            entire[task] = inside * torch.maximum(is_known, 1 - above)
-            changed[task] = (entire[parent] * is_known * label * (1 - above)).sum()
-            space[task] = inside * is_known * above if self.conditional else entire[task]
+                targets[task], is_known[task] = label, label_known
+            else:
+                above = targets[parent]
+                targets[task], is_known[task] = label * above, torch.maximum(label_known, 1 - above)
+        for task in order:
+            parent, label, label_known = self.parents[task], *(part[:, self.labels[task]] for part in (columns, known))
+            inside = present if parent is None else entire[parent]
+            inside = inside * self._condition(task, columns, known, targets, is_known)
+            entire[task] = inside * is_known[task]
+            if parent is None:
+                space[task], changed[task] = entire[task], torch.zeros_like(present).sum()
+            else:
+                space[task] = inside * label_known * targets[parent] if self.conditional else entire[task]
+                changed[task] = (inside * label_known * label * (1 - targets[parent])).sum()
         tasks = range(len(self.labels))
         return Populations(
             targets=torch.stack([targets[task] for task in tasks], dim=1),
@@ -76,8 +83,14 @@ class SampleSpaces:
             changed=torch.stack([changed[task] for task in tasks]),
         )
 
-    def _condition(self, task: int, columns: Tensor, known: Tensor) -> Tensor:
+    def _condition(
+        self, task: int, columns: Tensor, known: Tensor, targets: dict[int, Tensor], is_known: dict[int, Tensor]
+    ) -> Tensor:
+        """[B] 0/1: unknown counts as no."""
         condition = self.conditions[task]
         if condition is None:
             return torch.ones_like(columns[:, 0])
-        return known[:, condition] * (columns[:, condition] == 1).to(columns.dtype)
+        kind, index = condition
+        if kind == "task":
+            return targets[index] * is_known[index]
+        return (columns[:, index] == 1).to(columns.dtype) * known[:, index]

@@ -23,6 +23,8 @@ from mtlrec.models.multitask import MultiTaskModel
 
 Labels = Sequence[Hashable] | None
 Axes = dict[str, tuple[Labels, ...]]
+SHARED = ("module", "shared")
+"""PLE's shared module; no task can be called that."""
 
 
 def parameter_axes(model: MultiTaskModel, job: JobConfig) -> Axes:
@@ -82,6 +84,7 @@ def _bottom(bottom: Bottom, job: JobConfig) -> Axes:
 
 def _fusion(fusion: object, columns: Labels, tasks: list[str]) -> Axes:
     axes: Axes = {}
+    owners: Sequence[Hashable]
     match fusion:
         case layers.SharedBottom():
             return {"mlp.net.0.weight": (None, columns)}
@@ -89,18 +92,20 @@ def _fusion(fusion: object, columns: Labels, tasks: list[str]) -> Axes:
             return _bank("experts", fusion.experts, tasks, columns)
         case layers.MMoE():
             levels = _levels(fusion.experts, fusion.gates)
-            experts = [("expert", i) for i in range(levels[0][0].num_experts)]
+            experts: list[Hashable] = [("expert", i) for i in range(levels[0][0].num_experts)]
             for level, (bank, gates) in enumerate(levels):
                 axes |= _bank(f"experts.{level}", bank, experts, None if level else columns)
                 owners = tasks if level == len(levels) - 1 else experts
                 axes |= _gates(f"gates.{level}", gates, owners, experts, columns)
         case layers.PLE() | layers.AdaTTSp():
             levels = _levels(fusion.experts, fusion.gates)
-            slots = zip([*tasks, "shared"], levels[0][0].experts_per_slot, strict=False)
-            experts = [(owner, i) for owner, count in slots for i in range(count)]
+            owners = [*tasks, SHARED]
+            experts = [
+                (owners[slot], i) for slot, count in enumerate(levels[0][0].experts_per_slot) for i in range(count)
+            ]
             for level, (bank, gates) in enumerate(levels):
                 axes |= _bank(f"experts.{level}", bank, experts, None if level else columns)
-                axes |= _gates(f"gates.{level}", gates, [*tasks, "shared"], experts, None if level else columns)
+                axes |= _gates(f"gates.{level}", gates, owners, experts, None if level else columns)
                 axes[f"residuals.{level}.weight"] = (tasks, None)  # of AdaTT with several experts per task
     return axes
 

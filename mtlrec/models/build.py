@@ -92,13 +92,17 @@ def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
 
 def build_spaces(job: JobConfig, conditional: bool) -> SampleSpaces:
     columns = job.label_columns
-    labels = {task.name: task.label for task in job.tasks}
+    names = [task.name for task in job.tasks]
+
+    def condition(space: str | None) -> tuple[str, int] | None:
+        if space is None:
+            return None
+        return ("task", names.index(space)) if space in names else ("column", columns.index(space))
+
     return SampleSpaces(
         labels=[columns.index(task.label) for task in job.tasks],
         parents=task_parents(job),
-        conditions=[
-            None if task.space is None else columns.index(labels.get(task.space, task.space)) for task in job.tasks
-        ],
+        conditions=[condition(task.space) for task in job.tasks],
         conditional=conditional,
     )
 

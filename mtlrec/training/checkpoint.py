@@ -11,6 +11,7 @@ code.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 STEP = "step_{:08d}"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names it."""
 
 
@@ -41,10 +42,13 @@ class Position:
 
 @dataclass(frozen=True)
 class JobState:
-    """What is saved beside the tensors, as JSON."""
+    """What is saved beside the tensors, as JSON.
+
+    `data_order` is all that an epoch's order of rows follows from, the number of ranks among it.
+    """
 
     position: Position
-    world_size: int
+    data_order: dict[str, Any]
     config: dict[str, Any]
     plan: dict[str, Any]
 
@@ -73,29 +77,47 @@ class Checkpoints:
                 shutil.rmtree(left)
             writing.mkdir(parents=True)
         dist.barrier()
-        dcp.save(tensors, storage_writer=FileSystemWriter(writing))
+        try:
+            dcp.save(tensors, storage_writer=FileSystemWriter(writing))
+        except dcp.api.CheckpointException as error:
+            raise CheckpointError(f"{writing}: {_reason(error)}") from None
         if first:
-            (writing / "job.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            _write_synced(writing / "job.json", json.dumps(asdict(state), indent=1))
             final = self.folder / name
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                final.rename(self.folder / f".writing_{name}_before")
             writing.rename(final)
-            for old in self.complete()[: -self.keep]:
+            for old in [*self.complete()[: -self.keep], *self.folder.glob(".writing_*")]:
                 shutil.rmtree(old)
         dist.barrier()
 
 
 def read_job_state(checkpoint: Path) -> JobState:
-    raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
-    return JobState(Position(**raw["position"]), raw["world_size"], raw["config"], raw["plan"])
+    try:
+        raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
+        return JobState(Position(**raw["position"]), raw["data_order"], raw["config"], raw["plan"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({error!r})") from None
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _reason(error: dcp.api.CheckpointException) -> str:
+    """One line; CheckpointException is a BaseException, which an `except Exception` would miss."""
+    return " ".join("; ".join(dict.fromkeys(str(failure[0]) for failure in error.failures.values())).split())
 
 
 def load_tensors(tensors: dict[str, Any], checkpoint: Path) -> None:
     """Collective. Fills `tensors` in place, resharding as needed."""
     try:
         dcp.load(tensors, storage_reader=SafeReader(checkpoint))
-    except dcp.api.CheckpointException as error:  # a BaseException, which a caller's `except Exception` would miss
-        reason = "; ".join(str(failure[0]) for failure in error.failures.values())
-        raise CheckpointError(f"{checkpoint}: {reason}") from None
+    except dcp.api.CheckpointException as error:
+        raise CheckpointError(f"{checkpoint}: {_reason(error)}") from None
 
 
 def saved_shapes(checkpoint: Path) -> dict[str, torch.Size]:
@@ -144,6 +166,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
+        module = "pathlib" if module == "pathlib._local" else module  # where Python 3.13 keeps its paths
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if name in self.ALLOWED.get(module, set()) or is_dtype:
             return super().find_class(module, name)

@@ -36,67 +36,83 @@ class TaskMetrics:
 
     def __init__(
         self, tasks: Sequence[str], is_binary: Sequence[bool], has_parent: Sequence[bool], device: torch.device
-    ):
+    ) -> None:
         self.tasks, self.is_binary, self.has_parent = list(tasks), list(is_binary), list(has_parent)
         count = len(self.tasks)
-        self.histogram = torch.zeros(count, 2, BINS, dtype=torch.float64, device=device)
-        self.entire_histogram = torch.zeros(count, 2, BINS, dtype=torch.float64, device=device)
+        wanted = [(task, False) for task in range(count) if is_binary[task]]
+        wanted += [(task, True) for task in range(count) if has_parent[task]]
+        self.histograms = {
+            key: torch.zeros(2, BINS, dtype=torch.float64, device=device) for key in wanted
+        }  # by (task, over all impressions)
         self.sums = torch.zeros(count, 4, dtype=torch.float64, device=device)
         self.changed = torch.zeros(count, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, step: StepOutput) -> None:
         outputs, populations = step.outputs, step.report.populations
-        targets = populations.targets
         space = populations.space * step.weights[:, None]
         entire = populations.entire_space * step.weights[:, None]
+        targets = populations.targets.where(entire + space > 0, 0.0)  # outside, a label may be anything
         self.changed += populations.changed
         for task, is_binary in enumerate(self.is_binary):
             target, weight = targets[:, task], space[:, task].double()
             if is_binary:
                 log_p, log_not_p = outputs.log_p[:, task], outputs.log_not_p[:, task]
-                self._add_to(self.histogram[task], log_p - log_not_p, target, weight)
+                self._count((task, False), log_p - log_not_p, target, weight)
                 loss = -(target * log_p + (1 - target) * log_not_p)
                 self._sum(task, weight, weight * target, weight * loss, weight * log_p.exp())
                 if self.has_parent[task]:
                     log_entire = outputs.log_entire_p[:, task].clamp(max=-1e-7)
                     logit = log_entire - torch.log(-torch.expm1(log_entire))
-                    self._add_to(self.entire_histogram[task], logit, target, entire[:, task].double())
+                    self._count((task, True), logit, target, entire[:, task].double())
             else:
                 error = (outputs.value[:, task] - target).double()
                 self._sum(task, weight, weight * target, weight * error.square(), weight * error.abs())
 
-    def _add_to(self, histogram: Tensor, logit: Tensor, target: Tensor, weight: Tensor) -> None:
+    def _count(self, key: tuple[int, bool], logit: Tensor, target: Tensor, weight: Tensor) -> None:
         bins = ((logit + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE))).clamp(0, BINS - 1).long()
-        histogram.view(-1).index_add_(0, bins + BINS * target.long(), weight)
+        self.histograms[key].view(-1).index_add_(0, bins + BINS * target.long(), weight)
 
     def _sum(self, task: int, *columns: Tensor) -> None:
         self.sums[task] += torch.stack([column.double().sum() for column in columns])
 
     def compute(self) -> Metrics:
-        """Collective: every rank calls it and gets the same."""
-        if dist.is_initialized():
-            for tensor in (self.histogram, self.entire_histogram, self.sums, self.changed):
-                dist.all_reduce(tensor)
-        return {name: self._of_task(task) for task, name in enumerate(self.tasks)}
-
-    def _of_task(self, task: int) -> dict[str, float]:
-        rows, positives, loss, predicted = self.sums[task].tolist()
-        if not self.is_binary[task]:
-            return {"mse": _ratio(loss, rows), "mae": _ratio(predicted, rows), "rows": rows}
-        entropy = _entropy(_ratio(positives, rows))
-        metrics = {
-            "auc": auc(self.histogram[task]),
-            "ne": _ratio(_ratio(loss, rows), entropy),
-            "log_loss": _ratio(loss, rows),
-            "calibration": _ratio(predicted, positives),
-            "rows": rows,
-            "positives": positives,
-        }
-        if self.has_parent[task]:
-            metrics["entire_auc"] = auc(self.entire_histogram[task])
-            metrics["inconsistent_labels"] = self.changed[task].item()
+        """Collective: every rank calls it and gets the same. What was accumulated stays as it is."""
+        histograms = {key: _sum_over_ranks(histogram) for key, histogram in self.histograms.items()}
+        sums, changed = _sum_over_ranks(self.sums), _sum_over_ranks(self.changed)
+        metrics: Metrics = {}
+        for task, name in enumerate(self.tasks):
+            if not self.is_binary[task]:
+                metrics[name] = _regression(sums[task])
+                continue
+            metrics[name] = {"auc": auc(histograms[task, False]), **_binary(sums[task])}
+            if self.has_parent[task]:
+                metrics[name]["entire_auc"] = auc(histograms[task, True])
+                metrics[name]["inconsistent_labels"] = changed[task].item()
         return metrics
+
+
+def _binary(sums: Tensor) -> dict[str, float]:
+    rows, positives, loss, predicted = sums.tolist()
+    return {
+        "ne": _ratio(_ratio(loss, rows), _entropy(_ratio(positives, rows))),
+        "log_loss": _ratio(loss, rows),
+        "calibration": _ratio(predicted, positives),
+        "rows": rows,
+        "positives": positives,
+    }
+
+
+def _regression(sums: Tensor) -> dict[str, float]:
+    rows, _, squared, absolute = sums.tolist()
+    return {"mse": _ratio(squared, rows), "mae": _ratio(absolute, rows), "rows": rows}
+
+
+def _sum_over_ranks(accumulated: Tensor) -> Tensor:
+    total = accumulated.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
 
 
 def auc(histogram: Tensor) -> float:

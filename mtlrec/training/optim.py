@@ -100,19 +100,37 @@ class Optimizers:
             group["lr"] = rate
 
     def state(self) -> dict[str, Any]:
-        """Every state tensor by parameter name; the lazily made ones are made first, so that loading has a place."""
-        return {name: dict(state) for name, state in self.combined.state_dict()["state"].items()}
+        """The state tensors themselves, to be saved or loaded in place: {"dense": ..., "tables": ...} by parameter.
+
+        A table's state has the same name and shape whether the plan shards or replicates the table (they differ
+        between FBGEMM and torch, meta-pytorch/torchrec#2394), so that a checkpoint fits any plan.
+        """
+        tables = {
+            parameter: {key.rpartition(".")[2]: tensor for key, tensor in state.items()}
+            for parameter, state in self.fused.state_dict()["state"].items()
+        }
+        for parameter, state in self._state_of(self.replicated).items():
+            if "sum" in state:
+                row_wise = self._sparse.kind == "rowwise_adagrad"
+                tables[parameter] = {"momentum1": state["sum"].view(-1) if row_wise else state["sum"]}
+        return {"dense": self._state_of(self.dense), "tables": {name: state for name, state in tables.items() if state}}
 
     def materialise(self) -> None:
-        """Makes the lazy state of the dense optimizers by a step on zero gradients. Load the model after it."""
+        """Makes the state that torch's optimizers make lazily, by a step on zero gradients. Load the model after it."""
         for optimizer in filter(None, (self.dense, self.replicated)):
             optimizer.init_state()
             optimizer.zero_grad()
 
-    def load_state(self, state: dict[str, Any], step: int) -> None:
-        """`state` was loaded in place; `step` is the number of steps done, which FBGEMM's Adam needs for its bias."""
-        self.combined.load_state_dict({"state": state})
+    def set_steps_done(self, step: int) -> None:
+        """After loading: what is counted rather than saved, for FBGEMM's Adam and torch's Adagrad."""
         self.fused.set_optimizer_step(step)
+        for state in self._state_of(self.replicated).values():
+            if "step" in state:
+                state["step"].fill_(step)
+
+    @staticmethod
+    def _state_of(optimizer: KeyedOptimizer | None) -> dict[str, dict[str, torch.Tensor]]:
+        return {} if optimizer is None else {name: dict(s) for name, s in optimizer.state_dict()["state"].items()}
 
 
 def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:

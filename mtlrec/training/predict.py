@@ -2,53 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import Collator
-from mtlrec.data.parquet import DataError, list_row_groups, read_batches
+from mtlrec.data.parquet import DataError, RowGroup, list_row_groups, read_batches
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.training.evaluate import check_finite
+from mtlrec.training.sharded import autocast
 
 
 @torch.no_grad()
 def predict(model: DistributedModelParallel, job: JobConfig, source: Path, output: Path, ranks: Ranks) -> int:
-    """Writes `pred_TASK` per task: p(task) over all impressions, or a regression's value. Returns the rank's rows.
+    """Writes `pred_TASK` per task: p(task) over all impressions, or a regression's value. Returns all ranks' rows.
 
     `source` is a file or a folder of Parquet files. One rank writes the file `output`; several write
     `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
     """
     collate = Collator.of(job, with_labels=False)
-    root, patterns = (source, ["**/*.parquet"]) if source.is_dir() else (source.parent, [source.name])
-    groups = list_row_groups(root, patterns, [*collate.columns, *job.data.keys])
+    groups = _row_groups(source, output, [*collate.columns, *job.data.keys])
     names = [f"pred_{task.name}" for task in job.tasks]
-    taken = set(pq.read_schema(groups[0].path).names) & set(names)
-    if taken and not job.data.keys:
-        raise DataError(
-            f"{groups[0].path}: already has {', '.join(sorted(taken))}; name the columns to keep in data.keys"
-        )
-    path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
     is_binary = torch.tensor([task.kind == "binary" for task in job.tasks], device=ranks.device)
-    network = model.module.model if hasattr(model.module, "model") else model.module
+    network = model.module.model
     network.eval()
-    writer: pq.ParquetWriter | None = None
-    rows = 0
-    try:
+    rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
+    path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
+    with _writer(path, _schema(groups[0], job, names)) as writer:
         for part in read_batches(groups, None, job.data.batch_size, ranks.rank, ranks.world_size):
             batch = collate(part).to(ranks.device)
-            values = network(batch.dense, batch.sparse).predictions(is_binary)[: part.table.num_rows].cpu()
-            kept = part.table.select(job.data.keys) if job.data.keys else part.table
+            with autocast(job, ranks.device):
+                values = network(batch.dense, batch.sparse).predictions(is_binary)[: part.table.num_rows].cpu()
+            check_finite(values, job, part.origin)
+            scored = part.table.select([name for name in writer.schema.names if name not in names])
             for index, name in enumerate(names):
-                kept = kept.append_column(name, pa.array(values[:, index].numpy()))
-            writer = writer or pq.ParquetWriter(path, kept.schema)
-            writer.write_table(kept)
-            rows += kept.num_rows
+                scored = scored.append_column(name, pa.array(values[:, index].numpy()))
+            writer.write_table(scored.cast(writer.schema))
+            rows += scored.num_rows
+    dist.all_reduce(rows)
+    return int(rows.item())
+
+
+def _row_groups(source: Path, output: Path, columns: list[str]) -> list[RowGroup]:
+    """The input's, once it is clear that the output does not lie on top of it."""
+    root, patterns = (source, ["**/*.parquet"]) if source.is_dir() else (source.parent, [source.name])
+    if output.resolve() == source.resolve() or (source.is_dir() and source.resolve() in output.resolve().parents):
+        raise DataError(f"{output}: lies in the input {source}; write the scores elsewhere")
+    return list_row_groups(root, patterns, columns)
+
+
+def _schema(group: RowGroup, job: JobConfig, names: list[str]) -> pa.Schema:
+    """data.keys, or every column of the input, then the tasks' columns."""
+    schema = pq.read_schema(group.path)
+    kept = [schema.field(name) for name in job.data.keys or schema.names]
+    taken = [field.name for field in kept if field.name in names]
+    if taken:
+        raise DataError(f"{group.path}: already has {', '.join(taken)}; name the columns to keep in data.keys")
+    return pa.schema([*kept, *(pa.field(name, pa.float32()) for name in names)])
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """The file has its name only when it is whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pq.ParquetWriter(part, schema) as writer:
+            yield writer
+        part.replace(path)
     finally:
-        if writer is not None:
-            writer.close()
-    return rows
+        part.unlink(missing_ok=True)

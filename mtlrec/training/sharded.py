@@ -5,6 +5,7 @@ Training, evaluation and prediction all get their model here.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from mtlrec.config import JobConfig
-from mtlrec.distributed.process_group import Ranks
+from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.build import build_train_module
@@ -46,7 +47,7 @@ def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:
 
 def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
     """Collective. The last checkpoint's weights, whatever the world size and plan that saved them."""
-    checkpoint = Checkpoints(run).latest()
+    checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no complete checkpoint; train it first")
     model = build_sharded(job, ranks)
@@ -54,3 +55,10 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
     load_tensors({"model": state}, checkpoint)
     model.module.load_state_dict(state)
     return model
+
+
+def autocast(job: JobConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """How the job's model is run, in training as in evaluation and prediction."""
+    if job.train.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -18,10 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
 from mtlrec.training.metrics import Metrics
-
-ENOUGH_POSITIVES = 200
-"""Below it a split says little of a binary task: the table calls the task undecidable."""
 
 
 def say(message: str) -> None:
@@ -36,8 +34,8 @@ class Telemetry:
         if not active:
             return
         self.total_steps = total_steps
-        self._file = _open_log(run / "metrics.jsonl", start_step)
-        self._board = SummaryWriter(str(run), purge_step=start_step)
+        self._file = _open_log(run / "metrics.jsonl", start_step, total_steps)
+        self._board = SummaryWriter(str(run), purge_step=start_step + 1 if start_step else None)
         self._first_step, self._started = start_step, time.perf_counter()
         self._bar = _bar() if sys.stderr.isatty() else None
         if self._bar:
@@ -55,7 +53,7 @@ class Telemetry:
                 self._bar.stop()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """`values`: loss, loss/TASK, samples_per_s, data_wait, lr; written at every `log_every`-th step."""
+        """`values`: loss, loss/TASK, samples_per_s, data_wait, lr/*; written at every `log_every`-th step."""
         if not self.active:
             return
         self._write({"step": step, "kind": "train", **values})
@@ -87,8 +85,8 @@ class Telemetry:
                 self._board.add_scalar(f"{kind}/{key}", value, record["step"])
 
 
-def _open_log(path: Path, start_step: int) -> Any:
-    """Drops what a resumed run will write again: lines after the checkpoint, and a last line that was cut off."""
+def _open_log(path: Path, start_step: int, last_step: int) -> Any:
+    """Drops what a resumed run will write again: what came after the checkpoint, and a last line that was cut off."""
     kept = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -96,7 +94,8 @@ def _open_log(path: Path, start_step: int) -> Any:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 break
-            if record["step"] <= start_step and start_step > 0:
+            is_final = record["kind"] != "train" and record["step"] == last_step
+            if record["step"] <= start_step and start_step > 0 and not is_final:
                 kept.append(line + "\n")
     path.write_text("".join(kept), encoding="utf-8")
     return path.open("a", encoding="utf-8")
@@ -130,8 +129,8 @@ def one_line(metrics: Metrics) -> str:
 def metrics_table(metrics: Metrics, title: str) -> Table:
     """Tasks down, metrics across; a metric that a task does not have is left blank."""
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    few = [task for task, values in metrics.items() if values.get("positives", ENOUGH_POSITIVES) < ENOUGH_POSITIVES]
-    caption = f"undecidable, under {ENOUGH_POSITIVES} positives: {', '.join(few)}" if few else None
+    few = [task for task, values in metrics.items() if values.get("positives", math.inf) < MIN_TEST_POSITIVES]
+    caption = f"undecidable, under {MIN_TEST_POSITIVES} positives: {', '.join(few)}" if few else None
     table = Table("task", *names, title=title, caption=caption)
     for task, values in metrics.items():
         table.add_row(task, *(_shown(name, values.get(name)) for name in names))

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, JobConfig
 from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
-from mtlrec.distributed.process_group import Ranks
+from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import describe_plan
 from mtlrec.losses import decayed_weights
 from mtlrec.models.train_module import StepOutput
@@ -29,16 +30,12 @@ from mtlrec.training.checkpoint import (
     load_tensors,
     read_job_state,
 )
-from mtlrec.training.evaluate import evaluate, evaluation_loader
+from mtlrec.training.evaluate import NonFinite, evaluate, evaluation_loader
 from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
-from mtlrec.training.sharded import build_sharded
+from mtlrec.training.sharded import autocast, build_sharded
 from mtlrec.training.telemetry import Telemetry
 from mtlrec.training.warm_start import WarmStart, warm_start
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite; the message names step, tasks and files."""
 
 
 class Trainer:
@@ -73,40 +70,64 @@ class Trainer:
 
     # ---- starting
 
-    def write_plan(self) -> None:
-        text = json.dumps(describe_plan(self.model.plan), indent=1)
-        (self.run / "plan.json").write_text(text + "\n", encoding="utf-8")
+    def describe(self) -> None:
+        """Writes config.yaml and plan.json. After `resume`: a job that does not fit leaves the run as it was."""
+        if self.ranks.is_first:
+            plan = json.dumps(describe_plan(self.model.plan), indent=1)
+            for name, text in (
+                ("plan.json", plan + "\n"),
+                ("config.yaml", yaml.safe_dump(self.job.dump(), sort_keys=False)),
+            ):
+                part = self.run / f".{name}.part"
+                part.write_text(text, encoding="utf-8")
+                part.replace(self.run / name)
 
     def init_from(self, run: Path) -> WarmStart:
-        return warm_start(self.model.module, self.job, run)
+        return warm_start(self.model.module, self.job, run, self.ranks)
 
     def resume(self) -> Position:
         """Continues from the last checkpoint: weights, optimizers, random state, position in the data.
 
-        Raises CheckpointError where there is none, or where it was made in the middle of an epoch by another number of
-        ranks (the rows that are left are then not known).
+        Without a checkpoint it stands at the beginning. Raises CheckpointError where the checkpoint does not fit the
+        model, or was made in mid-epoch and what the order of the rows follows from has changed since.
         """
-        checkpoint = self.checkpoints.latest()
+        checkpoint = on_first_rank(self.ranks, self.checkpoints.latest)
         if checkpoint is None:
-            raise CheckpointError(f"{self.run}: no complete checkpoint to resume from; train without --resume")
+            return self.position
         saved = read_job_state(checkpoint)
-        if saved.world_size != self.ranks.world_size and saved.position.epoch_step:
-            raise CheckpointError(
-                f"{checkpoint}: saved in mid-epoch by {saved.world_size} ranks, resumed by {self.ranks.world_size}; "
-                f"resume with {saved.world_size}, or start a new run with --init-from {self.run}"
-            )
+        self._check_order_of_rows(checkpoint, saved)
         self.optimizers.materialise()
         tensors = self._tensors()
-        if saved.world_size != self.ranks.world_size:
+        if saved.data_order["ranks"] != self.ranks.world_size:
             del tensors["random"]
         load_tensors(tensors, checkpoint)
-        self.optimizers.load_state(tensors["optimizer"], saved.position.step)
+        self.optimizers.set_steps_done(saved.position.step)
         self.model.module.load_state_dict(tensors["model"])
         if "random" in tensors:
             _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
         self.position = saved.position
         self.total_steps = self.optimizers.total_steps = self._steps_until_the_end(saved.position)
         return self.position
+
+    def _check_order_of_rows(self, checkpoint: Path, saved: JobState) -> None:
+        now = self._data_order()
+        changed = [f"{key} {was} -> {now[key]}" for key, was in saved.data_order.items() if now[key] != was]
+        if saved.position.epoch_step and changed:
+            raise CheckpointError(
+                f"{checkpoint}: saved in mid-epoch, and since then {', '.join(changed)}: the rows that are left cannot "
+                f"be told. Resume as it was, or start a new run with --init-from {self.run}"
+            )
+
+    def _data_order(self) -> dict[str, Any]:
+        data = self.job.data
+        return {
+            "ranks": self.ranks.world_size,
+            "rows": self.loader.rows,
+            "batch_size": data.batch_size,
+            "shuffle": data.shuffle,
+            "shuffle_buffer": data.shuffle_buffer,
+            "seed": self.job.train.seed,
+        }
 
     def _steps_until_the_end(self, at: Position) -> int:
         """The number of the last step. Epochs before `at` may have had another length, on another number of ranks."""
@@ -128,6 +149,7 @@ class Trainer:
         """The rest of the current epoch, or of the job."""
         self.model.module.train()
         steps = min(self.loader.steps_per_epoch - self.position.epoch_step, self.total_steps - self.position.step)
+        assert steps > 0, "the position does not fit the epoch"
         batches = self.loader.epoch(self.position.epoch, self.position.epoch_step)
         clock = _Clock(self.loader, self.job.data.batch_size * self.ranks.world_size)
         try:
@@ -143,7 +165,7 @@ class Trainer:
         step = self.position.step
         self.optimizers.set_learning_rates(step)
         self._set_task_weights()
-        with self._autocast():
+        with autocast(self.job, self.ranks.device):
             done = self.pipeline.progress(batches)
         self.position = self._after(self.position)
         self._stop_if_not_finite(done)
@@ -162,11 +184,6 @@ class Trainer:
             rate = [weighting.rate.get(task.name, 1.0) for task in self.job.tasks]
             self.model.loss.set_weights(decayed_weights(initial, rate, time_))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.job.train.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
-
     # ---- between steps
 
     def _on_schedule(self, telemetry: Telemetry, clock: _Clock) -> None:
@@ -181,14 +198,13 @@ class Trainer:
                 self._save()
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
-        with self._autocast():
-            metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks)
+        metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks)
         telemetry.evaluation(self.position.step, split, metrics)
         return metrics
 
     def _save(self) -> None:
         plan = describe_plan(self.model.plan)
-        self.checkpoints.save(self._tensors(), JobState(self.position, self.ranks.world_size, self.job.dump(), plan))
+        self.checkpoints.save(self._tensors(), JobState(self.position, self._data_order(), self.job.dump(), plan))
 
     def _tensors(self) -> dict[str, Any]:
         return {
@@ -206,7 +222,8 @@ class Trainer:
         weights = self.model.loss.task_weights.tolist()
         values = {"loss": sum(w * loss for w, loss in zip(weights, losses, strict=True))}
         values |= {f"loss/{task.name}": loss for task, loss in zip(self.job.tasks, losses, strict=True)}
-        values["lr"] = learning_rate(self.job.optim.dense, step - 1, self.total_steps)
+        for part in ("dense", "sparse"):
+            values[f"lr/{part}"] = learning_rate(getattr(self.job.optim, part), step - 1, self.total_steps)
         telemetry.step(step, values | clock.read())
 
     def _stop_if_not_finite(self, done: StepOutput) -> None:
@@ -218,7 +235,7 @@ class Trainer:
         everywhere: list[str | None] = [None] * self.ranks.world_size
         dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
         files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
-        raise NonFiniteLoss(
+        raise NonFinite(
             f"step {self.position.step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
             "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
         )

@@ -8,22 +8,25 @@ which.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.config import JobConfig
+from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.models.axes import Axes, Labels, parameter_axes
 from mtlrec.models.build import build_model
 from mtlrec.training.checkpoint import CheckpointError, Checkpoints, load_tensors, read_job_state, saved_shapes
 
 MODEL = "model."
-"""What the train module's state puts before the model's names."""
+"""Stands before the model's names in the train module's state, and before that state's names in a checkpoint."""
 
 
 @dataclass
@@ -43,36 +46,88 @@ class WarmStart:
         return "; ".join(lines)
 
 
-def warm_start(model: DistributedModelParallel, job: JobConfig, run: Path) -> WarmStart:
-    """Collective. Loads what fits from the last checkpoint of `run` and reports it."""
-    checkpoint = Checkpoints(run).latest()
+def warm_start(model: DistributedModelParallel, job: JobConfig, run: Path, ranks: Ranks) -> WarmStart:
+    """Collective. Loads what fits from the last checkpoint of `run` and reports it.
+
+    One read fills everything: equal shapes and the old rows of tables in place, on the rank that holds them; other
+    dense parameters beside the model, to be moved from there.
+    """
+    checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no complete checkpoint to start from")
-    saved = {name.removeprefix("model."): size for name, size in saved_shapes(checkpoint).items() if _is_model(name)}
-    old_axes, new_axes = _axes(JobConfig.model_validate(read_job_state(checkpoint).config)), _axes(job)
+    saved = {
+        name.removeprefix(MODEL): size for name, size in saved_shapes(checkpoint).items() if name.startswith(MODEL)
+    }
+    old_axes, new_axes = _axes(_job_of(checkpoint)), _axes(job)
     ours = model.state_dict()
     report = WarmStart(unused=sorted(set(saved) - set(ours)))
+    wanted: dict[str, Tensor | ShardedTensor] = {}
     for name, tensor in ours.items():
         if name not in saved:
             report.fresh.append(name)
-        elif ".tables." in name:
-            _take_rows(tensor, name, saved[name], checkpoint, report)
+        elif ".tables." not in name:
+            wanted[name] = torch.empty(saved[name], device=tensor.device)
         else:
-            old = torch.empty(saved[name], device=tensor.device)
-            load_tensors({"model": {name: old}}, checkpoint)
-            filled = transplant(old, old_axes[name], tensor.detach(), new_axes[name])
-            group = {0.0: report.fresh, 1.0: report.loaded}.get(filled, report.grown)
-            group.append(name if filled in (0.0, 1.0) else f"{name} ({filled:.0%})")
+            _plan_table(name, tensor, saved[name], wanted, report)
+    load_tensors({"model": wanted}, checkpoint)
+    for name in (name for name in wanted if ".tables." not in name):
+        filled = transplant(wanted[name], old_axes[name], ours[name].detach(), new_axes[name])
+        group = {0.0: report.fresh, 1.0: report.loaded}.get(filled, report.grown)
+        group.append(name if filled in (0.0, 1.0) else f"{name} ({filled:.0%})")
     return report
 
 
-def _is_model(name: str) -> bool:
-    return name.startswith("model.")
+def _job_of(checkpoint: Path) -> JobConfig:
+    try:
+        return JobConfig.model_validate(read_job_state(checkpoint).config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{checkpoint}: its config is of another version ({where}: {first['msg']})") from None
 
 
 def _axes(job: JobConfig) -> Axes:
     with torch.device("meta"):
         return {MODEL + name: labels for name, labels in parameter_axes(build_model(job), job).items()}
+
+
+def _plan_table(
+    name: str,
+    tensor: Tensor | ShardedTensor,
+    old: torch.Size,
+    wanted: dict[str, Tensor | ShardedTensor],
+    report: WarmStart,
+) -> None:
+    """A table of the same size, or with rows to come, is filled in place as far as the old one goes."""
+    new = tensor.size()
+    if old[1] != new[1] or old[0] > new[0]:
+        report.fresh.append(f"{name} (was {old[0]} x {old[1]}, is {new[0]} x {new[1]})")
+        return
+    wanted[name] = _first_rows(tensor, old[0])
+    if old == new:
+        report.loaded.append(name)
+    else:
+        report.grown.append(f"{name} ({old[0]} -> {new[0]} rows)")
+
+
+def _first_rows(tensor: Tensor | ShardedTensor, rows: int) -> Tensor | ShardedTensor:
+    """A view of the table's first rows, sharded as the table is; shards that begin behind them are left out."""
+    if not isinstance(tensor, ShardedTensor):
+        return tensor.detach()[:rows]
+    if tensor.size()[0] == rows:
+        return tensor
+    metadata = copy.deepcopy(tensor.metadata())
+    metadata.size = torch.Size([rows, metadata.size[1]])
+    metadata.shards_metadata = [shard for shard in metadata.shards_metadata if shard.shard_offsets[0] < rows]
+    for shard in metadata.shards_metadata:
+        shard.shard_sizes[0] = min(shard.shard_sizes[0], rows - shard.shard_offsets[0])
+    by_offset = {tuple(shard.shard_offsets): shard for shard in metadata.shards_metadata}
+    local = [
+        Shard(shard.tensor.detach()[: by_offset[offset].shard_sizes[0]], by_offset[offset])
+        for shard in tensor.local_shards()
+        if (offset := tuple(shard.metadata.shard_offsets)) in by_offset
+    ]
+    return ShardedTensor._init_from_local_shards_and_global_metadata(local, metadata)
 
 
 def transplant(old: Tensor, old_labels: Sequence[Labels], new: Tensor, new_labels: Sequence[Labels]) -> float:
@@ -82,11 +137,16 @@ def transplant(old: Tensor, old_labels: Sequence[Labels], new: Tensor, new_label
         matches = _matches(theirs, old.shape[axis], ours, new.shape[axis])
         old_at.append(torch.tensor([match[0] for match in matches], dtype=torch.long, device=old.device))
         new_at.append(torch.tensor([match[1] for match in matches], dtype=torch.long, device=new.device))
-    new[torch.meshgrid(*new_at, indexing="ij")] = old[torch.meshgrid(*old_at, indexing="ij")]
+    new[_grid(new_at)] = old[_grid(old_at)]
     filled = 1.0
     for axis, at in enumerate(new_at):
         filled *= len(at) / new.shape[axis]
     return filled
+
+
+def _grid(at: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One index per axis, shaped to broadcast: what all of them select together, without the grid written out."""
+    return tuple(index.view([-1 if axis == i else 1 for i in range(len(at))]) for axis, index in enumerate(at))
 
 
 def _matches(theirs: Labels, old_size: int, ours: Labels, new_size: int) -> list[tuple[int, int]]:
@@ -95,29 +155,3 @@ def _matches(theirs: Labels, old_size: int, ours: Labels, new_size: int) -> list
         return [(i, i) for i in range(new_size)] if theirs is ours and old_size == new_size else []
     where = {label: i for i, label in enumerate(theirs)}
     return [(where[label], i) for i, label in enumerate(ours) if label in where]
-
-
-def _take_rows(tensor: Tensor | ShardedTensor, name: str, old: torch.Size, checkpoint: Path, report: WarmStart) -> None:
-    """A table of the same size is loaded in place; a smaller one is read whole and its rows copied to their shards."""
-    new = tensor.size()
-    if old == new:
-        load_tensors({"model": {name: tensor}}, checkpoint)
-        report.loaded.append(name)
-    elif old[1] != new[1] or old[0] > new[0]:
-        report.fresh.append(f"{name} (was {old[0]} x {old[1]}, is {new[0]} x {new[1]})")
-    else:
-        table = torch.empty(old)
-        load_tensors({"model": {name: table}}, checkpoint)
-        _copy_rows(table, tensor)
-        report.grown.append(f"{name} ({old[0]} -> {new[0]} rows)")
-
-
-def _copy_rows(table: Tensor, tensor: Tensor | ShardedTensor) -> None:
-    if not isinstance(tensor, ShardedTensor):
-        tensor.detach()[: table.shape[0]].copy_(table)
-        return
-    for shard in tensor.local_shards():
-        row, column = shard.metadata.shard_offsets
-        rows, columns = shard.metadata.shard_sizes
-        part = table[row : row + rows, column : column + columns]
-        shard.tensor.detach()[: part.shape[0]].copy_(part)

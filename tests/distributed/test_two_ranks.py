@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -39,7 +41,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_trained_on_two_and_evaluated_on_one(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads((trained / "plan.json").read_text())
-    assert any(table["ranks"] == [0, 1] for table in plan.values()), "nothing is sharded, so the test would say little"
+    sharded = [
+        table for table in plan.values() if table["sharding_type"] != "data_parallel" and table["ranks"] == [0, 1]
+    ]
+    assert sharded, "no table is on both ranks in parts, so the test would say little"
     for split in ("test", "valid"):
         assert run_cli("evaluate", trained, "--split", split, "--json") == 0
         alone = json.loads(capsys.readouterr().out)[split]
@@ -75,8 +80,8 @@ def test_resuming_on_another_world_size(trained: Path, tmp_path: Path, capsys: p
     run, config = tmp_path / "run", trained.parent / "job.yaml"
     shutil.copytree(trained, run)
     shutil.rmtree(run / "checkpoints" / "step_00000010")
-    assert run_cli("train", config, "-o", run, "--resume") == 1
-    assert "saved in mid-epoch by 2 ranks, resumed by 1" in capsys.readouterr().err
+    assert run_cli("train", config, "-o", run, "--resume") == 2
+    assert "saved in mid-epoch, and since then ranks 2 -> 1" in capsys.readouterr().err
     shutil.rmtree(run)
     assert on_two_ranks("train", config, "-o", run, "--set", "train.epochs=1") == [0, 0]
     assert run_cli("train", config, "-o", run, "--resume") == 0  # two epochs now: the second one alone
@@ -84,6 +89,36 @@ def test_resuming_on_another_world_size(trained: Path, tmp_path: Path, capsys: p
     assert steps == list(range(1, 6)) + list(range(6, 15))
     losses = [record["loss"] for record in curve(run) if record["kind"] == "train"]
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_a_warm_start_reaches_every_shard(trained: Path, tmp_path: Path) -> None:
+    """Row- and column-wise shards of a grown table, read by the rank that holds them."""
+    tree = toy_tree(trained.parent / "data", tables={"user": {"rows": 75, "dim": 8}})
+    tree["sharding"] = {"constraints": {"user": {"types": ["row_wise"]}, "item": {"types": ["column_wise"]}}}
+    tree["optim"] = {"sparse": {"lr": 1e-12}, "dense": {"lr": 1e-12}}
+    tree["train"] |= {"max_steps": 1}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(tree))
+    assert on_two_ranks("train", tmp_path / "new.yaml", "-o", tmp_path / "new", "--init-from", trained) == [0, 0]
+    before, after = final_tensors(trained), final_tensors(tmp_path / "new")
+    user, item = (f"model.model.tables.embedding_bags.{table}.weight" for table in ("user", "item"))
+    np.testing.assert_allclose(after[user][:50], before[user], atol=1e-6)
+    np.testing.assert_allclose(after[item], before[item], atol=1e-6)
+    assert (after[user][50:] != 0).any(dim=1).all()
+
+
+def test_two_ranks_predict_what_one_does(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = trained.parent / "data" / "train"
+    assert run_cli("predict", trained, "--input", rows, "-o", tmp_path / "one.parquet", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 557
+    assert on_two_ranks("predict", trained, "--input", rows, "-o", tmp_path / "two") == [0, 0]
+    one, two = pq.read_table(tmp_path / "one.parquet"), pq.read_table(tmp_path / "two")
+    assert two["row"].equals(one["row"])
+    np.testing.assert_allclose(two["pred_buy"], one["pred_buy"], rtol=1e-5)
+
+
+def test_a_mistake_on_the_first_rank_stops_all(trained: Path, tmp_path: Path) -> None:
+    """An existing run, which rank 0 alone looks for: nobody waits in a collective for the others."""
+    assert on_two_ranks("train", trained.parent / "job.yaml", "-o", trained) == [2, 1]
 
 
 def test_fewer_rows_than_ranks_and_an_uneven_end(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from mtlrec.config import JobConfig
-from mtlrec.config_file import ConfigError, load_config, parse_config, recipes
+from mtlrec.config_errors import ConfigError
+from mtlrec.config_file import load_config, parse_config, recipes
 from tests.toy import toy_job, toy_tree
 
 
@@ -29,7 +30,16 @@ MISTAKES = {
     "tasks.click.given=click": ["cycle: click -> click"],
     "tasks.ratio.given=click": ["both ends of an edge are binary"],
     "tasks.buy.space=shown_like": ["given already sets the space"],
-    "tasks.like.space=ratio": ["is a regression task"],
+    "tasks.like.space=ratio": ["tasks.2.space = 'ratio'", "is a regression"],
+    "tasks.like.space=watch_ratio": ["is a regression"],
+    "tasks.like.space=like": ["is the task itself"],
+    "tasks.like.space=is_like": ["is the task itself"],
+    "tasks.click.label=watch_ratio": ["tasks.0.label = 'watch_ratio'", "a binary label is 0 or 1"],
+    "data.train=[]": ["data.train = []", "must not be empty"],
+    "data.keys=[row, row]": ["data.keys.1 = 'row'", "named twice"],
+    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: 0}": ["num_task_experts = 0", "greater than 0"],
+    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 0, 1, 1]}": ["num_task_experts.1 = 0"],
+    "loss.weighting={kind: decay, rate: {buy: 1.1}}": ["loss.weighting.rate.buy = 1.1", "less than or equal to 1"],
     "tasks.like.name=click": ["tasks.2.name = 'click'", "declared twice"],
     "tasks.like.features=[]": ["tasks.2.features", "is empty"],
     "tasks.like.features=[age, size]": ["'size' is no feature", "age, price, user_id"],
@@ -91,6 +101,18 @@ def test_a_missing_config_is_named(name: str) -> None:
         load_config(name)
 
 
+def test_a_key_that_stands_twice_is_refused() -> None:
+    text = yaml.safe_dump(toy_tree(), sort_keys=False)
+    with pytest.raises(ConfigError, match=rf"job:{len(text.splitlines()) + 1}: train: stands here for the second time"):
+        parse_config(text + "train: {seed: 1}\n", "job")
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "job.yaml")
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- just\n- a list", "x: !!python/object:os.system {}"])
 def test_yaml_that_is_no_job(text: str) -> None:
     with pytest.raises(ConfigError, match="config"):
@@ -108,6 +130,11 @@ class TestOverrides:
         job = parse_config(yaml.safe_dump(toy_tree()), overrides=["model.fusion.kind=mmoe"])
         assert job.model.fusion.kind == "mmoe"
         assert job.model.fusion.expert_hidden == [[16], [8]]
+
+    def test_a_new_kind_of_weighting(self) -> None:
+        tree = toy_tree(loss={"weighting": {"kind": "decay", "rate": {"buy": 0.9}}})
+        job = parse_config(yaml.safe_dump(tree), overrides=["loss.weighting.kind=static"])
+        assert job.loss.weighting.kind == "static"
 
     @pytest.mark.parametrize(
         ("override", "part"),

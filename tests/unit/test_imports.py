@@ -18,7 +18,7 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 ROOMS = (
-    ("config", "config_file", "recipes", "batch"),
+    ("config", "config_errors", "config_file", "recipes", "batch"),
     ("layers", "heads", "losses"),
     ("data", "models"),
     ("distributed",),

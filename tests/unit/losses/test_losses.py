@@ -14,8 +14,9 @@ from mtlrec.heads.funnel import HeadOutput
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, decayed_weights
 from tests.ranks import run_ranks
 
-# click -> buy -> review; like trained where column 3 is 1; ratio (a regression) where click is 1
-LABELS, PARENTS, CONDITIONS = [0, 1, 2, 4, 5], [None, 0, 1, None, None], [None, None, None, 3, 0]
+# click -> buy -> review; like trained where column 3 is 1; ratio (a regression) where buy is 1, made consistent
+LABELS, PARENTS = [0, 1, 2, 4, 5], [None, 0, 1, None, None]
+CONDITIONS = [None, None, None, ("column", 3), ("task", 1)]
 IS_BINARY = [True, True, True, True, False]
 WEIGHTS = [1.0, 2.0, 0.5, 1.0, 0.25]
 
@@ -41,7 +42,11 @@ def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[A
         for task in range(5):
             label, is_known = labels[i, LABELS[task]], known[i, LABELS[task]] == 1
             condition, parent = CONDITIONS[task], PARENTS[task]
-            inside = condition is None or (known[i, condition] == 1 and labels[i, condition] == 1)
+            inside = True
+            if condition == ("column", 3):
+                inside = known[i, 3] == 1 and labels[i, 3] == 1
+            elif condition == ("task", 1):  # bought, and clicked before
+                inside = known[i, 1] == 1 and known[i, 0] == 1 and labels[i, 1] == 1 and labels[i, 0] == 1
             if parent is None:
                 targets[i, task] = label
                 space[i, task] = entire[i, task] = inside and is_known
@@ -95,6 +100,18 @@ def test_losses_match_a_loop(kind: Any) -> None:
         assert report.rows[task] == len(losses)
         total += WEIGHTS[task] * float(np.mean(losses))
     assert loss.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_a_label_outside_its_space_may_be_anything() -> None:
+    labels, known, weights = rows(50)
+    labels[labels[:, 0] == 0, 5] = math.inf  # watched nothing of length nothing
+    logits = torch.randn(50, 5, requires_grad=True)
+    loss, report = loss_of(torch.nn.Identity(), True)(outputs_of(logits), labels, known, weights)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert report.local_is_finite.all()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_an_empty_space_contributes_zero_and_a_gradient_of_zero() -> None:

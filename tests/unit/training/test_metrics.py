@@ -19,7 +19,7 @@ from mtlrec.training.metrics import TaskMetrics
 from tests.ranks import run_ranks
 
 TASKS = ["click", "buy", "ratio"]
-SPACES = SampleSpaces([0, 1, 2], [None, 0, None], [None, None, 0], conditional=False)
+SPACES = SampleSpaces([0, 1, 2], [None, 0, None], [None, None, ("task", 0)], conditional=False)
 
 
 def steps(count: int, batch: int = 50) -> list[StepOutput]:
