@@ -27,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-FEW_POSITIVES = 200  # below this in the test split an AUC decides nothing
+from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _fit_one(
     )
     result: dict[str, Any] = {"label": label, "space": space, "train_rows": len(y_train), "test_rows": len(y_test)}
     result["test_positives"] = int(y_test.sum())
-    result["decidable"] = result["test_positives"] >= FEW_POSITIVES
+    result["decidable"] = result["test_positives"] >= MIN_TEST_POSITIVES
     for split, y in (("train", y_train), ("test", y_test)):
         if len(np.unique(y)) != 2 or y.min() != 0 or y.max() != 1:
             raise ValueError(
@@ -197,7 +197,7 @@ def _table(results: list[dict[str, Any]]) -> str:
     lines = [f"{head}{'AUC':>9}{'Bayes':>9}{'share':>8}"]
     for r in results:
         bayes = f"{r['bayes_auc']:>9.4f}{r['share_of_bayes']:>8.1%}" if "bayes_auc" in r else f"{'-':>9}{'-':>8}"
-        note = "" if r["decidable"] else f"  undecidable: under {FEW_POSITIVES} positives"
+        note = "" if r["decidable"] else f"  undecidable: under {MIN_TEST_POSITIVES} positives"
         note += "" if r["converged"] else "  not converged: see --max-iterations"
         counts = f"{r['train_rows']:>12,}{r['test_rows']:>11,}{r['test_positives']:>11,}"
         lines.append(f"{r['label']:<16}{r['space'] or 'all rows':<12}{counts}{r['auc']:>9.4f}{bayes}{note}")

@@ -10,8 +10,10 @@ probabilities, so do the share of (Bayes AUC - 0.5) that was reached, below each
 
 import argparse
 import json
+import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -20,8 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mtlrec.config_file import recipes
+from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
+
 HERE = Path(__file__).parent
-KINDS = ["single_task", "shared_bottom", "mmoe", "ple", "adatt_sp"]
 
 
 def main() -> None:
@@ -44,30 +48,33 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="the first word of the recipes: census, kuairand or feed")
     parser.add_argument("--root", type=Path, required=True, help="where `mtlrec prepare` or `synth` wrote the data")
-    parser.add_argument("--kinds", nargs="+", default=KINDS, help="fusion kinds")
+    parser.add_argument("--kinds", nargs="+", help="fusion kinds; default: every one that has a recipe")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1, help="at a time, one thread each")
     parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
     parser.add_argument("--max-train-rows", type=int, help="of the logistic regression")
     parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.kinds = options.kinds or [
+        name.removeprefix(f"{options.dataset}_") for name in recipes() if name.startswith(f"{options.dataset}_")
+    ]
+    return options
 
 
 def read_results(options: argparse.Namespace) -> dict[str, Any]:
     """What --out holds already; a table of other settings is not mixed with this one."""
-    settings = {"dataset": options.dataset, "set": options.set}
+    schema = json.loads((options.root / "schema.json").read_text(encoding="utf-8"))
+    settings = {"dataset": options.dataset, "rows": schema["rows"], "source": schema["source"], "set": options.set}
     if options.out.exists():
         results: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8"))
         if results["settings"] != settings:
             raise SystemExit(f"{options.out}: holds {results['settings']}, not {settings}; name another --out")
         return results
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    schema = json.loads((options.root / "schema.json").read_text(encoding="utf-8"))
     return {
-        "command": f"python benchmarks/quality.py {options.dataset} --seeds {options.seeds}",
+        "command": shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
         "hardware": f"{processor()}, {os.cpu_count()} cores, one thread per job",
         "settings": settings,
-        "rows": schema["rows"],
         "bayes_auc": schema.get("bayes_auc", {}),
         "logistic_regression": None,
         "cells": {},
@@ -117,15 +124,17 @@ def table(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
     baseline = {row["label"]: row for row in results["logistic_regression"]}
     row = [f"{baseline[task]['auc']:.4f}" if task in baseline else "" for task in tasks]
     lines.append("| logistic regression | " + " | ".join(row) + " |")
-    few = [task for task in tasks if first[task].get("positives", 200) < 200]
+    few = [task for task in tasks if first[task].get("positives", math.inf) < MIN_TEST_POSITIVES]
     if few:
-        lines.append(f"\nUndecidable, under 200 positives in the test split: {', '.join(few)}.")
+        lines.append(f"\nUndecidable, under {MIN_TEST_POSITIVES} positives in the test split: {', '.join(few)}.")
     return lines
 
 
 def shown(seeds: list[dict[str, Any]], bayes: float | None) -> str:
     name = "auc" if "auc" in seeds[0] else "mse"
     values = [seed[name] for seed in seeds]
+    if None in values:  # one class only in the test split
+        return "-"
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     text = f"{statistics.mean(values):.4f} ± {spread:.4f}" + (" (MSE)" if name == "mse" else "")
     share = f", {(statistics.mean(values) - 0.5) / (bayes - 0.5):.1%} of Bayes" if bayes else ""

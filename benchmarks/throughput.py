@@ -18,7 +18,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
-from mtlrec.config_file import load_config
+from mtlrec.config_file import load_config, recipes
 from mtlrec.data import synthetic
 from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
@@ -26,7 +26,7 @@ from mtlrec.distributed.process_group import Ranks, process_group
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import build_sharded
 
-KINDS = ["single_task", "shared_bottom", "mmoe", "ple", "adatt_sp"]
+KINDS = [name.removeprefix("feed_") for name in recipes() if name.startswith("feed_")]
 BASELINE = "shared_bottom"
 
 
