@@ -20,6 +20,12 @@ class ESMM(nn.Module):
         tasks: names, in the order of the slots
         parents: index of the task each one follows, or None
         input_dim: width of a fusion output
+        tower_hidden: widths of each tower's hidden layers
+
+    Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
+
+    Raises:
+        ValueError: where the edges form a cycle.
     """
 
     conditional = False

@@ -55,7 +55,10 @@ def topological_order(parents: Sequence[int | None]) -> list[int]:
 
 
 def chain(logits: Tensor, parents: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-    """Conditional logits [B, T] -> log p and log(1 - p) over all impressions, [B, T] each."""
+    """Conditional logits [B, T] -> log p and log(1 - p) over all impressions, [B, T] each.
+
+    Raises ValueError where the edges form a cycle.
+    """
     log_p: dict[int, Tensor] = {}
     log_not_p: dict[int, Tensor] = {}
     for task in topological_order(parents):
