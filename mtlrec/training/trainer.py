@@ -18,6 +18,7 @@ from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, JobConfig
 from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
+from mtlrec.data.parquet import fingerprint
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import describe_plan
 from mtlrec.losses import decayed_weights
@@ -122,7 +123,7 @@ class Trainer:
         data = self.job.data
         return {
             "ranks": self.ranks.world_size,
-            "rows": self.loader.rows,
+            "files": fingerprint(self.loader.groups),
             "batch_size": data.batch_size,
             "shuffle": data.shuffle,
             "shuffle_buffer": data.shuffle_buffer,

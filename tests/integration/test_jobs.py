@@ -268,6 +268,17 @@ def test_resuming_in_mid_epoch_wants_the_same_order_of_rows(
     assert run_cli("train", config, "-o", run, "--resume") == 0
 
 
+def test_resuming_in_mid_epoch_wants_the_same_files(
+    mid_epoch: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = mid_epoch
+    root = write_toy(tmp_path / "more", train=(300, 257, 80))
+    assert run_cli("train", config, "-o", run, "--resume", "--set", f"data.root={root}") == 2
+    assert "since then files " in capsys.readouterr().err
+    moved = write_toy(tmp_path / "moved")
+    assert run_cli("train", config, "-o", run, "--resume", "--set", f"data.root={moved}") == 0
+
+
 def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(
     mid_epoch: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
