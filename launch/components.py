@@ -65,7 +65,7 @@ def train(
         config: a recipe's name (mtlrec recipes lists them) or the path of a YAML job
         output: the run's folder; on several nodes it must be on a file system that all of them see
         set: overrides in one argument, key=value with ; between them
-        resume: True to go on from the last checkpoint in output
+        resume: True to go on from the last checkpoint in output, if there is one
         init_from: a run whose weights to start from, with a fresh optimizer
         nodes: number of nodes
         procs_per_node: ranks on each node; by default one per GPU of the resource, or one
@@ -75,12 +75,12 @@ def train(
         env: environment variables, A=1,B=2; they win over what this component sets
         mounts: volumes for containers, type=volume,src=CLAIM,dst=/data
         max_restarts: how often torchrun restarts the ranks after one of them died
-        max_retries: how often the scheduler starts the whole job again
+        max_retries: how often the scheduler starts the whole job again; implies resume
         rdzv_port: port on the first node through which several nodes meet
         name: the job's name; by default train- and the config's
     """
     command = ["train", config, "--output", output]
-    if resume:
+    if resume or max_retries:  # a job that is started again finds its own run in output
         command.append("--resume")
     if init_from:
         command += ["--init-from", init_from]
@@ -133,7 +133,7 @@ def evaluate(
         image: container image with mtlrec in it; local_cwd and slurm take no notice of it
         env: environment variables, A=1,B=2; they win over what this component sets
         mounts: volumes for containers, type=volume,src=CLAIM,dst=/data
-        max_retries: how often the scheduler starts the whole job again
+        max_retries: how often the scheduler starts the whole job again; implies resume
         rdzv_port: port on the first node through which several nodes meet
         name: the job's name; by default evaluate- and the run's
     """

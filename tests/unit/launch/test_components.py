@@ -58,6 +58,12 @@ def test_train_runs_the_command_once_per_rank() -> None:
     assert mtlrec_words(app) == ["mtlrec.cli", "train", "jobs/Feed_AdaTT.yaml", "--output", "runs/a"]
 
 
+def test_a_job_that_may_be_started_again_resumes() -> None:
+    app = components.train(config="feed", output="runs/a", max_retries=2)
+    assert "--resume" in mtlrec_words(app)
+    assert "--resume" not in mtlrec_words(components.train(config="feed", output="runs/a", max_restarts=2))
+
+
 def test_resume_and_init_from_become_options() -> None:
     app = components.train(config="feed", output="runs/a", resume=True, init_from="runs/old")
     assert mtlrec_words(app)[5:] == ["--resume", "--init-from", "runs/old"]
