@@ -4,7 +4,7 @@ The publisher's log (or a selection of it) becomes Parquet, split by time: the o
 next 10 % to valid, the newest 20 % to test. A random split would let a model see a user's future.
 
     labels   click, long_view, follow, comment, forward, profile_enter, like (0/1) and watch_ratio
-    sparse   user_id, video_id (ids 1..n of the train split, 0 = unseen), hour, weekday
+    sparse   user_id, video_id (ids 1..n of the train split, 0 = unseen, or a video seen rarely), hour, weekday
     lists    recent_videos: the videos this user clicked before this impression, oldest first
     dense    duration_ms (0 where unknown) and duration_known; past_impressions and past_click_rate of the user
 
@@ -48,7 +48,7 @@ MAX_WATCH_RATIO = 5.0
 PRIOR_IMPRESSIONS = 20
 
 
-def prepare(source: Path | None, out: Path, history: int = 50) -> writing.Schema:
+def prepare(source: Path | None, out: Path, history: int = 50, min_video_rows: int = 10) -> writing.Schema:
     """Write the Parquet data set to `out`; returns the content of its schema.json.
 
     Args:
@@ -57,27 +57,37 @@ def prepare(source: Path | None, out: Path, history: int = 50) -> writing.Schema
             several gigabytes; they are not downloaded: None is an error that says where they are.
         out: the folder to write to.
         history: the length of recent_videos, at most.
+        min_video_rows: a video with fewer rows in the train split shares id 0 with those that only come later: most
+            videos of the test split are new, and id 0 must be trained on something like them.
 
     Raises:
-        ValueError: no log at `source`, a column missing (named), a value that is no number, or `history` below 1.
+        ValueError: no log at `source`, a column missing (named), a value that is no number, or `history` or
+            `min_video_rows` below 1.
 
     Source: Gao et al., KuaiRand, CIKM 2022, doi:10.1145/3511808.3557624; CC BY-SA 4.0.
     """
+    if min_video_rows < 1:
+        raise ValueError(
+            f"min_video_rows: {min_video_rows} is not positive; 1 gives every video of the train split an id"
+        )
     if history < 1:
         raise ValueError(f"history: {history} is not positive; give the largest length of recent_videos, e.g. 50")
     paths = _find(source)
     log = pa.concat_tables([_read(path) for path in paths])
     if log.num_rows < 10:
         raise ValueError(f"source: {source} has {log.num_rows} rows; at least 10 are needed for the three splits")
-    return _write(log.sort_by("time_ms"), out, history, [path.name for path in paths])
+    return _write(log.sort_by("time_ms"), out, history, min_video_rows, [path.name for path in paths])
 
 
-def _write(log: pa.Table, out: Path, history: int, sources: list[str]) -> writing.Schema:
+def _write(log: pa.Table, out: Path, history: int, min_video_rows: int, sources: list[str]) -> writing.Schema:
     cuts = _time_cuts(log["time_ms"].to_numpy())
     if not 0 < cuts[0] < cuts[1]:
         raise ValueError("time_ms: too few different times to split by time; give a log with more than one page")
     train = log.slice(0, cuts[0])
-    vocabularies = {name: writing.vocabulary(train[name]) for name in ("user_id", "video_id")}
+    vocabularies = {
+        "user_id": writing.vocabulary(train["user_id"]),
+        "video_id": writing.vocabulary(train["video_id"], min_video_rows),
+    }
     table = _columns(log, vocabularies, history, cuts[0])
     bounds = [0, *cuts, table.num_rows]
     splits = {s: table.slice(a, b - a) for s, a, b in zip(writing.SPLITS, bounds[:-1], bounds[1:], strict=True)}
@@ -130,7 +140,7 @@ def _columns(log: pa.Table, vocabularies: dict[str, pa.Array], history: int, tra
     past = _Past(log["user_id"].to_numpy(), log["time_ms"].to_numpy())
     seen, clicks = past.count(np.ones(len(clicked), bool)), past.count(clicked)
     click_rate = clicked[:train_rows].mean()
-    # A video unseen in train has no trained embedding, so it says nothing in a history: it is left out there.
+    # Id 0 stands for many videos and says nothing in a history: it is left out there.
     video_ids = video.to_numpy()
     data: dict[str, pa.Array | pa.ChunkedArray | np.ndarray] = {
         "raw_user_id": log["user_id"],

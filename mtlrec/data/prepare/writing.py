@@ -94,14 +94,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def vocabulary(train_column: pa.ChunkedArray) -> pa.Array:
-    """The distinct non-null values of a train column, sorted: value i gets id i + 1, id 0 is for missing and unseen."""
-    values = pc.drop_null(pc.unique(train_column))
+def vocabulary(train_column: pa.ChunkedArray, min_rows: int = 1) -> pa.Array:
+    """The distinct non-null values of a train column, sorted: value i gets id i + 1, id 0 is for all others.
+
+    A value with fewer than `min_rows` train rows gets no id of its own: where many values are new after the train
+    split, the embedding of id 0 is then trained on values as rare as they are.
+    """
+    counted = train_column.drop_null().value_counts()
+    values = counted.field("values").filter(pc.greater_equal(counted.field("counts"), min_rows))
     return values.take(pc.array_sort_indices(values))
 
 
 def encode(column: pa.ChunkedArray, values: pa.Array) -> pa.ChunkedArray:
-    """Ids (int64) of `column` under `values` from `vocabulary`; null and unseen values become 0."""
+    """Ids (int64) of `column` under `values` from `vocabulary`; null and other values become 0."""
     index = pc.index_in(column, value_set=values)
     return pc.fill_null(pc.add(index.cast(pa.int64()), 1), 0)
 

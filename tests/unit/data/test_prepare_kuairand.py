@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def check_counts(rows: list[dict], train_rows: int, every: int) -> None:
 
 def test_the_publishers_own_columns_with_ties_and_disorder(tmp_path: Path) -> None:
     log = made_log()
-    schema = kuairand.prepare(write_log(tmp_path / "log.csv", log), tmp_path / "out", history=7)
+    schema = kuairand.prepare(write_log(tmp_path / "log.csv", log), tmp_path / "out", history=7, min_video_rows=1)
     rows = read_all(tmp_path / "out")
     assert [row["time_ms"] for row in rows] == sorted(row["time_ms"] for row in log)
     for written, recomputed in expected_histories(rows, 7, every=1):
@@ -143,8 +144,20 @@ def test_errors_are_one_line_and_say_what_is_wrong(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("kuairand")
-    kuairand.prepare(REAL.parent, out)
+    kuairand.prepare(REAL.parent, out, min_video_rows=1)
     return out
+
+
+def test_rare_videos_share_the_id_of_new_ones(tmp_path: Path) -> None:
+    kuairand.prepare(write_log(tmp_path / "log.csv", made_log()), tmp_path / "out", min_video_rows=5)
+    train = pq.read_table(tmp_path / "out" / "train")
+    rows_of = Counter(train["raw_video_id"].to_pylist())
+    assert min(rows_of.values()) < 5 <= max(rows_of.values())
+    for raw, video in zip(train["raw_video_id"].to_pylist(), train["video_id"].to_pylist(), strict=True):
+        assert (video > 0) == (rows_of[raw] >= 5)
+    assert all(0 not in history for history in train["recent_videos"].to_pylist())
+    with pytest.raises(ValueError, match="min_video_rows: 0 is not positive"):
+        kuairand.prepare(tmp_path / "log.csv", tmp_path / "other", min_video_rows=0)
 
 
 @needs_real
