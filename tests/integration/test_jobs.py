@@ -369,7 +369,7 @@ def test_an_output_that_is_not_finite_names_task_and_file(
     config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
     assert run_cli("train", config, "-o", run) == 0
     table = toy_table(30)
-    price = np.array(table["price"])
+    price = table["price"].to_numpy().copy()
     price[7] = np.inf
     bad = table.set_column(table.column_names.index("price"), "price", pa.array(price))
     pq.write_table(bad, tmp_path / "bad.parquet")
