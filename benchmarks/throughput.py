@@ -10,6 +10,7 @@ never equally fast twice; ratios to shared_bottom are what to compare. Where the
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
+from mtlrec.cli import quiet_libraries
 from mtlrec.config_file import load_config, recipes
 from mtlrec.data import synthetic
 from mtlrec.data.collate import Collator
@@ -63,15 +65,17 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.root / "schema.json").exists():
         synthetic.feed(options.root, rows=300_000)
+    quiet_libraries()
     with process_group("cpu") as ranks:
         runners = {kind: Runner(kind, options, ranks) for kind in KINDS}
         batches = runners[BASELINE].batches(options.steps)
         for runner in runners.values():
             runner.samples_per_second(batches[:5])  # the first steps build the pipeline
         rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
             for kind, runner in runners.items():
                 rates[kind].append(runner.samples_per_second(batches))
+                print(f"round {number + 1}, {kind}: {rates[kind][-1]:,.0f} samples/s", file=sys.stderr, flush=True)
     medians = {kind: statistics.median(values) for kind, values in rates.items()}
     if options.json:
         print(json.dumps({"threads": torch.get_num_threads(), "samples_per_s": medians}))

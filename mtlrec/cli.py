@@ -62,7 +62,7 @@ def train(
     job = load_config(config, set_ or [])
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        on_first_rank(ranks, lambda: _prepare_folder(output, resume, overwrite, init_from))
+        on_first_rank(ranks, lambda: _check_folder(output, resume, overwrite, init_from))
         trainer = Trainer(job, output, ranks)
         at = trainer.resume() if resume else trainer.position
         if at.step:
@@ -73,8 +73,14 @@ def train(
             message = f"{output}: no checkpoint yet, starting from the beginning" if resume else ""
         if ranks.is_first and message:
             say(message)
+        if overwrite and not resume:
+            on_first_rank(ranks, lambda: _remove_run(output))
         trainer.describe()
-        final = trainer.fit()
+        try:
+            final = trainer.fit()
+        except KeyboardInterrupt:
+            say(f"interrupted after step {trainer.position.step}; --resume goes on from the last checkpoint")
+            raise
         if ranks.is_first:
             _report(final, as_json)
 
@@ -190,24 +196,34 @@ def prepare_kuairand(
 # ---- the parts
 
 
-OWN_FILES = ("config.yaml", "plan.json", "metrics.jsonl", "events.out.tfevents.*")
+RUN_FILES = ("plan.json", "metrics.jsonl", "events.out.tfevents.*", "checkpoints/step_*", "checkpoints/.writing_*")
+"""What a run puts into its folder beside config.yaml, which it replaces."""
 
 
-def _prepare_folder(output: Path, resume: bool, overwrite: bool, init_from: Path | None) -> None:
-    """Makes the run's folder; `overwrite` removes what a run puts there and nothing else."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output}: is a file; name a folder")
-    if (output / "config.yaml").exists() and not resume:
+def _check_folder(output: Path, resume: bool, overwrite: bool, init_from: Path | None) -> None:
+    """Makes the run's folder, and removes nothing yet: the job is not known to work."""
+    if any(path.exists() and not path.is_dir() for path in (output, output / "checkpoints")):
+        raise ConfigError(f"--output {output}: is a file, or its checkpoints are; name a folder")
+    if not resume and (_run_files(output) or (output / "config.yaml").exists()):
         if not overwrite:
             raise ConfigError(f"--output {output}: already holds a run; --resume continues it, --overwrite removes it")
         if init_from is not None and init_from.resolve() == output.resolve():
             raise ConfigError(
                 f"--init-from {init_from}: is the run that --overwrite would remove; name another --output"
             )
-        for path in [path for pattern in OWN_FILES for path in output.glob(pattern)]:
-            path.unlink()
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
+
+
+def _run_files(output: Path) -> list[Path]:
+    return [path for pattern in RUN_FILES for path in output.glob(pattern)]
+
+
+def _remove_run(output: Path) -> None:
+    for path in _run_files(output):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _job_of(run: Path, overrides: list[str]) -> JobConfig:
@@ -247,7 +263,7 @@ def main() -> None:
 
 def run_command(command: Callable[[], Any]) -> int:
     """Turns a user's mistake into one line and status 2; anything else keeps its traceback and status 1."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         command()
     except SystemExit as exit_:
@@ -256,17 +272,24 @@ def run_command(command: Callable[[], Any]) -> int:
         if _raised_by_us(error):
             return _mistake(str(error))
         raise
+    except OSError as error:
+        _mistake(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return 1
     except RuntimeError as error:
         if type(error).__module__.startswith("mtlrec."):
             _mistake(str(error))
-            return 1
-        raise
+        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and "onnection closed by peer" in str(error):
+            _mistake("another rank has ended; its own message says why")
+        else:
+            raise
+        return 1
     return 0
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """TorchRec 1.8 and torch 2.13 warn, on every start, of things that a user of a job can do nothing about."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor")  # TorchRec has none yet
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
     for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -254,8 +254,8 @@ class TrainConfig(Strict):
     log_every: PositiveInt = 50
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int = Field(0, ge=0)
-    timeout_s: PositiveInt = Field(300, description="a collective that takes longer ends the run")
+    seed: int = Field(0, ge=0, lt=2**62)
+    timeout_s: PositiveInt = Field(300, le=10**7, description="a collective that takes longer ends the run")
 
 
 ShardingType = Literal[

@@ -23,8 +23,9 @@ class ConfigError(ValueError):
     """The user's mistake, in one line."""
 
 
-def describe(error: ValidationError, tree: Any, root: yaml.Node | None, where: str) -> list[str]:
-    """A line for each mistake. `tree` is the job as plain values, `root` the nodes it was read from in `where`.
+def describe(error: ValidationError, tree: Any, written: Any, root: yaml.Node | None, where: str) -> list[str]:
+    """A line for each mistake. `tree` is the job as plain values; `written` and `root` are the file `where` without
+    overrides, as values and as nodes: a value that stands in the tree only came from --set.
 
     A value that several types could take has an error for each of them: the one that got furthest into it counts.
     """
@@ -34,13 +35,17 @@ def describe(error: ValidationError, tree: Any, root: yaml.Node | None, where: s
     for index, (path, entry) in enumerate(located):
         deeper = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
         if path not in paths[:index] and not (deeper and path):
-            lines.append(_line_of(entry, path, tree, root, where))
+            from_set = _lookup(tree, path) != _lookup(written, path)
+            lines.append(_line_of(entry, path, tree, None if from_set else root, "--set" if from_set else where))
     return lines
 
 
 def _path(entry: Any, tree: Any) -> tuple[Key, ...]:
     cause = (entry.get("ctx") or {}).get("error")
-    return cause.path if isinstance(cause, LocatedError) else _in_the_yaml(entry["loc"], tree)
+    if isinstance(cause, LocatedError):
+        return cause.path
+    path = _in_the_yaml(entry["loc"], tree)
+    return (*path, "kind") if entry["type"] == "union_tag_invalid" else path
 
 
 def _line_of(entry: Any, path: Sequence[Key], tree: Any, root: yaml.Node | None, where: str) -> str:

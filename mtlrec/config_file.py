@@ -60,12 +60,16 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
 def parse_config(text: str, where: str = "config", overrides: Sequence[str] = ()) -> JobConfig:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_repeated_keys(root, where)
+        _check_nodes(root, where)
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # PyYAML's own, on a date of the 99th, say
+        raise ConfigError(f"{where}: holds a value that YAML cannot read ({error or type(error).__name__})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: a job is a mapping (name, data, tables, features, tasks, model, ...)")
     for override in overrides:
@@ -73,24 +77,29 @@ def parse_config(text: str, where: str = "config", overrides: Sequence[str] = ()
     try:
         return JobConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(describe(error, tree, root, where))) from None
+        raise ConfigError("\n".join(describe(error, tree, yaml.safe_load(text), root, where))) from None
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, where: str) -> None:
-    """YAML itself would let the last one win, and the first one's settings vanish."""
-    children = [node] if node is not None else []
-    while children:
-        child = children.pop()
-        if isinstance(child, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in child.value:
-                if key.value in seen:
-                    line = key.start_mark.line + 1
-                    raise ConfigError(f"{where}:{line}: {key.value}: stands here for the second time; keep one of them")
-                seen.add(key.value)
-                children.append(value)
-        elif isinstance(child, yaml.SequenceNode):
-            children += child.value
+def _check_nodes(node: yaml.Node | None, where: str, above: tuple[yaml.Node, ...] = ()) -> None:
+    """Refuses what YAML itself would take: a key that stands twice (the last would win), a node that holds itself."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return
+    line = node.start_mark.line + 1
+    if any(node is one for one in above):
+        raise ConfigError(f"{where}:{line}: an anchor that holds itself; write it out")
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_nodes(item, where, (*above, node))
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{where}:{line}: a key is a word, not a list or a mapping")
+        if key.value in seen:
+            raise ConfigError(f"{where}:{line}: {key.value}: stands here for the second time; keep one of them")
+        seen.add(key.value)
+        _check_nodes(value, where, (*above, node))
 
 
 # ---- overrides
@@ -103,7 +112,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write key.path=value, for example --set train.epochs=2")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     node: Any = tree
     keys = dotted.split(".")

@@ -139,7 +139,10 @@ def _is_list_of_integers(kind: pa.DataType) -> bool:
 
 
 def _int64(array: pa.Array) -> np.ndarray:
-    return np.asarray(array).astype(np.int64, copy=False)
+    ids = np.asarray(array)
+    if ids.dtype == np.uint64 and ids.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"id {ids.max()} does not fit in 64 bits with a sign; hash or map the ids first")
+    return ids.astype(np.int64, copy=False)
 
 
 def _keep_last(flat: np.ndarray, counts: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ a position in it is one number, the batches already taken: resuming skips window
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,24 +51,43 @@ def list_row_groups(root: Path, patterns: Sequence[str], columns: Sequence[str])
 
     Raises DataError naming the pattern, file or column that is missing.
     """
-    paths: list[Path] = []
-    for pattern in patterns:
-        whole = root / pattern  # the pattern itself, where that is absolute
-        found = sorted(path for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))) if path.is_file())
-        if not found:
-            raise DataError(f"no file matches {whole}; check data.root and the data.train/valid/test patterns")
-        paths += [path for path in found if path not in paths]
+    paths = list(dict.fromkeys(path for pattern in patterns for path in _matches(root, pattern)))
     groups: list[RowGroup] = []
+    types: dict[str, tuple[Path, pa.DataType]] = {}
     for path in paths:
         metadata = _footer(path)
-        names = metadata.schema.to_arrow_schema().names
+        schema = metadata.schema.to_arrow_schema()
         for column in columns:
-            if column not in names:
-                raise DataError(f"{path}: no column '{column}'; the file has {', '.join(names)}")
+            _check_column(path, schema, column, types)
         groups += [RowGroup(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
     if not any(group.rows for group in groups):
         raise DataError(f"{', '.join(map(str, paths))}: no rows")
     return [group for group in groups if group.rows]
+
+
+def _matches(root: Path, pattern: str) -> list[Path]:
+    """The pattern's files in sorted order. `root` is literal, brackets and all; an absolute pattern needs none."""
+    whole = pattern if Path(pattern).is_absolute() else str(Path(glob.escape(str(root))) / pattern)
+    found = sorted(Path(path) for path in glob.glob(whole, recursive=True))
+    for path in found:
+        if not path.is_file():
+            raise DataError(f"{path}: matches {pattern} but is a folder or a broken link; name files only")
+    if not found:
+        raise DataError(f"no file matches {root / pattern}; check data.root and the data.train/valid/test patterns")
+    return found
+
+
+def _check_column(path: Path, schema: pa.Schema, column: str, types: dict[str, tuple[Path, pa.DataType]]) -> None:
+    """There, once, and of a kind with the same column of the first file (`types` remembers it)."""
+    count = schema.names.count(column)
+    if count != 1:
+        what = "no column" if count == 0 else f"{count} columns called"
+        raise DataError(f"{path}: {what} '{column}'; the file has {', '.join(schema.names)}")
+    kind = schema.field(column).type
+    first, first_kind = types.setdefault(column, (path, kind))
+    for is_such in (pa.types.is_string, pa.types.is_nested):
+        if is_such(kind) != is_such(first_kind):
+            raise DataError(f"{path}: column '{column}' is {kind}, in {first} it is {first_kind}")
 
 
 def fingerprint(groups: Sequence[RowGroup]) -> str:
@@ -80,7 +100,7 @@ def _footer(path: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+        raise DataError(f"{path}: not a readable Parquet file ({_words(error)})") from None
 
 
 def share(rows: int, rank: int, world_size: int) -> range:
@@ -125,10 +145,16 @@ def read_window(window: Sequence[Slice], columns: Sequence[str] | None, rng: np.
                 piece.group.index, columns=None if columns is None else list(columns)
             )
         except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{piece.group.path}: row group {piece.group.index} cannot be read ({error})") from None
+            raise DataError(
+                f"{piece.group.path}: row group {piece.group.index} cannot be read ({_words(error)})"
+            ) from None
         tables.append(table.slice(piece.start, len(piece)))
     table = _stacked(tables)
     return table if rng is None else table.take(pa.array(rng.permutation(table.num_rows)))
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _stacked(tables: Sequence[pa.Table]) -> pa.Table:
@@ -136,7 +162,7 @@ def _stacked(tables: Sequence[pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the files' columns have different types ({' '.join(str(error).split())})") from None
+        raise DataError(f"the files' columns have different types ({_words(error)})") from None
 
 
 @lru_cache(maxsize=16)

@@ -87,7 +87,8 @@ class Checkpoints:
             if final.exists():
                 final.rename(self.folder / f".writing_{name}_before")
             writing.rename(final)
-            for old in [*self.complete()[: -self.keep], *self.folder.glob(".writing_*")]:
+            others = [path for path in self.complete() if path != final]
+            for old in [*others[: len(others) + 1 - self.keep], *self.folder.glob(".writing_*")]:
                 shutil.rmtree(old)
         dist.barrier()
 
@@ -95,7 +96,8 @@ class Checkpoints:
 def read_job_state(checkpoint: Path) -> JobState:
     try:
         raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
-        return JobState(Position(**raw["position"]), raw["data_order"], raw["config"], raw["plan"])
+        position = Position(**{key: int(value) for key, value in raw["position"].items()})
+        return JobState(position, dict(raw["data_order"]), dict(raw["config"]), dict(raw["plan"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({error!r})") from None
 
@@ -109,7 +111,11 @@ def _write_synced(path: Path, text: str) -> None:
 
 def _reason(error: dcp.api.CheckpointException) -> str:
     """One line; CheckpointException is a BaseException, which an `except Exception` would miss."""
-    return " ".join("; ".join(dict.fromkeys(str(failure[0]) for failure in error.failures.values())).split())
+    reasons = dict.fromkeys(str(failure[0]) or repr(failure[0]) for failure in error.failures.values())
+    reason = " ".join("; ".join(reasons).split())[:300]
+    if "Missing key" in reason or "ize mismatch" in reason:
+        return f"{reason}; the job is not the one that was saved: --init-from takes from it what fits"
+    return f"{reason}; where the checkpoint is damaged, remove its folder and the one before is taken"
 
 
 def load_tensors(tensors: dict[str, Any], checkpoint: Path) -> None:
@@ -134,8 +140,10 @@ class SafeReader(FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata: Metadata = _MetadataUnpickler(file).load()
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, LookupError, AttributeError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path}: not a checkpoint's metadata ({error})") from None
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f"{path}: not a checkpoint's metadata (a {type(metadata).__name__})")
         odd = [
             name for name, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
         ]

@@ -15,6 +15,8 @@ from mtlrec.training.sharded import autocast
 
 def evaluation_loader(job: JobConfig, split: str, ranks: Ranks) -> Loader:
     """The rank's rows of train, valid or test, in the files' order. Raises DataError where files are missing."""
+    if not getattr(job.data, split):
+        raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
     return Loader(job.data, getattr(job.data, split), Collator.of(job), ranks.rank, ranks.world_size)
 
 

@@ -88,7 +88,7 @@ class TaskMetrics:
             metrics[name] = {"auc": auc(histograms[task, False]), **_binary(sums[task])}
             if self.has_parent[task]:
                 metrics[name]["entire_auc"] = auc(histograms[task, True])
-                metrics[name]["inconsistent_labels"] = changed[task].item()
+                metrics[name]["inconsistent_labels"] = int(changed[task].item())
         return metrics
 
 
@@ -98,14 +98,14 @@ def _binary(sums: Tensor) -> dict[str, float]:
         "ne": _ratio(_ratio(loss, rows), _entropy(_ratio(positives, rows))),
         "log_loss": _ratio(loss, rows),
         "calibration": _ratio(predicted, positives),
-        "rows": rows,
-        "positives": positives,
+        "rows": int(rows),
+        "positives": int(positives),
     }
 
 
 def _regression(sums: Tensor) -> dict[str, float]:
     rows, _, squared, absolute = sums.tolist()
-    return {"mse": _ratio(squared, rows), "mae": _ratio(absolute, rows), "rows": rows}
+    return {"mse": _ratio(squared, rows), "mae": _ratio(absolute, rows), "rows": int(rows)}
 
 
 def _sum_over_ranks(accumulated: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,14 +29,14 @@ def predict(model: DistributedModelParallel, job: JobConfig, source: Path, outpu
     `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
     """
     collate = Collator.of(job, with_labels=False)
-    groups = _row_groups(source, output, [*collate.columns, *job.data.keys])
+    groups = _row_groups(source, output, [*collate.columns, *job.data.keys], ranks)
     names = [f"pred_{task.name}" for task in job.tasks]
     is_binary = torch.tensor([task.kind == "binary" for task in job.tasks], device=ranks.device)
     network = model.module.model
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
-    with _writer(path, _schema(groups[0], job, names)) as writer:
+    with _writer(path, _schema(groups, job, names)) as writer:
         for part in read_batches(groups, None, job.data.batch_size, ranks.rank, ranks.world_size):
             batch = collate(part).to(ranks.device)
             with autocast(job, ranks.device):
@@ -50,21 +51,28 @@ def predict(model: DistributedModelParallel, job: JobConfig, source: Path, outpu
     return int(rows.item())
 
 
-def _row_groups(source: Path, output: Path, columns: list[str]) -> list[RowGroup]:
+def _row_groups(source: Path, output: Path, columns: list[str], ranks: Ranks) -> list[RowGroup]:
     """The input's, once it is clear that the output does not lie on top of it."""
-    root, patterns = (source, ["**/*.parquet"]) if source.is_dir() else (source.parent, [source.name])
+    root, patterns = (source, ["**/*.parquet"]) if source.is_dir() else (source.parent, [glob.escape(source.name)])
+    if output.is_dir() if ranks.world_size == 1 else output.is_file():
+        raise DataError(f"{output}: name {'the file to write' if ranks.world_size == 1 else 'a folder of parts'}")
     if output.resolve() == source.resolve() or (source.is_dir() and source.resolve() in output.resolve().parents):
         raise DataError(f"{output}: lies in the input {source}; write the scores elsewhere")
     return list_row_groups(root, patterns, columns)
 
 
-def _schema(group: RowGroup, job: JobConfig, names: list[str]) -> pa.Schema:
-    """data.keys, or every column of the input, then the tasks' columns."""
-    schema = pq.read_schema(group.path)
+def _schema(groups: list[RowGroup], job: JobConfig, names: list[str]) -> pa.Schema:
+    """data.keys, or every column of the input, then the tasks' columns; wide enough for every file."""
+    first = groups[0].path
+    try:
+        paths = dict.fromkeys(group.path for group in groups)
+        schema = pa.unify_schemas([pq.read_schema(path) for path in paths], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{first} and the files beside it: {' '.join(str(error).split())}") from None
     kept = [schema.field(name) for name in job.data.keys or schema.names]
     taken = [field.name for field in kept if field.name in names]
     if taken:
-        raise DataError(f"{group.path}: already has {', '.join(taken)}; name the columns to keep in data.keys")
+        raise DataError(f"{first}: already has {', '.join(taken)}; name the columns to keep in data.keys")
     return pa.schema([*kept, *(pa.field(name, pa.float32()) for name in names)])
 
 

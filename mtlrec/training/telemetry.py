@@ -89,10 +89,12 @@ def _open_log(path: Path, start_step: int, last_step: int) -> Any:
     """Drops what a resumed run will write again: what came after the checkpoint, and a last line that was cut off."""
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
+                break
+            if not isinstance(record, dict) or not {"step", "kind"} <= record.keys():
                 break
             is_final = record["kind"] != "train" and record["step"] == last_step
             if record["step"] <= start_step and start_step > 0 and not is_final:

@@ -99,7 +99,7 @@ class Trainer:
         self._check_order_of_rows(checkpoint, saved)
         self.optimizers.materialise()
         tensors = self._tensors()
-        if saved.data_order["ranks"] != self.ranks.world_size:
+        if saved.data_order.get("ranks") != self.ranks.world_size:
             del tensors["random"]
         load_tensors(tensors, checkpoint)
         self.optimizers.set_steps_done(saved.position.step)
@@ -112,7 +112,8 @@ class Trainer:
 
     def _check_order_of_rows(self, checkpoint: Path, saved: JobState) -> None:
         now = self._data_order()
-        changed = [f"{key} {was} -> {now[key]}" for key, was in saved.data_order.items() if now[key] != was]
+        before = {key: saved.data_order.get(key) for key in now}
+        changed = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
         if saved.position.epoch_step and changed:
             raise CheckpointError(
                 f"{checkpoint}: saved in mid-epoch, and since then {', '.join(changed)}: the rows that are left cannot "

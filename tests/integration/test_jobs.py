@@ -221,7 +221,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["--set", "sharding.constraints={item: {types: [row_wise], kernels: [fused_uvm]}}"],
         "no plan",
     ),
-    "a file for a folder": (["--output", "{root}/test/part-0.parquet"], "is a file; name a folder"),
+    "a file for a folder": (
+        ["--output", "{root}/test/part-0.parquet"],
+        "is a file, or its checkpoints are; name a folder",
+    ),
     "nothing to start from": (["--init-from", "nowhere"], "nowhere: no complete checkpoint"),
 }
 
@@ -345,6 +348,13 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(
     assert "is the run that --overwrite would remove" in capsys.readouterr().err
     assert run_cli("train", config, "-o", run, "--overwrite", "--set", "train.checkpoint_every=5") == 0
     assert (run / "notes.txt").read_text() == "mine"
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    for mistake in (["--set", "data.root=nowhere"], ["--init-from", tmp_path / "nowhere"]):
+        assert run_cli("train", run / "config.yaml", "-o", run, "--overwrite", *mistake) == 2
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == saved
+        assert (run / "config.yaml").exists()
+    (run / "config.yaml").unlink()
+    assert run_cli("train", config, "-o", run) == 2  # its checkpoints are still a run
 
 
 def test_scores_never_land_on_their_input(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -359,7 +369,7 @@ def test_scores_never_land_on_their_input(data: Path, tmp_path: Path, capsys: py
         (source.parent, source.parent),
     ):
         assert run_cli("predict", run, "--input", given, "-o", out, "--set", "data.keys=[row]") == 2
-        assert "write the scores elsewhere" in capsys.readouterr().err
+        assert re.search("write the scores elsewhere|name the file to write", capsys.readouterr().err)
     assert pq.read_table(source).num_rows == 30
 
 

@@ -53,7 +53,11 @@ MISTAKES = {
     "model.fusion.expert_hidden=[[8], []]": ["model.fusion.expert_hidden.1 = []", "must not be empty"],
     "model.fusion={kind: mmoe, expert_hidden: [[8]], gate_hidden: [[4], [4]]}": ["gate_hidden has 2 levels"],
     "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 2]}": ["has 2 entries for 4 tasks"],
-    "model.fusion.kind=moe": ["unknown kind", "single_task, shared_bottom, mmoe, ple, adatt_sp"],
+    "model.fusion.kind=moe": [
+        "model.fusion.kind = 'moe'",
+        "unknown kind",
+        "single_task, shared_bottom, mmoe, ple, adatt_sp",
+    ],
     "loss.weighting={kind: decay, rate: {bye: 0.9}}": ["loss.weighting.rate.bye = 0.9", "no such task"],
     "sharding.constraints.users.types=[row_wise]": ["sharding.constraints.users", "no such table"],
     "sharding.constraints.user.types=[rowwise]": ["sharding.constraints.user.types.0 = 'rowwise'", "'row_wise'"],
@@ -89,6 +93,12 @@ def test_the_line_of_the_yaml_is_named(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_a_value_from_set_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(yaml.safe_dump(toy_tree()), "job.yaml", ["train.epochs=lots"])
+    assert str(caught.value).startswith("--set: train.epochs = 'lots'")
+
+
 def test_several_mistakes_are_a_line_each() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(yaml.safe_dump(toy_tree()), "job.yaml", ["train.epoch=2", "data.batch_size=0"])
@@ -105,6 +115,14 @@ def test_a_key_that_stands_twice_is_refused() -> None:
     text = yaml.safe_dump(toy_tree(), sort_keys=False)
     with pytest.raises(ConfigError, match=rf"job:{len(text.splitlines()) + 1}: train: stands here for the second time"):
         parse_config(text + "train: {seed: 1}\n", "job")
+
+
+@pytest.mark.parametrize(
+    "text", ["name: &a [*a]", "a: &a {b: *a}", "? [a, b]\n: 1", "name: 2020-99-99", "x: !!int abc"]
+)
+def test_odd_yaml_is_one_line_too(text: str) -> None:
+    with pytest.raises(ConfigError, match="job"):
+        parse_config(text, "job")
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:

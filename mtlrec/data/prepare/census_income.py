@@ -18,6 +18,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ def _read(name: str, content: bytes) -> pa.Table:
                 strings_can_be_null=False,
             ),
         )
-    except (pa.ArrowInvalid, OSError, EOFError) as error:
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
         message = " ".join(str(error).split())[:200]
         raise ValueError(f"{name}: not UCI's Census-Income format ({message}); give the publisher's file") from error
     strip = [c for c in COLUMNS if table.schema.field(c).type == pa.string()]

@@ -17,6 +17,7 @@ and parent; schema.json's `edges` says how many rows that changes.
 """
 
 import gzip
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -257,10 +258,14 @@ def _read(path: Path) -> pa.Table:
                 include_columns=wanted, column_types={name: pa.int64() for name in wanted}, null_values=[]
             ),
         )
-    except (pa.ArrowInvalid, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         message = " ".join(str(error).split())[:200]
         raise ValueError(f"{path.name}: cannot be read as a log of KuaiRand's ({message})") from error
     table = table.rename_columns([*OTHER_COLUMNS, *LABELS.values()])
+    clock = table["hourmin"].to_numpy()
+    wrong = np.flatnonzero((clock < 0) | (clock >= 2400))
+    if len(wrong):
+        raise ValueError(f"{path.name}: row {wrong[0] + 2}, hourmin: {clock[wrong[0]]} is no time of day; drop the row")
     for label, column in LABELS.items():
         values = table[column].to_numpy()
         wrong = np.flatnonzero((values != 0) & (values != 1))

@@ -101,6 +101,26 @@ def test_a_pattern_may_be_absolute(tmp_path: Path) -> None:
     assert list_row_groups(Path("elsewhere"), [f"{tmp_path}/*.parquet"], ["row"]) == groups
 
 
+def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+    root = tmp_path / "br[x] ü*"
+    root.mkdir()
+    assert len(write(root, [3, 4], 10)) == 2
+
+
+def test_what_matches_but_cannot_be_read_is_no_silent_loss(tmp_path: Path) -> None:
+    write(tmp_path, [3], 10)
+    (tmp_path / "001.parquet").mkdir()
+    with pytest.raises(DataError, match=r"001\.parquet: matches .* but is a folder or a broken link"):
+        list_row_groups(tmp_path, ["*.parquet"], ["row"])
+
+
+def test_a_column_of_another_kind_names_both_files(tmp_path: Path) -> None:
+    write(tmp_path, [3], 10)
+    pq.write_table(pa.table({"row": ["a"]}), tmp_path / "001.parquet")
+    with pytest.raises(DataError, match=r"001\.parquet: column 'row' is string, in .*000\.parquet it is int64"):
+        list_row_groups(tmp_path, ["*.parquet"], ["row"])
+
+
 def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
     groups = write(tmp_path, [40], 10)
     path = tmp_path / "000.parquet"
