@@ -95,7 +95,7 @@ def test_losses_match_a_loop(kind: Any) -> None:
         for i in np.flatnonzero(space[:, task]):
             y = targets[i, task]
             one = -math.log(p[i, task] if y else 1 - p[i, task])
-            losses.append(one if IS_BINARY[task] else (float(outputs.value[i, task]) - y) ** 2)
+            losses.append(one if IS_BINARY[task] else (float(outputs.value[i, task].detach()) - y) ** 2)
         assert report.losses[task].item() == pytest.approx(np.mean(losses), rel=1e-4)
         assert report.rows[task] == len(losses)
         total += WEIGHTS[task] * float(np.mean(losses))
