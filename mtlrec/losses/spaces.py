@@ -51,30 +51,22 @@ class SampleSpaces:
         `space` is where the loss is taken, `entire_space` where p(task) over all impressions is compared with the
         target; for a root and under `conditional=False` they are the same.
         """
-        order = topological_order(self.parents)
+        targets, is_known = self._consistent(columns, known)
         present = (weights > 0).to(columns.dtype)
-        targets: dict[int, Tensor] = {}
-        is_known: dict[int, Tensor] = {}
         entire: dict[int, Tensor] = {}
         space: dict[int, Tensor] = {}
         changed: dict[int, Tensor] = {}
-        for task in order:
-            parent, label, label_known = self.parents[task], *(part[:, self.labels[task]] for part in (columns, known))
-            if parent is None:
-                targets[task], is_known[task] = label, label_known
-            else:
-                above = targets[parent]
-                targets[task], is_known[task] = label * above, torch.maximum(label_known, 1 - above)
-        for task in order:
-            parent, label, label_known = self.parents[task], *(part[:, self.labels[task]] for part in (columns, known))
+        for task in topological_order(self.parents):
+            parent = self.parents[task]
             inside = present if parent is None else entire[parent]
             inside = inside * self._condition(task, columns, known, targets, is_known)
             entire[task] = inside * is_known[task]
             if parent is None:
                 space[task], changed[task] = entire[task], torch.zeros_like(present).sum()
             else:
-                space[task] = inside * label_known * targets[parent] if self.conditional else entire[task]
-                changed[task] = (inside * label_known * label * (1 - targets[parent])).sum()
+                label, own_known = columns[:, self.labels[task]], known[:, self.labels[task]]
+                space[task] = inside * own_known * targets[parent] if self.conditional else entire[task]
+                changed[task] = (inside * own_known * label * (1 - targets[parent])).sum()
         tasks = range(len(self.labels))
         return Populations(
             targets=torch.stack([targets[task] for task in tasks], dim=1),
@@ -82,6 +74,18 @@ class SampleSpaces:
             entire_space=torch.stack([entire[task] for task in tasks], dim=1),
             changed=torch.stack([changed[task] for task in tasks]),
         )
+
+    def _consistent(self, columns: Tensor, known: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Targets, and whether they are known, [B] by task: a child is child AND parent, known where the parent is 0."""
+        targets: dict[int, Tensor] = {}
+        is_known: dict[int, Tensor] = {}
+        for task in topological_order(self.parents):
+            parent = self.parents[task]
+            targets[task], is_known[task] = columns[:, self.labels[task]], known[:, self.labels[task]]
+            if parent is not None:
+                is_known[task] = torch.maximum(is_known[task], 1 - targets[parent])
+                targets[task] = targets[task] * targets[parent]
+        return targets, is_known
 
     def _condition(
         self, task: int, columns: Tensor, known: Tensor, targets: dict[int, Tensor], is_known: dict[int, Tensor]
