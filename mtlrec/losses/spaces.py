@@ -46,7 +46,7 @@ class SampleSpaces:
     conditional: bool
 
     def __call__(self, columns: Tensor, known: Tensor, weights: Tensor) -> Populations:
-        """columns, known: [B, C], 0/1 in `known`; weights: [B], 0 for padding rows.
+        """columns [B, C], 0 where unknown; known [B, C], 0/1; weights [B], 0 for padding rows.
 
         `space` is where the loss is taken, `entire_space` where p(task) over all impressions is compared with the
         target; for a root and under `conditional=False` they are the same.
@@ -59,7 +59,7 @@ class SampleSpaces:
         for task in topological_order(self.parents):
             parent = self.parents[task]
             inside = present if parent is None else entire[parent]
-            inside = inside * self._condition(task, columns, known, targets, is_known)
+            inside = inside * self._condition(task, columns, targets)
             entire[task] = inside * is_known[task]
             if parent is None:
                 space[task], changed[task] = entire[task], torch.zeros_like(present).sum()
@@ -76,7 +76,7 @@ class SampleSpaces:
         )
 
     def _consistent(self, columns: Tensor, known: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Targets, and whether they are known, [B] by task: a child is child AND parent, known where the parent is 0."""
+        """Targets, and whether known, [B] by task: a child is child AND parent, and known where the parent is 0."""
         targets: dict[int, Tensor] = {}
         is_known: dict[int, Tensor] = {}
         for task in topological_order(self.parents):
@@ -87,14 +87,10 @@ class SampleSpaces:
                 targets[task] = targets[task] * targets[parent]
         return targets, is_known
 
-    def _condition(
-        self, task: int, columns: Tensor, known: Tensor, targets: dict[int, Tensor], is_known: dict[int, Tensor]
-    ) -> Tensor:
-        """[B] 0/1: unknown counts as no."""
+    def _condition(self, task: int, columns: Tensor, targets: dict[int, Tensor]) -> Tensor:
+        """[B] 0/1. What is unknown is 0 in `columns`, so it counts as no."""
         condition = self.conditions[task]
         if condition is None:
             return torch.ones_like(columns[:, 0])
         kind, index = condition
-        if kind == "task":
-            return targets[index] * is_known[index]
-        return (columns[:, index] == 1).to(columns.dtype) * known[:, index]
+        return targets[index] if kind == "task" else (columns[:, index] == 1).to(columns.dtype)

@@ -346,7 +346,8 @@ def test_overwrite_removes_what_a_run_wrote_and_nothing_else(
     (run / "notes.txt").write_text("mine")
     assert run_cli("train", config, "-o", run, "--overwrite", "--init-from", run) == 2
     assert "is the run that --overwrite would remove" in capsys.readouterr().err
-    assert run_cli("train", config, "-o", run, "--overwrite", "--set", "train.checkpoint_every=5") == 0
+    assert run_cli("train", config, "-o", run, "--overwrite", "--set", "train.max_steps=2") == 0
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
     assert (run / "notes.txt").read_text() == "mine"
     saved = sorted(path.name for path in (run / "checkpoints").iterdir())
     for mistake in (["--set", "data.root=nowhere"], ["--init-from", tmp_path / "nowhere"]):
