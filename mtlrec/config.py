@@ -11,13 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Widths = list[PositiveInt]
 NonEmptyWidths = Annotated[list[PositiveInt], Field(min_length=1)]
 Levels = Annotated[list[NonEmptyWidths], Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -130,19 +140,53 @@ class CrossBottom(Strict):
     rank: PositiveInt | None = None
 
 
-class SingleTaskFusion(Strict):
+class ExpertsConfig(Strict):
+    """What every fusion layer takes. A layer of an expert is Linear, norm, activation, dropout."""
+
+    kind: str
+    expert_hidden: Levels
+    activation: Literal["relu", "silu", "gelu"] = "relu"
+    norm: Literal["layer", "batch"] | None = Field(None, description="batch: over the rows of one rank")
+    dropout: Dropout = 0.0
+    recompute: bool = Field(False, description="memory for time: backward computes the experts' activations again")
+
+    @field_validator("recompute")
+    @classmethod
+    def _recompute_goes_without_batch_norm(cls, recompute: bool, info: ValidationInfo) -> bool:
+        if recompute and info.data.get("norm") == "batch":
+            raise ValueError("norm: batch would count every row twice; take norm: layer, or leave recompute out")
+        return recompute
+
+
+class GatedConfig(ExpertsConfig):
+    gate_dropout: Dropout = Field(0.0, description="the chance that training hides an expert from a gate")
+
+
+class SingleTaskFusion(ExpertsConfig):
     kind: Literal["single_task"]
-    expert_hidden: Levels
 
 
-class SharedBottomFusion(Strict):
+class SharedBottomFusion(ExpertsConfig):
     kind: Literal["shared_bottom"]
-    expert_hidden: Levels
 
 
-class MMoEFusion(Strict):
+class AsymmetricFusion(ExpertsConfig):
+    """Tasks in their order; each reads the ones before it and teaches them nothing."""
+
+    kind: Literal["asymmetric"]
+
+
+class CrossStitchFusion(ExpertsConfig):
+    kind: Literal["cross_stitch"]
+
+
+class CustomizedFusion(ExpertsConfig):
+    kind: Literal["customized"]
+    merge: Literal["project", "weight"] = "project"
+
+
+class MMoEFusion(GatedConfig):
     kind: Literal["mmoe"]
-    expert_hidden: Levels
     num_experts: PositiveInt = 4
     gate_hidden: list[Widths] | None = None
 
@@ -153,17 +197,22 @@ class MMoEFusion(Strict):
         return self
 
 
-class PLEFusion(Strict):
+class PLEFusion(GatedConfig):
     kind: Literal["ple"]
-    expert_hidden: Levels
     num_task_experts: PositiveInt | list[PositiveInt] = 1
     num_shared_experts: PositiveInt = 1
 
 
-class AdaTTSpFusion(Strict):
+class AdaTTSpFusion(GatedConfig):
     kind: Literal["adatt_sp"]
-    expert_hidden: Levels
     num_task_experts: PositiveInt = 1
+    native_residual: bool = True
+
+
+class AdaTTFusion(GatedConfig):
+    kind: Literal["adatt"]
+    num_task_experts: PositiveInt | list[PositiveInt] = 1
+    num_shared_experts: PositiveInt = 1
     native_residual: bool = True
 
 
@@ -184,8 +233,19 @@ class ESMMHeads(Strict):
 
 Bottom = Annotated[ConcatBottom | DotBottom | CrossBottom, Field(discriminator="kind")]
 Fusion = Annotated[
-    SingleTaskFusion | SharedBottomFusion | MMoEFusion | PLEFusion | AdaTTSpFusion, Field(discriminator="kind")
+    SingleTaskFusion
+    | SharedBottomFusion
+    | AsymmetricFusion
+    | CrossStitchFusion
+    | CustomizedFusion
+    | MMoEFusion
+    | PLEFusion
+    | AdaTTSpFusion
+    | AdaTTFusion,
+    Field(discriminator="kind"),
 ]
+SLOTTED = ("single_task", "asymmetric", "cross_stitch", "customized", "ple", "adatt_sp", "adatt")
+"""The fusion kinds whose tasks may have features of their own."""
 Heads = Annotated[IndependentHeads | ESMMHeads, Field(discriminator="kind")]
 
 
@@ -308,6 +368,7 @@ class JobConfig(Strict):
         self._check_features()
         self._check_funnel()
         self._check_task_features()
+        self._check_fusion()
         self._check_names_of_tasks_and_tables()
         return self
 
@@ -371,9 +432,9 @@ class JobConfig(Strict):
     def _check_task_features(self) -> None:
         if all(task.features is None for task in self.tasks):
             return
-        if self.model.fusion.kind not in ("single_task", "ple", "adatt_sp"):
+        if self.model.fusion.kind not in SLOTTED:
             first = next(i for i, task in enumerate(self.tasks) if task.features is not None)
-            allowed = "a fusion with a slot per task: single_task, ple, adatt_sp"
+            allowed = f"a fusion with a slot per task: {_names(SLOTTED)}"
             message = f"{self.model.fusion.kind} reads one input for all tasks; features per task take {allowed}"
             raise LocatedError(("tasks", first, "features"), message)
         for index, task in enumerate(self.tasks):
@@ -383,6 +444,18 @@ class JobConfig(Strict):
                 if name not in self.features.names:
                     message = f"'{name}' is no feature; features are {_names(self.features.names)}"
                     raise LocatedError(("tasks", index, "features"), message)
+
+    def _check_fusion(self) -> None:
+        fusion, num_tasks = self.model.fusion, len(self.tasks)
+        if isinstance(fusion, AsymmetricFusion) and num_tasks == 1:
+            message = "is for two tasks or more; for one take shared_bottom"
+            raise LocatedError(("model", "fusion", "kind"), message)
+        per_task = fusion.num_task_experts if isinstance(fusion, PLEFusion | AdaTTFusion) else 1
+        if isinstance(per_task, list) and len(per_task) != num_tasks:
+            message = f"has {len(per_task)} entries for {num_tasks} tasks; give one per task"
+            raise LocatedError(("model", "fusion", "num_task_experts"), message)
+        if fusion.norm == "batch" and self.data.batch_size == 1:
+            raise LocatedError(("data", "batch_size"), "model.fusion.norm: batch has no variance in one row; take more")
 
     def _check_names_of_tasks_and_tables(self) -> None:
         names = [task.name for task in self.tasks]
@@ -396,11 +469,6 @@ class JobConfig(Strict):
                 raise LocatedError(
                     ("sharding", "constraints", table), f"no such table; tables are {_names(self.tables)}"
                 )
-        fusion = self.model.fusion
-        per_task = fusion.num_task_experts if isinstance(fusion, PLEFusion) else 1
-        if isinstance(per_task, list) and len(per_task) != len(names):
-            message = f"has {len(per_task)} entries for {len(names)} tasks; give one per task"
-            raise LocatedError(("model", "fusion", "num_task_experts"), message)
 
     # ---- derived, read-only
 

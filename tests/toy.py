@@ -11,12 +11,36 @@ from mtlrec.config import JobConfig
 
 USERS, ITEMS = 50, 40
 
+# A row for each kind, named after it, and rows for the options that all or the gated ones take.
 FUSIONS: dict[str, dict[str, Any]] = {
     "single_task": {"kind": "single_task", "expert_hidden": [[16, 8]]},
     "shared_bottom": {"kind": "shared_bottom", "expert_hidden": [[16], [8]]},
+    "asymmetric": {"kind": "asymmetric", "expert_hidden": [[16], [8]]},
+    "cross_stitch": {"kind": "cross_stitch", "expert_hidden": [[16], [8]]},
+    "customized": {"kind": "customized", "expert_hidden": [[16], [8]]},
+    "customized_weight": {"kind": "customized", "expert_hidden": [[16], [8]], "merge": "weight"},
     "mmoe": {"kind": "mmoe", "expert_hidden": [[16], [8]], "num_experts": 3, "gate_hidden": [[4], []]},
     "ple": {"kind": "ple", "expert_hidden": [[16], [8]], "num_task_experts": [1, 2, 1, 1], "num_shared_experts": 2},
     "adatt_sp": {"kind": "adatt_sp", "expert_hidden": [[16], [8]], "num_task_experts": 2},
+    "adatt": {"kind": "adatt", "expert_hidden": [[16], [8]], "num_task_experts": [1, 2, 1, 1], "num_shared_experts": 2},
+    "layer_norm_and_dropout": {
+        "kind": "ple",
+        "expert_hidden": [[16], [8]],
+        "activation": "silu",
+        "norm": "layer",
+        "dropout": 0.1,
+        "gate_dropout": 0.1,
+    },
+    "batch_norm": {"kind": "adatt", "expert_hidden": [[16, 16], [8]], "activation": "gelu", "norm": "batch"},
+    "recompute": {"kind": "adatt_sp", "expert_hidden": [[16], [8]], "native_residual": False, "recompute": True},
+    "recompute_all": {
+        "kind": "mmoe",
+        "expert_hidden": [[16], [8]],
+        "activation": "silu",
+        "norm": "layer",
+        "dropout": 0.1,
+        "recompute": True,
+    },
 }
 
 

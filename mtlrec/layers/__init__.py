@@ -4,15 +4,17 @@ They take flat arguments and tensors, so each drops into a model of your own. Th
 widths (`output_dim` of one is `input_dim` of the next):
 
 - bottoms (`Concat`, `Dot`, `Cross`): dense features and pooled embeddings -> `[B, D]`;
-- fusion layers (`SingleTask`, `SharedBottom`, `MMoE`, `PLE`, `AdaTTSp`): `[B, D]` -> `[B, T, H]`, a vector per task.
-  Those whose `num_slots` is not None also take `[B, num_slots, D]`, an input per module;
-- what they are made of (`MLP`, `ExpertBank`, `GateBank`), and `from_meta`/`to_meta` for the public reference's weights.
+- fusion layers (`SingleTask`, `SharedBottom`, `AsymmetricBottom`, `CrossStitch`, `CustomizedSharing`, `MMoE`, `PLE`,
+  `AdaTTSp`, `AdaTT`): `[B, D]` -> `[B, T, H]`, a vector per task. Those whose `num_slots` is not None also take
+  `[B, num_slots, D]`, an input per module;
+- what they are made of (`MLP`, `BatchedLinear`, `ExpertBank`, `GateBank`, `GatedLevel`), `from_meta`/`to_meta` for the
+  public reference's weights, and `diagnose` for a look inside.
 
-Example: a DLRM with two tasks of your own, its top replaced by AdaTT.
+Example: a two-task model in the manner of DLRM, with AdaTT on top (`docs/dlrm.md` does it to TorchRec's own).
 
     >>> import torch
     >>> from torch import nn
-    >>> from mtlrec.layers import AdaTTSp, Dot
+    >>> from mtlrec.layers import AdaTTSp, Dot, diagnose
     >>>
     >>> class TwoTaskDLRM(nn.Module):
     ...     def __init__(self):
@@ -32,20 +34,27 @@ Example: a DLRM with two tasks of your own, its top replaced by AdaTT.
     >>> logits.shape
     torch.Size([8, 2])
 
-To see what the gates chose, hook them: a gate bank's output is its weights `[B, gates, experts]`.
+To see what the gates chose and how large each expert's output was:
 
-    >>> seen = []
-    >>> handle = model.fusion.gates[-1].register_forward_hook(lambda module, args, weights: seen.append(weights))
-    >>> _ = model(torch.randn(8, 4), [torch.randint(100, (8, 5)) for _ in range(3)])
-    >>> seen[0].shape
-    torch.Size([8, 2, 4])
+    >>> seen = diagnose(model, torch.randn(8, 4), [torch.randint(100, (8, 5)) for _ in range(3)])
+    >>> list(seen), seen["fusion.levels.1"].gates.shape, seen["fusion.levels.1"].norms.shape
+    (['fusion.levels.0', 'fusion.levels.1'], torch.Size([8, 2, 4]), torch.Size([8, 4]))
+
+On a CPU, a layer of plain ReLU experts computes its own gradients (`mixture.py`): they can be differentiated again, but
+not transformed by `torch.func`; `torch.compile` and `torch.export` see plain operations.
 """
 
-from mtlrec.layers.adatt import AdaTTSp
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.asymmetric import AsymmetricBottom
+from mtlrec.layers.cross_stitch import CrossStitch
+from mtlrec.layers.customized import CustomizedSharing
+from mtlrec.layers.diagnostics import LevelDiagnostics, diagnose
+from mtlrec.layers.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.fusion import FusionLayer
 from mtlrec.layers.gates import GateBank
 from mtlrec.layers.interaction import Bottom, Concat, Cross, Dot
+from mtlrec.layers.level import GatedLevel
+from mtlrec.layers.linear import BatchedLinear
 from mtlrec.layers.meta_weights import from_meta, to_meta
 from mtlrec.layers.mlp import MLP
 from mtlrec.layers.mmoe import MMoE
@@ -56,17 +65,26 @@ from mtlrec.layers.single_task import SingleTask
 __all__ = [
     "MLP",
     "PLE",
+    "AdaTT",
     "AdaTTSp",
+    "AsymmetricBottom",
+    "BatchedLinear",
     "Bottom",
     "Concat",
     "Cross",
+    "CrossStitch",
+    "CustomizedSharing",
     "Dot",
     "ExpertBank",
+    "ExpertOptions",
     "FusionLayer",
     "GateBank",
+    "GatedLevel",
+    "LevelDiagnostics",
     "MMoE",
     "SharedBottom",
     "SingleTask",
+    "diagnose",
     "from_meta",
     "to_meta",
 ]

@@ -1,60 +1,23 @@
-"""AdaTT-sp: experts of each task's own, which every task may borrow, and a residual that keeps a task close to its own
-(Li et al., AdaTT: Adaptive Task-to-Task Fusion Network for Multitask Learning in Recommendations, KDD 2023).
+"""AdaTT: every task borrows from every expert, and a residual keeps it close to its own (Li et al., AdaTT: Adaptive
+Task-to-Task Fusion Network for Multitask Learning in Recommendations, KDD 2023).
 
-Shapes: B batch, D input width, T tasks, m experts of a task, E = T * m experts of a level, H output width.
+Shapes: B batch, D input width, T tasks, S slots (a task each and, in `AdaTT`, the shared module last), E experts of a
+level, H output width.
 """
 
-import math
 from collections.abc import Sequence
+from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mtlrec.layers.experts import ExpertBank
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.fusion import task_expert_counts
 from mtlrec.layers.gates import GateBank
+from mtlrec.layers.level import GatedFusion, GatedLevel, NativeResidual
 from mtlrec.layers.mlp import check_positive
 
 
-class NativeResidual(nn.Module):
-    """Adds a task's own experts to what its gate mixes.
-
-    It adds constants to the gate's weights, so that one product with the experts does both.
-    With one expert per task the constant is 1. With more they are `weight`, learned and input-free, drawn from
-    U(-sqrt(1/m), sqrt(1/m)).
-
-    Args:
-        num_tasks: T.
-        num_task_experts: m.
-
-    Shapes: gate weights `[B, T, T * m]` -> the same shape; `weight` `[T, m]`, or None for m = 1.
-
-    Example:
-        >>> import torch
-        >>> NativeResidual(2, 1)(torch.full((1, 2, 2), 0.5)).tolist()
-        [[[1.5, 0.5], [0.5, 1.5]]]
-    """
-
-    def __init__(self, num_tasks: int, num_task_experts: int) -> None:
-        super().__init__()
-        self.num_tasks = num_tasks
-        self.weight = nn.Parameter(torch.empty(num_tasks, num_task_experts)) if num_task_experts > 1 else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        if self.weight is not None:
-            bound = math.sqrt(1 / self.weight.shape[1])
-            nn.init.uniform_(self.weight, -bound, bound)
-
-    def forward(self, gates_BTE: Tensor) -> Tensor:
-        own_TT = torch.eye(self.num_tasks, dtype=gates_BTE.dtype, device=gates_BTE.device)
-        if self.weight is None:
-            return gates_BTE + own_TT
-        return gates_BTE + (own_TT.unsqueeze(2) * self.weight.unsqueeze(1)).flatten(1)
-
-
-class AdaTTSp(FusionLayer):
+class AdaTTSp(GatedFusion):
     """Levels in which every task mixes the experts of all tasks and adds its own.
 
     Experts are ordered task 0's, ..., task T-1's; expert and gate of task t read slot t. A task's output is the
@@ -66,6 +29,8 @@ class AdaTTSp(FusionLayer):
         num_task_experts: m, the experts of each task in every level.
         expert_hidden: one inner list per level: the widths of every expert in it.
         native_residual: False leaves the residual out (the paper's ablation).
+        gate_dropout: see `GateBank`.
+        options: see `ExpertOptions`.
 
     Shapes: `[B, D]` (all tasks read the same) or `[B, T, D]` -> `[B, T, H]`.
 
@@ -86,23 +51,76 @@ class AdaTTSp(FusionLayer):
         num_task_experts: int,
         expert_hidden: Sequence[Sequence[int]],
         native_residual: bool = True,
+        gate_dropout: float = 0.0,
+        **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks)
         check_positive(num_task_experts=num_task_experts)
-        num_experts = num_tasks * num_task_experts
-        experts_per_slot = (num_task_experts,) * num_tasks
-        self.experts = nn.ModuleList(
-            ExpertBank(num_experts, dim, hidden, experts_per_slot) for dim, hidden in self.levels()
-        )
-        self.gates = nn.ModuleList(GateBank(num_tasks, num_experts, dim) for dim, _ in self.levels())
-        self.residuals = nn.ModuleList(
-            NativeResidual(num_tasks, num_task_experts) if native_residual else nn.Identity()
-            for _ in self.expert_hidden
+        experts_per_task = (num_task_experts,) * num_tasks
+        num_experts = sum(experts_per_task)
+        is_learned = num_task_experts > 1
+        self.levels = nn.ModuleList(
+            GatedLevel(
+                ExpertBank(num_experts, dim, hidden, experts_per_task, **options),
+                GateBank(num_tasks, num_experts, dim, dropout=gate_dropout),
+                NativeResidual(experts_per_task, num_tasks, is_learned) if native_residual else None,
+            )
+            for dim, hidden in self.level_dims()
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        slots = x
-        for experts, gates, residual in zip(self.experts, self.gates, self.residuals, strict=True):
-            slots = torch.bmm(residual(gates(slots)), experts(slots))
-        return slots
+
+class AdaTT(GatedFusion):
+    """AdaTT with a shared module beside the tasks': experts of its own and, below the last level, a gate and a slot.
+
+    Experts are ordered task 0's, ..., task T-1's, shared; experts and gate of a module read its slot. A module's output
+    is the gate-weighted sum over all experts plus the native residual over its own. In the last level the shared
+    module only supplies experts. The residual's weights are learned, or all 1 where every module has one expert.
+
+    Args:
+        input_dim: D.
+        num_tasks: T.
+        num_task_experts: experts of each task, in every level: one number, or one per task.
+        num_shared_experts: experts of the shared module, in every level.
+        expert_hidden: one inner list per level: the widths of every expert in it.
+        native_residual: False leaves the residual out (the paper's ablation).
+        gate_dropout: see `GateBank`.
+        options: see `ExpertOptions`.
+
+    Shapes: `[B, D]` (all modules read the same) or `[B, T + 1, D]` (the shared module's last) -> `[B, T, H]`.
+
+    Raises:
+        ValueError: for sizes below 1, a list of expert counts that is not T long, no level, an empty level, or an
+            input of another shape.
+
+    Example:
+        >>> import torch
+        >>> layer = AdaTT(8, num_tasks=2, num_task_experts=[1, 2], num_shared_experts=1, expert_hidden=[[16], [6]])
+        >>> layer(torch.randn(5, 8)).shape, layer(torch.randn(5, 3, 8)).shape
+        (torch.Size([5, 2, 6]), torch.Size([5, 2, 6]))
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_tasks: int,
+        num_task_experts: int | Sequence[int],
+        num_shared_experts: int,
+        expert_hidden: Sequence[Sequence[int]],
+        native_residual: bool = True,
+        gate_dropout: float = 0.0,
+        **options: Unpack[ExpertOptions],
+    ) -> None:
+        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
+        check_positive(num_shared_experts=num_shared_experts)
+        self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
+        num_experts = sum(self.experts_per_slot)
+        num_gates = [num_tasks + 1] * (len(self.expert_hidden) - 1) + [num_tasks]
+        is_learned = any(count != 1 for count in self.experts_per_slot)
+        self.levels = nn.ModuleList(
+            GatedLevel(
+                ExpertBank(num_experts, dim, hidden, self.experts_per_slot, **options),
+                GateBank(gates, num_experts, dim, dropout=gate_dropout),
+                NativeResidual(self.experts_per_slot, gates, is_learned) if native_residual else None,
+            )
+            for (dim, hidden), gates in zip(self.level_dims(), num_gates, strict=True)
+        )

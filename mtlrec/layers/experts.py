@@ -1,86 +1,86 @@
-"""A bank of experts: E MLPs of one shape, stacked: a level is then a handful of matrix products, not E times as many.
+"""A bank of experts: E MLPs of one shape, stacked, which is what every fusion layer is made of.
 
-Shapes: B batch, E experts, S slots (inputs the experts read), D input width, H output width.
-
-Layout. Logically every tensor here is batch first, `[B, E, H]`; in memory it lies as its product left it. Experts that
-read the same `[B, D]` are one large product with the `[E * H, D]` weights, so the input is never repeated, its
-gradient is summed inside the product, and the result is a contiguous `[B, E, H]`. Experts that read inputs of their
-own are one batched product, whose result `[E, B, H]` is handed on as a transposed view. Both feed the next batched
-product, or a gate's, as they are: no copy.
-
-A weight is `[E, H, D]`, so `weight[e]` is what `torch.nn.Linear` would keep for expert e.
+Shapes: B batch, E experts, G weighted sums of them, S slots (inputs the experts read), D input width, H output width.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import Literal, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from mtlrec.layers.mlp import check_hidden, check_positive
+from mtlrec.layers.linear import BatchedLinear
+from mtlrec.layers.mixture import mix_relu_experts, repeat_slots
+from mtlrec.layers.mlp import check_hidden, check_input, check_positive, check_probability
 
-
-def batched_linear(x: Tensor, weight_EHD: Tensor, bias_EH: Tensor) -> Tensor:
-    """E linear maps at once: `x` is `[B, D]` (read by all) or `[B, E, D]` (one input each) -> `[B, E, H]`."""
-    if x.dim() == 2:
-        return F.linear(x, weight_EHD.flatten(0, 1), bias_EH.flatten()).view(x.shape[0], *bias_EH.shape)
-    y_EBH = torch.baddbmm(bias_EH.unsqueeze(1), x.transpose(0, 1), weight_EHD.transpose(1, 2))
-    return y_EBH.transpose(0, 1)
-
-
-def check_input(owner: str, x: Tensor, input_dim: int, num_slots: int | None) -> None:
-    """Raise ValueError unless `x` is `[B, input_dim]` or, where there are slots, `[B, num_slots, input_dim]`."""
-    is_shared = x.dim() == 2 and x.shape[1] == input_dim
-    is_slotted = x.dim() == 3 and x.shape[1] == num_slots and x.shape[2] == input_dim
-    if not (is_shared or is_slotted):
-        wanted = f"[B, {input_dim}]" + (f" or [B, {num_slots}, {input_dim}]" if num_slots is not None else "")
-        raise ValueError(f"{owner} takes an input of shape {wanted}, got {list(x.shape)}")
+Activation = Literal["relu", "silu", "gelu"]
+Norm = Literal["layer", "batch"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 
 
-class BatchedLinear(nn.Module):
-    """`num` linear maps with weights of their own, each initialised as `torch.nn.Linear` is.
+class ExpertOptions(TypedDict, total=False):
+    """What every layer of experts takes beside its sizes. A layer of an expert is Linear, norm, activation, dropout.
+
+    Keys:
+        activation: relu (the default), silu or gelu (exact).
+        norm: None (the default); layer, over each expert's width; batch, over the rows a rank sees.
+        dropout: the share of each layer's outputs that training sets to zero; 0 by default.
+        recompute: keep no expert's activations for backward but compute them again there: memory for a third more
+            arithmetic. False by default; not with batch norm, whose running statistics would count every row twice.
+    """
+
+    activation: Activation
+    norm: Norm | None
+    dropout: float
+    recompute: bool
+
+
+class ExpertNorm(nn.Module):
+    """Layer or batch norm of every expert's outputs, each expert with weights of its own.
 
     Args:
-        num: E, how many maps.
-        input_dim: D.
-        output_dim: H.
+        kind: layer or batch.
+        num_experts: E.
+        width: H.
 
-    Attributes:
-        weight, bias: `[E, H, D]` and `[E, H]`.
+    In training, batch norm takes a batch of one row by what it has seen so far.
 
-    Shapes: `[B, D]` (read by all) or `[B, E, D]` (one input each) -> `[B, E, H]`.
-
-    Raises:
-        ValueError: for a size below 1.
+    Shapes: `[B, E, H]` -> the same.
 
     Example:
         >>> import torch
-        >>> BatchedLinear(3, 8, 4)(torch.randn(2, 8)).shape
+        >>> ExpertNorm("layer", 3, 4)(torch.randn(2, 3, 4)).shape
         torch.Size([2, 3, 4])
     """
 
-    def __init__(self, num: int, input_dim: int, output_dim: int) -> None:
+    def __init__(self, kind: Norm, num_experts: int, width: int) -> None:
         super().__init__()
-        check_positive(num=num, input_dim=input_dim, output_dim=output_dim)
-        self.weight = nn.Parameter(torch.empty(num, output_dim, input_dim))
-        self.bias = nn.Parameter(torch.empty(num, output_dim))
+        self.batch_norm = nn.BatchNorm1d(num_experts * width, affine=False) if kind == "batch" else None
+        self.weight = nn.Parameter(torch.empty(num_experts, width))
+        self.bias = nn.Parameter(torch.empty(num_experts, width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights and biases from U(-1/sqrt(D), 1/sqrt(D)), the distribution of `torch.nn.Linear`'s default."""
-        # Not torch.nn.init.kaiming_uniform_: on a stacked weight it would take H * D for the fan in.
-        bound = 1 / math.sqrt(self.weight.shape[-1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return batched_linear(x, self.weight, self.bias)
+    def forward(self, x_BEH: Tensor) -> Tensor:
+        if self.batch_norm is None:
+            return F.layer_norm(x_BEH, x_BEH.shape[-1:]) * self.weight + self.bias
+        return self._normalise_batch(x_BEH.flatten(1), self.batch_norm).view(x_BEH.shape) * self.weight + self.bias
+
+    def _normalise_batch(self, x: Tensor, batch_norm: nn.BatchNorm1d) -> Tensor:
+        if self.training and x.shape[0] == 1:  # an epoch's last batch may be one row, which has no variance
+            return F.batch_norm(x, batch_norm.running_mean, batch_norm.running_var, eps=batch_norm.eps)
+        normed: Tensor = batch_norm(x)
+        return normed
 
 
 class ExpertBank(nn.Module):
-    """E expert MLPs (Linear + ReLU for every width, the last included) computed by batched products.
+    """E expert MLPs (Linear, norm, activation, dropout for every width, the last included) as batched products.
 
     Args:
         num_experts: E.
@@ -88,15 +88,18 @@ class ExpertBank(nn.Module):
         hidden: widths of every expert's layers; at least one.
         experts_per_slot: for an input of slots, how many experts read slot 0, slot 1, ...: experts are ordered by
             slot and the counts add up to E. By default a slot per expert.
+        activation, norm, dropout, recompute: see `ExpertOptions`.
 
     Attributes:
         output_dim: H, the last width of `hidden`.
         num_slots: S.
 
-    Shapes: `[B, D]` (all experts read the same) or `[B, S, D]` -> `[B, E, H]` (not necessarily contiguous).
+    Shapes: `[B, D]` (all experts read the same) or `[B, S, D]` -> `[B, E, H]` (not necessarily contiguous); `mix` takes
+    weights `[B, G, E]` too and gives `[B, G, H]`.
 
     Raises:
-        ValueError: for a size below 1, an empty `hidden`, counts that do not add up to E, or an input of another shape.
+        ValueError: for a size below 1, an empty `hidden`, counts that do not add up to E, an unknown option, or an
+            input of another shape.
 
     Example:
         >>> import torch
@@ -106,13 +109,22 @@ class ExpertBank(nn.Module):
     """
 
     def __init__(
-        self, num_experts: int, input_dim: int, hidden: Sequence[int], experts_per_slot: Sequence[int] | None = None
+        self,
+        num_experts: int,
+        input_dim: int,
+        hidden: Sequence[int],
+        experts_per_slot: Sequence[int] | None = None,
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        dropout: float = 0.0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         check_positive(num_experts=num_experts, input_dim=input_dim)
         widths = (input_dim, *check_hidden(hidden))
         if len(widths) == 1:
             raise ValueError("hidden must have at least one width: an expert without a layer has nothing to learn")
+        _check_options(activation, norm, dropout, recompute)
         self.num_experts = num_experts
         self.input_dim = input_dim
         self.output_dim = widths[-1]
@@ -123,19 +135,69 @@ class ExpertBank(nn.Module):
                 f"got {list(self.experts_per_slot)}"
             )
         self.num_slots = len(self.experts_per_slot)
+        self.activation = activation
+        self.dropout = dropout
+        self.recompute = recompute
         self.layers = nn.ModuleList(BatchedLinear(num_experts, fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
+        self.norms = nn.ModuleList(ExpertNorm(norm, num_experts, width) for width in widths[1:]) if norm else None
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}, dropout={self.dropout}, recompute={self.recompute}"
 
     def forward(self, x: Tensor) -> Tensor:
         check_input("ExpertBank", x, self.input_dim, self.num_slots)
-        h = self._slot_of_each_expert(x) if x.dim() == 3 else x
-        for layer in self.layers:
-            h = F.relu(layer(h))
+        return self._again_in_backward(self._experts, x)
+
+    def mix(self, x: Tensor, weights_BGE: Tensor) -> Tensor:
+        """Weighted sums of the experts' outputs, `sum_e weights[b, g, e] * expert_e(x)[b]`: `[B, G, H]`.
+
+        Plain ReLU experts on a CPU, and wherever they are recomputed, take the way of `mixture.py`.
+        """
+        check_input("ExpertBank", x, self.input_dim, self.num_slots)
+        if self._go_by_groups(x):
+            layers = cast(Iterable[BatchedLinear], self.layers)
+            parameters: list[Tensor] = [p for layer in layers for p in (layer.weight, layer.bias)]
+            x, weights_BGE, *parameters = _autocast(x, weights_BGE, *parameters)
+            return mix_relu_experts(x, weights_BGE, self.experts_per_slot, parameters, self.recompute)
+        return self._again_in_backward(lambda x, weights: torch.bmm(weights, self._experts(x)), x, weights_BGE)
+
+    def _experts(self, x: Tensor) -> Tensor:
+        h = repeat_slots(x, self.experts_per_slot) if x.dim() == 3 else x
+        for i, layer in enumerate(self.layers):
+            h = layer(h)
+            h = h if self.norms is None else self.norms[i](h)
+            h = F.dropout(ACTIVATIONS[self.activation](h), self.dropout, self.training)
         return h
 
-    def _slot_of_each_expert(self, x_BSD: Tensor) -> Tensor:
-        """`[B, S, D] -> [B, E, D]`: a slot as often as it has experts; the input itself where every slot has one."""
-        if self.num_slots == self.num_experts:
-            return x_BSD
-        # cat of expanded views, not index_select: its gradient is a sum, not an atomic index_add.
-        slots = zip(x_BSD.unbind(1), self.experts_per_slot, strict=True)
-        return torch.cat([x_BD.expand(count, -1, -1) for x_BD, count in slots]).transpose(0, 1)
+    def _go_by_groups(self, x: Tensor) -> bool:
+        is_plain = self.activation == "relu" and self.norms is None and not (self.training and self.dropout)
+        # A compiler makes its own groups, and the number of ours depends on the batch size.
+        return is_plain and (x.device.type == "cpu" or self.recompute) and not torch.compiler.is_compiling()
+
+    def _again_in_backward(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        """`function(*args)`; with `recompute`, its activations are not kept for backward."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return function(*args)
+        again: Tensor = checkpoint(function, *args, use_reentrant=False)
+        return again
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """What autocast would do at the door of a product: float32 to its dtype, where it is on."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [t.to(torch.get_autocast_dtype(kind)) if t.dtype == torch.float32 else t for t in tensors]
+
+
+def _check_options(activation: str, norm: str | None, dropout: float, recompute: bool) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if norm is not None and norm not in get_args(Norm):
+        raise ValueError(f"norm must be None, {' or '.join(get_args(Norm))}, got {norm!r}")
+    check_probability(dropout=dropout)
+    if recompute and norm == "batch":
+        raise ValueError(
+            "recompute does not go with norm='batch': its running statistics would count every row twice; "
+            "use norm='layer', or leave recompute out"
+        )

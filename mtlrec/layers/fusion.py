@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import check_input
-from mtlrec.layers.mlp import check_hidden, check_positive
+from mtlrec.layers.mlp import check_hidden, check_input, check_positive
 
 
 class FusionLayer(nn.Module):
@@ -33,7 +32,7 @@ class FusionLayer(nn.Module):
 
     Example:
         >>> layer = FusionLayer(8, num_tasks=2, expert_hidden=[[16, 4], [6]], num_slots=None)
-        >>> layer.output_dim, list(layer.levels())
+        >>> layer.output_dim, list(layer.level_dims())
         (6, [(8, (16, 4)), (4, (6,))])
     """
 
@@ -48,7 +47,7 @@ class FusionLayer(nn.Module):
         self.expert_hidden = _check_levels(expert_hidden)
         self.output_dim = self.expert_hidden[-1][-1]
 
-    def levels(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+    def level_dims(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Each level's input width and the widths of its experts."""
         width = self.input_dim
         for hidden in self.expert_hidden:
@@ -67,3 +66,14 @@ def _check_levels(expert_hidden: Sequence[Sequence[int]]) -> tuple[tuple[int, ..
     if len(expert_hidden) == 0 or any(len(hidden) == 0 for hidden in expert_hidden):
         raise ValueError(f"expert_hidden is empty or has an empty level: {example}; got {expert_hidden!r}")
     return tuple(check_hidden(hidden, f"expert_hidden[{level}]") for level, hidden in enumerate(expert_hidden))
+
+
+def task_expert_counts(num_task_experts: int | Sequence[int], num_tasks: int) -> tuple[int, ...]:
+    """One count per task from one number or a list of them; ValueError if one is below 1 or there are not T."""
+    counts = (num_task_experts,) * num_tasks if isinstance(num_task_experts, int) else tuple(num_task_experts)
+    if len(counts) != num_tasks or min(counts) < 1:
+        raise ValueError(
+            f"num_task_experts must be a number of at least 1, or one such number for each of the {num_tasks} tasks; "
+            f"got {num_task_experts!r}"
+        )
+    return counts

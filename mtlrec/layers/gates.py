@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank, batched_linear, check_input
-from mtlrec.layers.mlp import check_positive
+from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.linear import batched_linear
+from mtlrec.layers.mlp import check_input, check_positive, check_probability
 
 
 class GateBank(nn.Module):
@@ -27,6 +28,9 @@ class GateBank(nn.Module):
         selector_dim: D, the width of what a gate looks at.
         hidden: widths of an MLP of its own before each gate's Linear; empty for none.
         visible: for each gate the experts it may choose from, in the order of its weight rows; by default all.
+        dropout: the chance that training hides a (gate, expert) pair from a row; the gate's other weights make up for
+            it. Against gates that settle on one expert (Zhao et al., Recommending What Video to Watch Next, RecSys
+            2019, who take 0.1). A gate whose every expert would be hidden keeps them all.
 
     Attributes:
         weight, bias: `[N, D']` and `[N]`, gate by gate (`rows(g)` are gate g's); D' is the last of `hidden`, or D.
@@ -54,13 +58,16 @@ class GateBank(nn.Module):
         selector_dim: int,
         hidden: Sequence[int] = (),
         visible: Sequence[Sequence[int]] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_probability(gate_dropout=dropout)
         check_positive(num_gates=num_gates, num_experts=num_experts, selector_dim=selector_dim)
         everything = tuple(range(num_experts))
         self.num_gates = num_gates
         self.num_experts = num_experts
         self.selector_dim = selector_dim
+        self.dropout = dropout
         self.visible = (everything,) * num_gates if visible is None else tuple(tuple(seen) for seen in visible)
         if len(self.visible) != num_gates or not all(_is_choice(seen, num_experts) for seen in self.visible):
             raise ValueError(
@@ -93,7 +100,15 @@ class GateBank(nn.Module):
         if self.selector is not None:
             selector = self.selector(selector)
         weight_GED, bias_GE = self._on_grid()
-        return batched_linear(selector, weight_GED, bias_GE).softmax(dim=-1)
+        logits_BGE = batched_linear(selector, weight_GED, bias_GE)
+        if self.training and self.dropout:
+            logits_BGE = self._hide_some(logits_BGE)
+        return logits_BGE.softmax(dim=-1)
+
+    def _hide_some(self, logits_BGE: Tensor) -> Tensor:
+        is_hidden = torch.rand(logits_BGE.shape, device=logits_BGE.device) < self.dropout
+        sees_nothing = (is_hidden | logits_BGE.isneginf()).all(dim=-1, keepdim=True)
+        return logits_BGE.masked_fill(is_hidden & ~sees_nothing, -math.inf)
 
     def _on_grid(self) -> tuple[Tensor, Tensor]:
         grid = (self.num_gates, self.num_experts)

@@ -8,18 +8,24 @@ of theirs is a parameter of ours and an index into it; `meta_slices` lists them 
     gates.L.G.1.{weight,bias}                   gate G of MMoE
     gate_weights.L.G.0.{weight,bias}            gate G of PLE and AdaTT
     self_exp_weights.L                          AdaTT-sp's native residual, [T, m]; absent for m = 1
+    self_exp_weights.M                          AdaTT's, of module M (a task or, last, the shared one): a row per level
+                                                in which M has a gate; absent where every module has one expert
+    stitchs.L.weight                            cross-stitch's matrix after level L
     bottom_projection.mlp_net.K.{weight,bias}   shared bottom
+    taskN_mlp.mlp_net.K.{weight,bias}           asymmetric, N from 1
+    taskN_proj.{weight,bias}                    asymmetric, N from 2
 """
 
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import EllipsisType
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.adatt import AdaTTSp
+from mtlrec.layers.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.asymmetric import AsymmetricBottom
+from mtlrec.layers.cross_stitch import CrossStitch
 from mtlrec.layers.experts import ExpertBank
 from mtlrec.layers.fusion import FusionLayer
 from mtlrec.layers.gates import GateBank
@@ -27,17 +33,34 @@ from mtlrec.layers.mmoe import MMoE
 from mtlrec.layers.ple import PLE
 from mtlrec.layers.shared_bottom import SharedBottom
 
-KINDS: dict[str, type[FusionLayer]] = {"shared_bottom": SharedBottom, "mmoe": MMoE, "ple": PLE, "adatt_sp": AdaTTSp}
+KINDS: dict[str, type[FusionLayer]] = {
+    "shared_bottom": SharedBottom,
+    "asymmetric": AsymmetricBottom,
+    "cross_stitch": CrossStitch,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "adatt_sp": AdaTTSp,
+    "adatt": AdaTT,
+}
 
-Slice = tuple[str, nn.Parameter, int | slice | EllipsisType]
+
+class MetaSlice(NamedTuple):
+    """Where a tensor of the reference, or a row of one, lies among our parameters."""
+
+    name: str
+    parameter: nn.Parameter
+    part: int | slice | EllipsisType
+    """Of the part of `parameter`."""
+    row: int | None = None
+    """Of the reference's tensor, where this is only a row of it; rows come in order."""
 
 
 def from_meta(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> FusionLayer:
     """A layer of ours with the public reference's weights.
 
     Args:
-        config: `kind` (shared_bottom, mmoe, ple, which with one level is CGC, or adatt_sp) and the constructor's
-            arguments.
+        config: `kind` (shared_bottom, asymmetric, cross_stitch, mmoe, ple, which with one level is CGC, adatt_sp or
+            adatt) and the constructor's arguments.
         state_dict: the reference's parameters under its own names, all of one dtype and on one device: the layer
             takes both.
 
@@ -59,8 +82,8 @@ def from_meta(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Fu
         layer = layer.to(device=device, dtype=dtype)
     _check_fit(layer, state_dict)
     with torch.no_grad():
-        for name, parameter, index in meta_slices(layer):
-            parameter[index].copy_(state_dict[name])
+        for name, parameter, part, row in meta_slices(layer):
+            parameter[part].copy_(state_dict[name] if row is None else state_dict[name][row])
     return layer
 
 
@@ -74,29 +97,72 @@ def to_meta(layer: nn.Module) -> dict[str, Tensor]:
         >>> sorted(to_meta(SharedBottom(8, 2, [[4]])))
         ['bottom_projection.mlp_net.0.bias', 'bottom_projection.mlp_net.0.weight']
     """
-    return {name: parameter.detach()[index].clone() for name, parameter, index in meta_slices(layer)}
+    return meta_tensors(layer, lambda parameter: parameter)
 
 
-def meta_slices(layer: nn.Module) -> Iterator[Slice]:
-    """Each name of the reference, with the parameter of ours that holds it and the index of its part.
-
-    Also right for what has a parameter's shape: gradients (`parameter.grad[index]`), an optimizer's moments.
+def meta_tensors(layer: nn.Module, tensor_of: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+    """What belongs to the layer's parameters, under the reference's names: `tensor_of` gives a tensor of a parameter's
+    shape, such as its gradient. Copies, detached.
 
     Raises:
         ValueError: for a layer the reference has no names for.
+
+    Example:
+        >>> layer = SharedBottom(8, 2, [[4]])
+        >>> layer(torch.randn(5, 8)).sum().backward()
+        >>> sorted(meta_tensors(layer, lambda parameter: parameter.grad))
+        ['bottom_projection.mlp_net.0.bias', 'bottom_projection.mlp_net.0.weight']
     """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter, part, row in meta_slices(layer):
+        tensor = tensor_of(parameter).detach()[part].clone()
+        if row is None:
+            tensors[name] = tensor
+        else:
+            rows_before = tensors.get(name, tensor.new_empty(0, *tensor.shape))
+            tensors[name] = torch.cat([rows_before, tensor.unsqueeze(0)])
+    if isinstance(layer, AdaTT) and len(layer.levels) == 1:
+        tensors |= _residual_of_a_gateless_module(layer)
+    return tensors
+
+
+def _residual_of_a_gateless_module(layer: AdaTT) -> dict[str, Tensor]:
+    """With one level the shared module has no gate, so no residual; the reference keeps a parameter without rows."""
+    residual = next(layer.gated_levels()).residual
+    if residual is None or residual.weight is None:
+        return {}
+    return {f"self_exp_weights.{layer.num_tasks}": residual.weight.detach().new_empty(0, layer.experts_per_slot[-1])}
+
+
+def meta_slices(layer: nn.Module) -> Iterator[MetaSlice]:
+    """Each name of the reference, with the parameter of ours that holds it and the index of its part.
+
+    Raises:
+        ValueError: for a layer the reference has no names for, or with options it does not have.
+    """
+    if any(isinstance(module, ExpertBank) and not _is_plain(module) for module in layer.modules()):
+        raise ValueError("the public reference knows plain ReLU experts only: no norm, no other activation")
     match layer:
         case SharedBottom():
-            yield from _mlp(layer)
+            yield from _one_expert("bottom_projection", layer.experts, 0)
+        case AsymmetricBottom():
+            yield from _asymmetric(layer)
+        case CrossStitch():
+            for index, (bank, stitch) in enumerate(layer.levels()):
+                yield from _experts(index, bank)
+                yield MetaSlice(f"stitchs.{index}.weight", stitch.weight, ...)
         case MMoE():
-            yield from _experts(layer)
-            yield from _gates(layer, "gates.{level}.{gate}.1")
+            for index, level in enumerate(layer.gated_levels()):
+                yield from _experts(index, level.experts)
+                yield from _gates(f"gates.{index}", level.gates, linear=1)
         case PLE():
-            yield from _experts(layer)
-            yield from _gates(layer, "gate_weights.{level}.{gate}.0")
-        case AdaTTSp():
-            yield from _experts(layer)
-            yield from _gates(layer, "gate_weights.{level}.{gate}.0")
+            for index, level in enumerate(layer.gated_levels()):
+                yield from _experts(index, level.experts)
+                yield from _gates(f"gate_weights.{index}", level.gates, linear=0)
+        case AdaTTSp() | AdaTT():
+            for index, level in enumerate(layer.gated_levels()):
+                yield from _experts(index, level.experts)
+                yield from _gates(f"gate_weights.{index}", level.gates, linear=0)
             yield from _residuals(layer)
         case _:
             raise ValueError(
@@ -105,37 +171,45 @@ def meta_slices(layer: nn.Module) -> Iterator[Slice]:
             )
 
 
-def _mlp(layer: SharedBottom) -> Iterator[Slice]:
-    for name, parameter in layer.mlp.net.named_parameters():
-        yield f"bottom_projection.mlp_net.{name}", parameter, ...
+def _is_plain(bank: ExpertBank) -> bool:
+    return bank.activation == "relu" and bank.norms is None
 
 
-def _experts(layer: MMoE | PLE | AdaTTSp) -> Iterator[Slice]:
-    for level, bank in enumerate(cast(Iterable[ExpertBank], layer.experts)):
-        for expert in range(bank.num_experts):
-            yield from _one_expert(f"experts.{level}.{expert}", bank, expert)
+def _asymmetric(layer: AsymmetricBottom) -> Iterator[MetaSlice]:
+    for task in range(layer.num_tasks):
+        yield from _one_expert(f"task{task + 1}_mlp", layer.experts, task)
+    for task, projection in enumerate(layer.projections, start=2):
+        for name, parameter in projection.named_parameters():
+            yield MetaSlice(f"task{task}_proj.{name}", parameter, ...)
 
 
-def _gates(layer: MMoE | PLE | AdaTTSp, name: str) -> Iterator[Slice]:
-    for level, bank in enumerate(cast(Iterable[GateBank], layer.gates)):
-        for gate in range(bank.num_gates):
-            prefix = name.format(level=level, gate=gate)
-            yield f"{prefix}.weight", bank.weight, bank.rows(gate)
-            yield f"{prefix}.bias", bank.bias, bank.rows(gate)
-            if bank.selector is not None:
-                yield from _one_expert(f"gates.{level}.{gate}.0", bank.selector, gate)
+def _experts(level: int, bank: ExpertBank) -> Iterator[MetaSlice]:
+    for expert in range(bank.num_experts):
+        yield from _one_expert(f"experts.{level}.{expert}", bank, expert)
 
 
-def _residuals(layer: AdaTTSp) -> Iterator[Slice]:
-    for level, residual in enumerate(layer.residuals):
-        for _, parameter in residual.named_parameters():
-            yield f"self_exp_weights.{level}", parameter, ...
+def _gates(prefix: str, bank: GateBank, linear: int) -> Iterator[MetaSlice]:
+    """`linear` is the Linear's place in the reference's gate: after an MLP, or alone."""
+    for gate in range(bank.num_gates):
+        yield MetaSlice(f"{prefix}.{gate}.{linear}.weight", bank.weight, bank.rows(gate))
+        yield MetaSlice(f"{prefix}.{gate}.{linear}.bias", bank.bias, bank.rows(gate))
+        if bank.selector is not None:
+            yield from _one_expert(f"{prefix}.{gate}.0", bank.selector, gate)
 
 
-def _one_expert(prefix: str, bank: ExpertBank, expert: int) -> Iterator[Slice]:
+def _residuals(layer: AdaTTSp | AdaTT) -> Iterator[MetaSlice]:
+    """AdaTT-sp's are a tensor per level with a row per task; AdaTT's are the other way round."""
+    for level, residual in enumerate(level.residual for level in layer.gated_levels()):
+        if residual is not None and residual.weight is not None:
+            for module in range(len(residual.experts_per_gate)):
+                tensor, row = (module, level) if isinstance(layer, AdaTT) else (level, module)
+                yield MetaSlice(f"self_exp_weights.{tensor}", residual.weight, residual.rows(module), row)
+
+
+def _one_expert(prefix: str, bank: ExpertBank, expert: int) -> Iterator[MetaSlice]:
     for k, layer in enumerate(bank.layers):
         for name, parameter in layer.named_parameters():
-            yield f"{prefix}.mlp_net.{2 * k}.{name}", parameter, expert
+            yield MetaSlice(f"{prefix}.mlp_net.{2 * k}.{name}", parameter, expert)
 
 
 def _build(config: Mapping[str, Any]) -> FusionLayer:
@@ -144,14 +218,13 @@ def _build(config: Mapping[str, Any]) -> FusionLayer:
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} has no public reference weights here; kinds that have: {', '.join(KINDS)}")
     try:
-        inspect.signature(KINDS[kind]).bind(**arguments)
-    except TypeError as error:
+        return KINDS[kind](**arguments)
+    except TypeError as error:  # an option that ExpertOptions does not have
         raise ValueError(f"the config of {kind} does not fit {KINDS[kind].__name__}: {error}") from None
-    return KINDS[kind](**arguments)
 
 
 def _check_fit(layer: FusionLayer, state_dict: Mapping[str, Tensor]) -> None:
-    wanted = {name: list(parameter[index].shape) for name, parameter, index in meta_slices(layer)}
+    wanted = {name: list(tensor.shape) for name, tensor in to_meta(layer).items()}
     given = {name: list(tensor.shape) for name, tensor in state_dict.items()}
     problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     problems += [f"{name} is not expected" for name in given.keys() - wanted.keys()]

@@ -16,6 +16,13 @@ def check_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+def check_probability(**probabilities: float) -> None:
+    """Raise ValueError for the first that is not in [0, 1), by its keyword."""
+    for name, probability in probabilities.items():
+        if not 0 <= probability < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {probability}")
+
+
 def check_hidden(hidden: Sequence[int], name: str = "hidden") -> tuple[int, ...]:
     """A copy of the layer widths, so that nobody's list is shared; ValueError if one is below 1 or it is no list."""
     if not isinstance(hidden, Sequence):
@@ -23,6 +30,15 @@ def check_hidden(hidden: Sequence[int], name: str = "hidden") -> tuple[int, ...]
     for width in hidden:
         check_positive(**{f"every width in {name}": width})
     return tuple(hidden)
+
+
+def check_input(owner: str, x: Tensor, input_dim: int, num_slots: int | None) -> None:
+    """Raise ValueError unless `x` is `[B, input_dim]` or, where there are slots, `[B, num_slots, input_dim]`."""
+    is_shared = x.dim() == 2 and x.shape[1] == input_dim
+    is_slotted = x.dim() == 3 and x.shape[1] == num_slots and x.shape[2] == input_dim
+    if not (is_shared or is_slotted):
+        wanted = f"[B, {input_dim}]" + (f" or [B, {num_slots}, {input_dim}]" if num_slots is not None else "")
+        raise ValueError(f"{owner} takes an input of shape {wanted}, got {list(x.shape)}")
 
 
 class MLP(nn.Module):

@@ -5,17 +5,17 @@ Shapes: B batch, D input width, T tasks, E experts per level, G gates of a level
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
-import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.gates import GateBank
+from mtlrec.layers.level import GatedFusion, GatedLevel
 from mtlrec.layers.mlp import check_positive
 
 
-class MMoE(FusionLayer):
+class MMoE(GatedFusion):
     """Levels of E experts mixed by gates. One level is the original MMoE.
 
     The last level has a gate per task; each level below has E gates, gate e making the input of expert e of the next
@@ -29,6 +29,8 @@ class MMoE(FusionLayer):
         expert_hidden: one inner list per level: the widths of every expert in it.
         gate_hidden: one inner list per level: the widths of the MLP before every gate in it, `[]` for none (the
             default).
+        gate_dropout: see `GateBank`.
+        options: see `ExpertOptions`.
 
     Shapes: `[B, D] -> [B, T, H]`.
 
@@ -50,6 +52,8 @@ class MMoE(FusionLayer):
         num_experts: int,
         expert_hidden: Sequence[Sequence[int]],
         gate_hidden: Sequence[Sequence[int]] | None = None,
+        gate_dropout: float = 0.0,
+        **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=None)
         check_positive(num_experts=num_experts)
@@ -60,15 +64,17 @@ class MMoE(FusionLayer):
                 f"gate_hidden must have one list per level ({num_levels} here, [] for no MLP), got {gate_hidden!r}"
             )
         num_gates = [num_experts] * (num_levels - 1) + [num_tasks]
-        self.experts = nn.ModuleList(ExpertBank(num_experts, dim, hidden) for dim, hidden in self.levels())
-        self.gates = nn.ModuleList(
-            GateBank(count, num_experts, input_dim, hidden)
-            for count, hidden in zip(num_gates, gate_hidden, strict=True)
+        self.levels = nn.ModuleList(
+            GatedLevel(
+                ExpertBank(num_experts, dim, hidden, **options),
+                GateBank(gates, num_experts, input_dim, of_gates, dropout=gate_dropout),
+            )
+            for (dim, hidden), gates, of_gates in zip(self.level_dims(), num_gates, gate_hidden, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
         mixed_BGH = x
-        for experts, gates in zip(self.experts, self.gates, strict=True):
-            mixed_BGH = torch.bmm(gates(x), experts(mixed_BGH))
+        for level in self.gated_levels():
+            mixed_BGH = level(mixed_BGH, selector=x)
         return mixed_BGH

@@ -7,17 +7,18 @@ H output width.
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mtlrec.layers.experts import ExpertBank
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.fusion import task_expert_counts
 from mtlrec.layers.gates import GateBank
+from mtlrec.layers.level import GatedFusion, GatedLevel
 from mtlrec.layers.mlp import check_positive
 
 
-class PLE(FusionLayer):
+class PLE(GatedFusion):
     """Levels in which task t mixes its own and the shared experts, and the shared module mixes all.
 
     Experts are ordered task 0's, ..., task T-1's, shared; each reads its module's slot. A gate's selector is its
@@ -30,6 +31,8 @@ class PLE(FusionLayer):
         num_task_experts: experts of each task, in every level: one number, or one per task.
         num_shared_experts: experts of the shared module, in every level.
         expert_hidden: one inner list per level: the widths of every expert in it.
+        gate_dropout: see `GateBank`.
+        options: see `ExpertOptions`.
 
     Shapes: `[B, D]` (all modules read the same) or `[B, T + 1, D]` (the shared module's last) -> `[B, T, H]`.
 
@@ -51,42 +54,25 @@ class PLE(FusionLayer):
         num_task_experts: int | Sequence[int],
         num_shared_experts: int,
         expert_hidden: Sequence[Sequence[int]],
+        gate_dropout: float = 0.0,
+        **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
         check_positive(num_shared_experts=num_shared_experts)
         self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
         num_experts = sum(self.experts_per_slot)
-        self.experts = nn.ModuleList(
-            ExpertBank(num_experts, dim, hidden, self.experts_per_slot) for dim, hidden in self.levels()
-        )
         visible = self._visible_experts()
         visible_by_level = [visible] * (len(self.expert_hidden) - 1) + [visible[:-1]]
-        self.gates = nn.ModuleList(
-            GateBank(len(seen), num_experts, dim, visible=seen)
-            for seen, (dim, _) in zip(visible_by_level, self.levels(), strict=True)
+        self.levels = nn.ModuleList(
+            GatedLevel(
+                ExpertBank(num_experts, dim, hidden, self.experts_per_slot, **options),
+                GateBank(len(seen), num_experts, dim, visible=seen, dropout=gate_dropout),
+            )
+            for (dim, hidden), seen in zip(self.level_dims(), visible_by_level, strict=True)
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x)
-        slots = x
-        for experts, gates in zip(self.experts, self.gates, strict=True):
-            selector = slots if slots.dim() == 2 else slots[:, : gates.num_gates]
-            slots = torch.bmm(gates(selector), experts(slots))
-        return slots
 
     def _visible_experts(self) -> list[list[int]]:
         """Which experts each gate mixes: a task's its own and the shared ones, in that order; the shared gate all."""
         ends = list(accumulate(self.experts_per_slot))
         owned = [list(range(end - count, end)) for end, count in zip(ends, self.experts_per_slot, strict=True)]
         return [own + owned[-1] for own in owned[:-1]] + [list(range(ends[-1]))]
-
-
-def task_expert_counts(num_task_experts: int | Sequence[int], num_tasks: int) -> tuple[int, ...]:
-    """One count per task from one number or a list of them; ValueError if one is below 1 or there are not T."""
-    counts = (num_task_experts,) * num_tasks if isinstance(num_task_experts, int) else tuple(num_task_experts)
-    if len(counts) != num_tasks or min(counts) < 1:
-        raise ValueError(
-            f"num_task_experts must be a number of at least 1, or one such number for each of the {num_tasks} tasks; "
-            f"got {num_task_experts!r}"
-        )
-    return counts

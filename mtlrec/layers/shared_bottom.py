@@ -5,11 +5,12 @@ Shapes: B batch, D input width, T tasks, H output width.
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Unpack
 
 from torch import Tensor
 
+from mtlrec.layers.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.mlp import MLP
 
 
 class SharedBottom(FusionLayer):
@@ -19,6 +20,7 @@ class SharedBottom(FusionLayer):
         input_dim: D.
         num_tasks: T.
         expert_hidden: one inner list of widths per level.
+        options: see `ExpertOptions`.
 
     Shapes: `[B, D] -> [B, T, H]`, the T outputs one memory: clone before writing into it.
 
@@ -32,11 +34,17 @@ class SharedBottom(FusionLayer):
         (torch.Size([5, 3, 4]), True)
     """
 
-    def __init__(self, input_dim: int, num_tasks: int, expert_hidden: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        num_tasks: int,
+        expert_hidden: Sequence[Sequence[int]],
+        **options: Unpack[ExpertOptions],
+    ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=None)
-        self.mlp = MLP(input_dim, tuple(chain(*self.expert_hidden)))
+        self.experts = ExpertBank(1, input_dim, tuple(chain(*self.expert_hidden)), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        y_BH: Tensor = self.mlp(x)
-        return y_BH.unsqueeze(1).expand(-1, self.num_tasks, -1)
+        y_B1H: Tensor = self.experts(x)
+        return y_B1H.expand(-1, self.num_tasks, -1)

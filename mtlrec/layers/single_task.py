@@ -5,10 +5,11 @@ Shapes: B batch, D input width, T tasks, H output width.
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Unpack
 
 from torch import Tensor
 
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.fusion import FusionLayer
 
 
@@ -19,6 +20,7 @@ class SingleTask(FusionLayer):
         input_dim: D.
         num_tasks: T.
         expert_hidden: one inner list of widths per level.
+        options: see `ExpertOptions`.
 
     Shapes: `[B, D]` or `[B, T, D]` (an input per task) -> `[B, T, H]`.
 
@@ -31,9 +33,15 @@ class SingleTask(FusionLayer):
         torch.Size([5, 3, 4])
     """
 
-    def __init__(self, input_dim: int, num_tasks: int, expert_hidden: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        num_tasks: int,
+        expert_hidden: Sequence[Sequence[int]],
+        **options: Unpack[ExpertOptions],
+    ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks)
-        self.experts = ExpertBank(num_tasks, input_dim, tuple(chain(*self.expert_hidden)))
+        self.experts = ExpertBank(num_tasks, input_dim, tuple(chain(*self.expert_hidden)), **options)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

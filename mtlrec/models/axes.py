@@ -16,20 +16,21 @@ from torch import nn
 
 from mtlrec import layers
 from mtlrec.config import JobConfig
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.experts import ExpertBank, ExpertNorm
 from mtlrec.layers.gates import GateBank
 from mtlrec.layers.interaction import Bottom
+from mtlrec.layers.level import GatedLevel
 from mtlrec.models.multitask import MultiTaskModel
 
 Labels = Sequence[Hashable] | None
 Axes = dict[str, tuple[Labels, ...]]
 SHARED = ("module", "shared")
-"""PLE's shared module; no task can be called that."""
+"""The module that belongs to no task; no task can be called that."""
 
 
 def parameter_axes(model: MultiTaskModel, job: JobConfig) -> Axes:
-    """Parameter name -> labels of each of its axes, for every dense parameter. `model` may be on the meta device."""
-    axes: Axes = {name: (None,) * p.dim() for name, p in model.named_parameters() if name.startswith("over_arch.")}
+    """Name -> labels of each axis, for every dense parameter and saved buffer. `model` may be on the meta device."""
+    axes: Axes = {name: (None,) * t.dim() for name, t in model.state_dict().items() if name.startswith("over_arch.")}
     bottom = model.over_arch.bottom
     assert isinstance(bottom, Bottom)
     axes |= {f"over_arch.bottom.{name}": labels for name, labels in _bottom(bottom, job).items()}
@@ -83,37 +84,66 @@ def _bottom(bottom: Bottom, job: JobConfig) -> Axes:
 
 
 def _fusion(fusion: object, columns: Labels, tasks: list[str]) -> Axes:
-    axes: Axes = {}
-    owners: Sequence[Hashable]
     match fusion:
         case layers.SharedBottom():
-            return {"mlp.net.0.weight": (None, columns)}
+            return _bank("experts", fusion.experts, [SHARED], columns)
         case layers.SingleTask():
             return _bank("experts", fusion.experts, tasks, columns)
+        case layers.AsymmetricBottom():
+            return _bank("experts", fusion.experts, tasks, columns) | _projections(tasks, fusion.output_dim)
+        case layers.CrossStitch():
+            axes: Axes = {}
+            for level, bank in enumerate(fusion.experts):
+                assert isinstance(bank, ExpertBank)
+                axes |= _bank(f"experts.{level}", bank, tasks, None if level else columns)
+                axes[f"stitches.{level}.weight"] = (tasks, tasks)
+            return axes
+        case layers.CustomizedSharing():
+            projections: Axes = {"projections.weight": (tasks, None, None), "projections.bias": (tasks, None)}
+            merge = projections if fusion.weights is None else {"weights.weight": (tasks, None)}
+            return _bank("experts", fusion.experts, [*tasks, SHARED], columns) | merge
         case layers.MMoE():
-            levels = _levels(fusion.experts, fusion.gates)
-            experts: list[Hashable] = [("expert", i) for i in range(levels[0][0].num_experts)]
-            for level, (bank, gates) in enumerate(levels):
-                axes |= _bank(f"experts.{level}", bank, experts, None if level else columns)
-                owners = tasks if level == len(levels) - 1 else experts
-                axes |= _gates(f"gates.{level}", gates, owners, experts, columns)
-        case layers.PLE() | layers.AdaTTSp():
-            levels = _levels(fusion.experts, fusion.gates)
-            owners = [*tasks, SHARED]
-            experts = [
-                (owners[slot], i) for slot, count in enumerate(levels[0][0].experts_per_slot) for i in range(count)
-            ]
-            for level, (bank, gates) in enumerate(levels):
-                axes |= _bank(f"experts.{level}", bank, experts, None if level else columns)
-                axes |= _gates(f"gates.{level}", gates, owners, experts, None if level else columns)
-                axes[f"residuals.{level}.weight"] = (tasks, None)  # of AdaTT with several experts per task
+            levels = _gated_levels(fusion.levels)
+            experts: list[Hashable] = [("expert", i) for i in range(levels[0].experts.num_experts)]
+            owners = [experts] * (len(levels) - 1) + [tasks]
+            return _levels(levels, owners, experts, columns, columns)
+        case layers.PLE() | layers.AdaTTSp() | layers.AdaTT():
+            levels = _gated_levels(fusion.levels)
+            modules = [*tasks, SHARED]
+            counts = levels[0].experts.experts_per_slot
+            experts = [(modules[slot], i) for slot, count in enumerate(counts) for i in range(count)]
+            return _levels(levels, [modules] * len(levels), experts, columns, None)
+    return {}
+
+
+def _projections(tasks: list[str], width: int) -> Axes:
+    """Asymmetric sharing's. They are named by number: behind a task that came in between, none has a counterpart."""
+    axes: Axes = {}
+    for i, task in enumerate(tasks[1:]):
+        axes[f"projections.{i}.weight"] = (_units([task], width), _units([task, *tasks[: i + 1]], width))
+        axes[f"projections.{i}.bias"] = (_units([task], width),)
     return axes
 
 
-def _levels(experts: nn.ModuleList, gates: nn.ModuleList) -> list[tuple[ExpertBank, GateBank]]:
-    return [
-        (b, g) for b, g in zip(experts, gates, strict=True) if isinstance(b, ExpertBank) and isinstance(g, GateBank)
-    ]
+def _gated_levels(levels: nn.ModuleList) -> list[GatedLevel]:
+    return [level for level in levels if isinstance(level, GatedLevel)]
+
+
+def _levels(
+    levels: list[GatedLevel],
+    owners: Sequence[Sequence[Hashable]],
+    experts: Sequence[Hashable],
+    columns: Labels,
+    selector_columns_above: Labels,
+) -> Axes:
+    """`owners`: whose the gates of each level are."""
+    axes: Axes = {}
+    for i, level in enumerate(levels):
+        axes |= _bank(f"levels.{i}.experts", level.experts, experts, None if i else columns)
+        axes |= _gates(f"levels.{i}.gates", level.gates, owners[i], experts, selector_columns_above if i else columns)
+        if level.residual is not None and level.residual.weight is not None:
+            axes[f"levels.{i}.residual.weight"] = (experts[: len(level.residual.weight)],)
+    return axes
 
 
 def _bank(name: str, bank: ExpertBank, experts: Sequence[Hashable], columns: Labels) -> Axes:
@@ -121,7 +151,18 @@ def _bank(name: str, bank: ExpertBank, experts: Sequence[Hashable], columns: Lab
     for i in range(len(bank.layers)):
         axes[f"{name}.layers.{i}.weight"] = (experts, None, None if i else columns)
         axes[f"{name}.layers.{i}.bias"] = (experts, None)
+    for i, norm in enumerate(bank.norms or ()):
+        assert isinstance(norm, ExpertNorm)
+        axes |= {f"{name}.norms.{i}.weight": (experts, None), f"{name}.norms.{i}.bias": (experts, None)}
+        if norm.batch_norm is not None:
+            units = _units(experts, norm.weight.shape[1])
+            axes |= {f"{name}.norms.{i}.batch_norm.running_{what}": (units,) for what in ("mean", "var")}
     return axes
+
+
+def _units(owners: Sequence[Hashable], width: int) -> list[Hashable]:
+    """An axis on which `width` outputs of each owner lie one after another; those of another width are others."""
+    return [(owner, width, i) for owner in owners for i in range(width)]
 
 
 def _gates(

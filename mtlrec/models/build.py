@@ -55,19 +55,33 @@ def build_bottom(job: JobConfig) -> Bottom:
 
 
 def build_fusion(fusion: cfg.Fusion, input_dim: int, num_tasks: int) -> FusionLayer:
+    hidden = fusion.expert_hidden
+    options = layers.ExpertOptions(
+        activation=fusion.activation, norm=fusion.norm, dropout=fusion.dropout, recompute=fusion.recompute
+    )
     match fusion:
         case cfg.SingleTaskFusion():
-            return layers.SingleTask(input_dim, num_tasks, fusion.expert_hidden)
+            return layers.SingleTask(input_dim, num_tasks, hidden, **options)
         case cfg.SharedBottomFusion():
-            return layers.SharedBottom(input_dim, num_tasks, fusion.expert_hidden)
+            return layers.SharedBottom(input_dim, num_tasks, hidden, **options)
+        case cfg.AsymmetricFusion():
+            return layers.AsymmetricBottom(input_dim, num_tasks, hidden, **options)
+        case cfg.CrossStitchFusion():
+            return layers.CrossStitch(input_dim, num_tasks, hidden, **options)
+        case cfg.CustomizedFusion():
+            return layers.CustomizedSharing(input_dim, num_tasks, hidden, fusion.merge, **options)
         case cfg.MMoEFusion():
-            return layers.MMoE(input_dim, num_tasks, fusion.num_experts, fusion.expert_hidden, fusion.gate_hidden)
+            experts, gate_hidden = fusion.num_experts, fusion.gate_hidden
+            return layers.MMoE(input_dim, num_tasks, experts, hidden, gate_hidden, fusion.gate_dropout, **options)
         case cfg.PLEFusion():
-            experts = fusion.num_task_experts
-            return layers.PLE(input_dim, num_tasks, experts, fusion.num_shared_experts, fusion.expert_hidden)
+            own, shared = fusion.num_task_experts, fusion.num_shared_experts
+            return layers.PLE(input_dim, num_tasks, own, shared, hidden, fusion.gate_dropout, **options)
         case cfg.AdaTTSpFusion():
-            experts, residual = fusion.num_task_experts, fusion.native_residual
-            return layers.AdaTTSp(input_dim, num_tasks, experts, fusion.expert_hidden, native_residual=residual)
+            own, residual = fusion.num_task_experts, fusion.native_residual
+            return layers.AdaTTSp(input_dim, num_tasks, own, hidden, residual, fusion.gate_dropout, **options)
+        case cfg.AdaTTFusion():
+            own, shared, residual = fusion.num_task_experts, fusion.num_shared_experts, fusion.native_residual
+            return layers.AdaTT(input_dim, num_tasks, own, shared, hidden, residual, fusion.gate_dropout, **options)
 
 
 def build_heads(job: JobConfig, input_dim: int) -> nn.Module:

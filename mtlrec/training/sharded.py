@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
@@ -34,6 +36,20 @@ class ShardedModel:
     def state(self) -> dict[str, Any]:
         """A copy: `DistributedModelParallel.load_state_dict` renames the keys of the dict that it is given."""
         return dict(self.module.state_dict())
+
+    def average_running_statistics(self) -> None:
+        """Collective. Gives every rank the mean of all ranks' batch norm statistics.
+
+        Each rank keeps those of its own rows, since `DistributedModelParallel` wraps the dense part in a DDP that
+        broadcasts no buffers. Before this, ranks would evaluate with different models, and a checkpoint would hold one
+        rank's means and perhaps another's variances. Moving averages are linear, so how often it is called matters not.
+        """
+        for module in self.module.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                for statistic in (module.running_mean, module.running_var):
+                    assert statistic is not None
+                    dist.all_reduce(statistic)
+                    statistic /= dist.get_world_size()
 
 
 def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:

@@ -191,12 +191,15 @@ class Trainer:
     def _on_schedule(self, telemetry: Telemetry, clock: _Clock) -> None:
         at, train = self.position, self.job.train
         epoch_ends, job_ends = at.epoch_step == 0, at.step == self.total_steps
-        if not job_ends and "valid" in self.evaluation_loaders and _due(at.step, train.eval_every, epoch_ends):
-            with clock.paused():
+        evaluates = "valid" in self.evaluation_loaders and _due(at.step, train.eval_every, epoch_ends) and not job_ends
+        saves = _due(at.step, train.checkpoint_every, epoch_ends) or job_ends
+        with clock.paused():
+            if evaluates or saves:
+                self.model.average_running_statistics()
+            if evaluates:
                 self.pipeline.detach()
                 self._evaluate("valid", telemetry)
-        if job_ends or _due(at.step, train.checkpoint_every, epoch_ends):
-            with clock.paused():
+            if saves:
                 self._save()
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:

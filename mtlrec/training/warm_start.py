@@ -66,7 +66,7 @@ def warm_start(model: DistributedModelParallel, job: JobConfig, run: Path, ranks
         if name not in saved:
             report.fresh.append(name)
         elif ".tables." not in name:
-            wanted[name] = torch.empty(saved[name], device=tensor.device)
+            wanted[name] = torch.empty(saved[name], dtype=tensor.dtype, device=tensor.device)
         else:
             _plan_table(name, tensor, saved[name], wanted, report)
     load_tensors({"model": wanted}, checkpoint)

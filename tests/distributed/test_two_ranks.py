@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.integration.test_jobs import curve, final_tensors, write_job
+from tests.integration.test_jobs import curve, final_tensors, killed_after, write_job
 from tests.ranks import run_cli, run_ranks
-from tests.toy import toy_tree, write_toy
+from tests.toy import FUSIONS, toy_tree, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -73,6 +73,28 @@ def test_two_ranks_resume_bitwise(trained: Path, tmp_path: Path) -> None:
     before, after = final_tensors(trained), final_tensors(run)
     assert before.keys() == after.keys()
     assert all((before[key] == after[key]).all() for key in before)
+
+
+def test_batch_norm_is_one_model_on_all_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each rank's statistics are of its own rows; what is evaluated and saved is the mean of both."""
+    fusion = {"model": {"fusion": FUSIONS["batch_norm"]}}
+    config, run = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), **fusion), tmp_path / "run"
+    every = ["--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9", "--set", "train.eval_every=3"]
+    assert on_two_ranks("train", config, "-o", run, *every) == [0, 0]
+    before, weights = curve(run), final_tensors(run)
+    assert any("running_var" in name for name in weights)
+    assert run_cli("evaluate", run, "--split", "test", "--json") == 0
+    alone, together = json.loads(capsys.readouterr().out)["test"], last_metrics(run, "test")
+    for task, metrics in alone.items():
+        for name, value in metrics.items():
+            assert together[f"{task}/{name}"] == pytest.approx(value, rel=1e-5), (task, name)
+
+    killed_after(run, 6)
+    assert on_two_ranks("train", config, "-o", run, *every, "--resume") == [0, 0]
+    assert curve(run) == before
+    again = final_tensors(run)
+    assert weights.keys() == again.keys()
+    assert all((weights[key] == again[key]).all() for key in weights)
 
 
 def test_resuming_on_another_world_size(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

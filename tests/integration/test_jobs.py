@@ -52,7 +52,15 @@ JOBS: dict[str, dict[str, Any]] = {
         "tasks": FEATURES_PER_TASK,
         "model": {"fusion": {"kind": "ple", "expert_hidden": [[16], [8]], "num_task_experts": 2}},
     },
-    "features_per_task_single_task": {"tasks": FEATURES_PER_TASK, "model": {"fusion": FUSIONS["single_task"]}},
+    **{
+        f"features_per_task_{kind}": {"tasks": FEATURES_PER_TASK, "model": {"fusion": FUSIONS[kind]}}
+        for kind in ("single_task", "asymmetric", "cross_stitch", "customized")
+    },
+    "features_per_task_adatt": {
+        "tasks": FEATURES_PER_TASK,
+        "model": {"fusion": {"kind": "adatt", "expert_hidden": [[16], [8]]}},
+    },
+    "bf16_batch_norm": {"train": {"precision": "bf16"}, "model": {"fusion": FUSIONS["batch_norm"]}},
 }
 
 
@@ -191,7 +199,7 @@ def test_warm_start_lists_what_was_loaded_grown_and_fresh(
     assert "parameters loaded" in loaded
     assert "model.tables.embedding_bags.item.weight (40 -> 60 rows)" in grown
     assert "model.over_arch.bottom.mlp.net.0.weight (87%)" in grown  # 26 of 30 columns
-    assert "model.over_arch.fusion.experts.0.layers.0.weight (75%)" in grown  # three of four tasks
+    assert "model.over_arch.fusion.levels.0.experts.layers.0.weight (75%)" in grown  # three of four tasks
     assert "model.tables.embedding_bags.hour.weight" in fresh
     assert "by_task.task_share.1.weight" in fresh
     assert "by_task.task_like.1.weight" in unused
@@ -201,6 +209,18 @@ def test_warm_start_lists_what_was_loaded_grown_and_fresh(
     assert after[item][40:].abs().sum() > 0
     tower = "model.model.over_arch.heads.towers.by_task.task_buy.1.weight"
     torch.testing.assert_close(after[tower], before[tower], atol=1e-6, rtol=0)
+
+
+def test_warm_start_takes_batch_norm_statistics(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_job(tmp_path / "job.yaml", data, model={"fusion": FUSIONS["batch_norm"]}, train={"max_steps": 3})
+    assert run_cli("train", config, "-o", tmp_path / "old") == 0
+    capsys.readouterr()
+    assert run_cli("train", config, "-o", tmp_path / "new", "--init-from", tmp_path / "old") == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if "started from" in line)
+    assert "parameters loaded" in said
+    assert not re.search("grown|fresh|unused", said)
+    counted = [tensor for name, tensor in final_tensors(tmp_path / "new").items() if "num_batches_tracked" in name]
+    assert [int(count) for count in counted] == [6, 6, 6]
 
 
 TYPE = ["--set", "features.sparse.item_id.table=type"]

@@ -40,7 +40,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
     assert run_cli("recipes", "census_ple", "--json") == 0
     assert json.loads(capsys.readouterr().out)["name"] == "census_ple"
     assert run_cli("recipes", "census_mlp") == 2
-    assert "recipes are census_adatt_sp" in capsys.readouterr().err
+    assert "recipes are census_adatt, census_adatt_sp" in capsys.readouterr().err
 
 
 def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:

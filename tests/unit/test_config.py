@@ -8,7 +8,8 @@ import yaml
 from mtlrec.config import JobConfig
 from mtlrec.config_errors import ConfigError
 from mtlrec.config_file import load_config, parse_config, recipes
-from tests.toy import toy_job, toy_tree
+from mtlrec.models.build import build_model
+from tests.toy import FUSIONS, toy_job, toy_tree
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -22,7 +23,7 @@ def test_every_recipe_is_a_job_and_survives_its_own_dump(name: str) -> None:
 # override of the toy job -> what the one line must say
 MISTAKES = {
     "train.epoch=2": ["train.epoch = 2", "unknown key", "epochs, max_steps"],
-    "model.fusion.width=3": ["model.fusion.width = 3", "unknown key", "expert_hidden, num_task_experts"],
+    "model.fusion.width=3": ["model.fusion.width = 3", "unknown key", "expert_hidden, activation", "num_task_experts"],
     "tasks.click.label=user_id": ["tasks.0.label = 'user_id'", "also a feature", "remove it from features"],
     "tasks.like.space=price": ["tasks.2.space = 'price'", "also a feature"],
     "tasks.buy.given=klick": ["tasks.1.given = 'klick'", "no such task", "click, buy, like, ratio"],
@@ -53,10 +54,22 @@ MISTAKES = {
     "model.fusion.expert_hidden=[[8], []]": ["model.fusion.expert_hidden.1 = []", "must not be empty"],
     "model.fusion={kind: mmoe, expert_hidden: [[8]], gate_hidden: [[4], [4]]}": ["gate_hidden has 2 levels"],
     "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 2]}": ["has 2 entries for 4 tasks"],
+    "model.fusion={kind: adatt, expert_hidden: [[8]], num_task_experts: [1, 2]}": ["has 2 entries for 4 tasks"],
+    "model.fusion={kind: adatt, expert_hidden: [[8]], num_shared_experts: 0}": ["num_shared_experts = 0"],
+    "model.fusion={kind: customized, expert_hidden: [[8]], merge: sum}": ["fusion.merge = 'sum'", "'project' or"],
+    "model.fusion={kind: shared_bottom, expert_hidden: [[8]], gate_dropout: 0.1}": ["gate_dropout", "unknown key"],
+    "model.fusion.activation=tanh": ["model.fusion.activation = 'tanh'", "'relu', 'silu' or 'gelu'"],
+    "model.fusion.norm=group": ["model.fusion.norm = 'group'", "'layer' or 'batch'"],
+    "model.fusion.dropout=1": ["model.fusion.dropout = 1", "less than 1"],
+    "model.fusion.gate_dropout=-0.1": ["model.fusion.gate_dropout = -0.1", "greater than or equal to 0"],
+    "model.fusion={kind: adatt_sp, expert_hidden: [[8]], norm: batch, recompute: true}": [
+        "model.fusion.recompute = True",
+        "norm: batch would count every row twice",
+    ],
     "model.fusion.kind=moe": [
         "model.fusion.kind = 'moe'",
         "unknown kind",
-        "single_task, shared_bottom, mmoe, ple, adatt_sp",
+        "single_task, shared_bottom, asymmetric, cross_stitch, customized, mmoe, ple, adatt_sp, adatt",
     ],
     "loss.weighting={kind: decay, rate: {bye: 0.9}}": ["loss.weighting.rate.bye = 0.9", "no such task"],
     "sharding.constraints.users.types=[row_wise]": ["sharding.constraints.users", "no such table"],
@@ -79,8 +92,34 @@ def test_a_mistake_is_one_line_that_says_all(override: str, parts: list[str]) ->
 def test_features_per_task_want_a_fusion_with_slots() -> None:
     tree = toy_tree(model={"fusion": {"kind": "shared_bottom", "expert_hidden": [[8]]}})
     tree["tasks"][1]["features"] = ["age"]
-    with pytest.raises(ConfigError, match=r"tasks\.1\.features.*single_task, ple, adatt_sp"):
+    with pytest.raises(ConfigError, match=r"tasks\.1\.features.*single_task, asymmetric, .*, ple, adatt_sp, adatt"):
         parse_config(yaml.safe_dump(tree))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_with_a_slot_per_task_takes_features_per_task(fusion: str) -> None:
+    """Which those are, the layers say."""
+    tree = toy_tree(model={"fusion": FUSIONS[fusion]})
+    has_slots = build_model(JobConfig.model_validate(tree)).over_arch.fusion.num_slots is not None
+    tree["tasks"][1]["features"] = ["age"]
+    if has_slots:
+        JobConfig.model_validate(tree)
+    else:
+        with pytest.raises(ValueError):
+            JobConfig.model_validate(tree)
+
+
+def test_asymmetric_sharing_wants_two_tasks() -> None:
+    tree = toy_tree(model={"fusion": {"kind": "asymmetric", "expert_hidden": [[8]]}})
+    tree["tasks"] = tree["tasks"][:1]
+    with pytest.raises(ConfigError, match=r"model\.fusion\.kind = 'asymmetric': is for two tasks or more"):
+        parse_config(yaml.safe_dump(tree))
+
+
+def test_batch_norm_wants_two_rows() -> None:
+    tree = toy_tree(model={"fusion": FUSIONS["batch_norm"]})
+    with pytest.raises(ConfigError, match=r"data\.batch_size = 1: model\.fusion\.norm: batch has no variance"):
+        parse_config(yaml.safe_dump(tree), overrides=["data.batch_size=1"])
 
 
 def test_the_line_of_the_yaml_is_named(tmp_path: Path) -> None:

@@ -14,8 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtlrec.layers import PLE, AdaTTSp, FusionLayer, MMoE, SharedBottom, SingleTask, to_meta
-from mtlrec.layers.meta_weights import meta_slices
+from mtlrec.layers import (
+    PLE,
+    AdaTT,
+    AdaTTSp,
+    AsymmetricBottom,
+    CrossStitch,
+    CustomizedSharing,
+    FusionLayer,
+    MMoE,
+    SharedBottom,
+    SingleTask,
+    to_meta,
+)
+from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.meta_weights import meta_tensors
 
 Weights = dict[str, Tensor]
 D = 5
@@ -23,10 +36,16 @@ LEVELS = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=2), min_size=
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: SingleTask(12, 3, [[16, 8], [6]]),
     lambda: SharedBottom(12, 3, [[16, 8], [6]]),
+    lambda: AsymmetricBottom(12, 3, [[16, 8], [6]]),
+    lambda: CrossStitch(12, 3, [[16, 8], [6]]),
+    lambda: CustomizedSharing(12, 3, [[16, 8], [6]]),
+    lambda: CustomizedSharing(12, 3, [[16, 8], [6]], merge="weight"),
     lambda: MMoE(12, 3, 4, [[16, 8], [6]], gate_hidden=[[7], []]),
     lambda: PLE(12, 3, [1, 2, 3], 2, [[16, 8], [6]]),
     lambda: AdaTTSp(12, 3, 2, [[16, 8], [6]]),
     lambda: AdaTTSp(12, 3, 1, [[16, 8], [6]], native_residual=False),
+    lambda: AdaTT(12, 3, [1, 2, 3], 2, [[16, 8], [6]]),
+    lambda: AdaTT(12, 3, 1, 1, [[16, 8], [6]]),
 ]
 one_of_each = pytest.mark.parametrize("build", ONE_OF_EACH, ids=lambda build: type(build()).__name__)
 
@@ -164,11 +183,112 @@ def test_adatt_sp_equals_a_loop(
     assert_equal(layer(x), slots)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    task_experts=st.lists(st.integers(1, 3), min_size=1, max_size=6) | st.lists(st.just(1), min_size=1, max_size=6),
+    shared_experts=st.integers(1, 3),
+    levels=LEVELS,
+    residual=st.booleans(),
+    has_slots=st.booleans(),
+)
+def test_adatt_equals_a_loop(
+    task_experts: list[int], shared_experts: int, levels: list[list[int]], residual: bool, has_slots: bool
+) -> None:
+    num_tasks, owners = len(task_experts), [*task_experts, shared_experts]
+    layer = AdaTT(D, num_tasks, task_experts, shared_experts, levels, residual).double()
+    weights, x = to_meta(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
+
+    slots = list(x.unbind(1)) if has_slots else [x] * (num_tasks + 1)
+    for level, hidden in enumerate(levels):
+        outputs: list[list[Tensor]] = []
+        for module, count in enumerate(owners):
+            first = sum(owners[:module])
+            names = [f"experts.{level}.{first + i}" for i in range(count)]
+            outputs.append([mlp(weights, name, hidden, slots[module]) for name in names])
+        everything = [output for own in outputs for output in own]
+        fused = []
+        for module in range(num_tasks + (level < len(levels) - 1)):
+            gate = linear(weights, f"gate_weights.{level}.{module}.0", slots[module]).softmax(1)
+            mixed = mix(gate, everything)
+            if residual and max(owners) == 1:
+                mixed = mixed + outputs[module][0]
+            elif residual:
+                mixed = mixed + mix(weights[f"self_exp_weights.{module}"][level].expand(4, -1), outputs[module])
+            fused.append(mixed)
+        slots = fused
+    assert_equal(layer(x), slots)
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_tasks=st.integers(1, 8), levels=LEVELS, has_slots=st.booleans())
+def test_cross_stitch_equals_a_loop(num_tasks: int, levels: list[list[int]], has_slots: bool) -> None:
+    layer = CrossStitch(D, num_tasks, levels).double()
+    weights, x = to_meta(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
+    slots = list(x.unbind(1)) if has_slots else [x] * num_tasks
+    for level, hidden in enumerate(levels):
+        outputs = [mlp(weights, f"experts.{level}.{t}", hidden, slot) for t, slot in enumerate(slots)]
+        slots = [mix(row.expand(4, -1), outputs) for row in weights[f"stitchs.{level}.weight"]]
+    assert_equal(layer(x), slots)
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_tasks=st.integers(2, 8), levels=LEVELS, has_slots=st.booleans())
+def test_asymmetric_equals_a_loop(num_tasks: int, levels: list[list[int]], has_slots: bool) -> None:
+    layer = AsymmetricBottom(D, num_tasks, levels).double()
+    weights, x = to_meta(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
+    hidden, outputs = [width for level in levels for width in level], []
+    for task in range(num_tasks):
+        own = mlp(weights, f"task{task + 1}_mlp", hidden, x[:, task] if has_slots else x)
+        outputs.append(linear(weights, f"task{task + 1}_proj", torch.cat([own, *outputs], dim=1)) if task else own)
+    assert_equal(layer(x), outputs)
+
+
+def test_asymmetric_tasks_do_not_learn_from_those_after_them() -> None:
+    layer = AsymmetricBottom(D, 3, [[4, 3]])
+    layer(torch.randn(8, D))[:, 2].sum().backward()
+    for parameter in layer.experts.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad[:2].eq(0).all()
+    before, after = layer.projections
+    assert before.weight.grad.eq(0).all()
+    assert after.weight.grad.ne(0).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_tasks=st.integers(1, 8), levels=LEVELS, has_slots=st.booleans(), projected=st.booleans())
+def test_customized_sharing_equals_a_loop(
+    num_tasks: int, levels: list[list[int]], has_slots: bool, projected: bool
+) -> None:
+    layer = CustomizedSharing(D, num_tasks, levels, merge="project" if projected else "weight").double()
+    if layer.weights is not None:
+        nn.init.normal_(layer.weights.weight)
+    x = randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
+    shared = expert_alone(layer.experts, num_tasks, x[:, -1] if has_slots else x)
+    expected = []
+    for task in range(num_tasks):
+        own = expert_alone(layer.experts, task, x[:, task] if has_slots else x)
+        if layer.weights is not None:
+            expected.append(layer.weights.weight[task, 0] * shared + layer.weights.weight[task, 1] * own)
+        else:
+            joined = torch.cat([shared, own], dim=1)
+            expected.append(joined @ layer.projections.weight[task].T + layer.projections.bias[task])
+    assert_equal(layer(x), expected)
+
+
+def expert_alone(bank: ExpertBank, expert: int, x: Tensor) -> Tensor:
+    for layer in bank.layers:
+        x = (x @ layer.weight[expert].T + layer.bias[expert]).relu()
+    return x
+
+
 def test_adatt_residual_weights_start_within_their_bound() -> None:
     torch.manual_seed(0)
-    weight = AdaTTSp(4, 200, 5, [[2]]).residuals[0].weight
-    assert weight.abs().max() <= 5**-0.5
-    assert weight.abs().max() > 0.95 * 5**-0.5
+    (level,) = AdaTT(4, 200, [5, 1] * 100, 3, [[2]]).gated_levels()
+    assert level.residual is not None
+    for first, count in [(0, 5), (1, 1)]:
+        drawn = torch.cat([level.residual.weight[level.residual.rows(task)] for task in range(first, 200, 2)])
+        assert drawn.abs().max() <= count**-0.5
+        assert drawn.abs().max() > 0.95 * count**-0.5
 
 
 @one_of_each
@@ -182,7 +302,7 @@ def test_promises_of_every_layer(build: Callable[[], FusionLayer]) -> None:
 
 
 def test_number_of_slots() -> None:
-    assert [build().num_slots for build in ONE_OF_EACH] == [3, None, None, 4, 3, 3]
+    assert [build().num_slots for build in ONE_OF_EACH] == [3, None, 3, 3, 4, 4, None, 4, 3, 3, 4, 4]
 
 
 @one_of_each
@@ -199,9 +319,13 @@ def test_an_input_of_another_shape_is_an_error_that_names_both(
 EXTRA_ARGUMENTS: dict[type[FusionLayer], dict[str, int]] = {
     SingleTask: {},
     SharedBottom: {},
+    AsymmetricBottom: {},
+    CrossStitch: {},
+    CustomizedSharing: {},
     MMoE: {"num_experts": 3},
     PLE: {"num_task_experts": 2, "num_shared_experts": 1},
     AdaTTSp: {"num_task_experts": 2},
+    AdaTT: {"num_task_experts": 2, "num_shared_experts": 1},
 }
 MISTAKES = [
     ("expert_hidden", [], "expert_hidden is empty or has an empty level"),
@@ -225,10 +349,18 @@ def test_sizes_that_make_no_layer_are_errors(kind: type[FusionLayer]) -> None:
                 kind(**{**arguments, name: value})
 
 
+@pytest.mark.parametrize("kind", [PLE, AdaTT])
 @pytest.mark.parametrize("counts", [[1], [1, 2, 3], [], [1, 0]])
-def test_ple_wants_one_count_per_task(counts: list[int]) -> None:
+def test_a_list_of_experts_has_one_count_per_task(kind: type[PLE] | type[AdaTT], counts: list[int]) -> None:
     with pytest.raises(ValueError, match=r"num_task_experts must be a number .* each of the 2 tasks"):
-        PLE(6, 2, counts, 1, [[4]])
+        kind(6, 2, counts, 1, [[4]])
+
+
+def test_what_only_one_kind_asks_for() -> None:
+    with pytest.raises(ValueError, match="asymmetric sharing needs two tasks or more"):
+        AsymmetricBottom(6, 1, [[4]])
+    with pytest.raises(ValueError, match="merge must be project or weight, got 'sum'"):
+        CustomizedSharing(6, 2, [[4]], merge="sum")  # type: ignore[arg-type]
 
 
 def test_mmoe_wants_one_gate_mlp_per_level() -> None:
@@ -245,6 +377,10 @@ def test_the_callers_lists_are_left_alone() -> None:
         MMoE(6, 2, 3, expert_hidden, gate_hidden),
         PLE(6, 2, task_experts, 1, expert_hidden),
         AdaTTSp(6, 2, 2, expert_hidden),
+        AdaTT(6, 2, task_experts, 1, expert_hidden),
+        CrossStitch(6, 2, expert_hidden),
+        AsymmetricBottom(6, 2, expert_hidden),
+        CustomizedSharing(6, 2, expert_hidden),
     ]
     assert (expert_hidden, task_experts, gate_hidden) == before
     expert_hidden[0].clear()
@@ -259,13 +395,13 @@ def test_gradient_reaches_every_parameter_of_every_expert(build: Callable[[], Fu
     y = layer(x)
     (y * torch.randn_like(y)).sum().backward()
     assert x.grad is not None
-    if isinstance(layer, SingleTask):
+    if isinstance(layer, SingleTask | CustomizedSharing):
         parts = {
             f"{name}[{t}]": p.grad[t] for name, p in layer.named_parameters() for t in range(3) if p.grad is not None
         }
         assert len(parts) == 3 * len(list(layer.parameters()))
     else:
-        parts = {name: parameter.grad[index] for name, parameter, index in meta_slices(layer)}
+        parts = meta_tensors(layer, lambda parameter: parameter.grad)
     unreached = [name for name, gradient in parts.items() if gradient.eq(0).all()]
     assert not unreached
 
@@ -282,6 +418,20 @@ def test_bfloat16_autocast_stays_near_float32(build: Callable[[], FusionLayer]) 
 
 
 @one_of_each
+def test_compiles_without_a_break(build: Callable[[], FusionLayer]) -> None:
+    """The whole of forward and backward as one graph, for any batch size; the compiler behind it is torch's affair."""
+    torch.manual_seed(0)
+    layer = build()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in (9, 4):
+        x = torch.randn(size, 12)
+        expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+        found = torch.autograd.grad(compiled(x).square().sum(), list(layer.parameters()))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.compiler.reset()
+
+
+@one_of_each
 def test_exports_with_a_dynamic_batch(build: Callable[[], FusionLayer]) -> None:
     layer = build().eval()
     batch = torch.export.Dim("batch")
@@ -291,9 +441,11 @@ def test_exports_with_a_dynamic_batch(build: Callable[[], FusionLayer]) -> None:
         torch.testing.assert_close(exported(x), layer(x))
 
 
-@pytest.mark.parametrize("build", [ONE_OF_EACH[i] for i in (0, 3, 4)], ids=["SingleTask", "PLE", "AdaTTSp"])
+@one_of_each
 def test_exports_with_slots(build: Callable[[], FusionLayer]) -> None:
     layer = build().eval()
+    if layer.num_slots is None:
+        pytest.skip("this kind takes no slots")
     dynamic = {"x": {0: torch.export.Dim("batch")}}
     exported = torch.export.export(layer, (torch.randn(4, layer.num_slots, 12),), dynamic_shapes=dynamic).module()
     x = torch.randn(9, layer.num_slots, 12)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtlrec.layers import from_meta, to_meta
-from mtlrec.layers.meta_weights import meta_slices
+from mtlrec.layers.meta_weights import meta_tensors
 
 GOLDEN = Path(__file__).parents[2] / "assets" / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
@@ -28,10 +28,15 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def test_every_case_is_there() -> None:
     assert CASES == [
+        "adatt",
         "adatt_sp",
         "adatt_sp_no_residual",
         "adatt_sp_one_expert",
+        "adatt_uneven_experts",
+        "adatt_unit",
+        "asymmetric",
         "cgc",
+        "cross_stitch",
         "ml_mmoe",
         "mmoe",
         "ple",
@@ -49,7 +54,7 @@ def test_outputs_and_gradients_are_the_references(case: str, dtype: torch.dtype,
 
     out = layer(x)
     (out * golden["cotangent"]).sum().backward()
-    gradients = {name: parameter.grad[index] for name, parameter, index in meta_slices(layer)}
+    gradients = meta_tensors(layer, lambda parameter: parameter.grad)
 
     expected = {"out": golden["out"], "grad_x": golden["grad_x"], **under("grad/", golden)}
     torch.testing.assert_close(
@@ -65,7 +70,7 @@ def test_the_weights_come_back_as_they_went_in(case: str) -> None:
 
 
 def test_a_layer_given_a_slot_per_module_equals_one_given_the_same_for_all() -> None:
-    for case in ("cgc", "ple", "adatt_sp", "adatt_sp_one_expert"):
+    for case in ("adatt", "adatt_sp", "adatt_sp_one_expert", "adatt_unit", "asymmetric", "cgc", "cross_stitch", "ple"):
         config, golden = load(case, torch.float64)
         layer = from_meta(config, under("param/", golden))
         slots = golden["x"].unsqueeze(1).expand(-1, layer.num_slots, -1)

@@ -5,7 +5,18 @@ from typing import Any
 import pytest
 import torch
 
-from mtlrec.layers import PLE, AdaTTSp, MMoE, SharedBottom, SingleTask, from_meta, to_meta
+from mtlrec.layers import (
+    PLE,
+    AdaTT,
+    AdaTTSp,
+    AsymmetricBottom,
+    CrossStitch,
+    MMoE,
+    SharedBottom,
+    SingleTask,
+    from_meta,
+    to_meta,
+)
 
 CONFIG: dict[str, Any] = {
     "kind": "ple",
@@ -38,6 +49,12 @@ def test_the_state_dicts_dtype_is_kept_and_can_be_changed(dtype: torch.dtype) ->
         PLE(6, 2, [1, 2], 1, [[4], [3]]),
         AdaTTSp(6, 2, 2, [[4], [3]]),
         AdaTTSp(6, 2, 1, [[4], [3]]),
+        AdaTT(6, 2, [1, 2], 2, [[4], [3]]),
+        AdaTT(6, 2, 2, 1, [[4]]),
+        AdaTT(6, 2, 1, 1, [[4], [3]]),
+        AdaTT(6, 2, 2, 1, [[4]], native_residual=False),
+        CrossStitch(6, 3, [[4], [3]]),
+        AsymmetricBottom(6, 3, [[4], [3]]),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -60,19 +77,28 @@ def test_config_and_weights_are_copied() -> None:
 
 @pytest.mark.parametrize("kind", ["single_task", "no_such_kind", None])
 def test_a_kind_without_reference_is_an_error(kind: str | None) -> None:
-    with pytest.raises(ValueError, match=f"kind {kind!r} has no public .* shared_bottom, mmoe, ple, adatt_sp"):
+    with pytest.raises(
+        ValueError, match=f"kind {kind!r} has no public .* shared_bottom, asymmetric, cross_stitch, mmoe, ple"
+    ):
         from_meta({**CONFIG, "kind": kind}, weights())
 
 
 def test_a_layer_without_reference_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no names for the weights of SingleTask; it has them for SharedBottom, MMoE"):
+    with pytest.raises(ValueError, match="no names for the weights of SingleTask; it has them for SharedBottom, Asymm"):
         to_meta(SingleTask(6, 2, [[4]]))
+
+
+def test_options_without_reference_are_an_error() -> None:
+    with pytest.raises(ValueError, match="plain ReLU experts only"):
+        to_meta(PLE(6, 2, 1, 1, [[4]], norm="layer"))
+    with pytest.raises(ValueError, match="plain ReLU experts only"):
+        from_meta({**CONFIG, "activation": "silu"}, weights())
 
 
 def test_a_config_that_does_not_fit_the_layer_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"config of ple does not fit PLE: .*num_experts"):
         from_meta({**CONFIG, "num_experts": 3}, weights())
-    with pytest.raises(ValueError, match=r"config of ple does not fit PLE: missing .*num_tasks"):
+    with pytest.raises(ValueError, match=r"config of ple does not fit PLE: .*missing .*num_tasks"):
         from_meta({key: value for key, value in CONFIG.items() if key != "num_tasks"}, weights())
 
 

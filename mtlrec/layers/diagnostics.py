@@ -1,0 +1,60 @@
+"""A look inside the gated levels of a model on one batch, at no cost to any other batch.
+
+Shapes: B batch, G gates, E experts.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlrec.layers.level import GatedLevel
+
+
+class LevelDiagnostics(NamedTuple):
+    """What one level did with a batch."""
+
+    gates: Tensor
+    """`[B, G, E]`: the gates' weights, which add up to 1 over E."""
+    weights: Tensor
+    """`[B, G, E]`: what the experts were weighed with, AdaTT's native residual included."""
+    norms: Tensor
+    """`[B, E]`: the Euclidean norm of every expert's output."""
+
+
+def diagnose(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LevelDiagnostics]:
+    """Run `model(*args, **kwargs)` without gradients and look into each of its gated levels.
+
+    Works on a fusion layer or on any model that holds one, in the mode (train or eval) it is in. Experts stand in the
+    layer's order: the tasks' in turn, the shared ones last. A sharded model is run on every rank, outside its pipeline.
+
+    Returns:
+        For every `GatedLevel`, by its name in the model and in the order they ran, what it did. A layer without gates
+        (single_task, shared_bottom, asymmetric, cross_stitch, customized) has none.
+
+    Example:
+        >>> from mtlrec.layers import MMoE
+        >>> seen = diagnose(MMoE(8, num_tasks=2, num_experts=3, expert_hidden=[[16], [6]]), torch.randn(5, 8))
+        >>> {name: (tuple(level.gates.shape), tuple(level.norms.shape)) for name, level in seen.items()}
+        {'levels.0': ((5, 3, 3), (5, 3)), 'levels.1': ((5, 2, 3), (5, 3))}
+    """
+    seen: dict[str, LevelDiagnostics] = {}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, GatedLevel)}
+    gates: dict[nn.Module, Tensor] = {}
+
+    def keep_gates(bank: nn.Module, _: Any, weights: Tensor) -> None:
+        gates[bank] = weights
+
+    def look(level: GatedLevel, args: tuple[Tensor, ...], _: Any) -> None:
+        chosen = gates.pop(level.gates)
+        seen[names[level]] = LevelDiagnostics(chosen, level.weigh(chosen), level.experts(args[0]).norm(dim=-1))
+
+    hooks = [level.gates.register_forward_hook(keep_gates) for level in names]
+    hooks += [level.register_forward_hook(look) for level in names]
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen

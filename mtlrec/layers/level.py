@@ -1,0 +1,123 @@
+"""Gated fusion layers, level by level: experts, gates that weigh them, and AdaTT's residual where there is one.
+
+Shapes: B batch, S slots, E experts, G gates, D input width, H output width, N experts with a residual weight.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.gates import GateBank
+
+
+class NativeResidual(nn.Module):
+    """Adds a module's own experts to what its gate mixes (AdaTT).
+
+    It adds constants to the gates' weights, so that one product with the experts does both. The constants are 1, or
+    learned and input-free, drawn from U(-sqrt(1/m), sqrt(1/m)) for a module of m experts.
+
+    Args:
+        experts_per_module: m of every module, in the order of the experts.
+        num_gates: G, how many of the modules have a gate (the first G).
+        learned: False for the constant 1.
+
+    Shapes: gate weights `[B, G, E]` -> the same shape; `weight` is `[N]`, module by module, or None.
+
+    Example:
+        >>> import torch
+        >>> NativeResidual([1, 1], num_gates=2, learned=False)(torch.full((1, 2, 2), 0.5)).tolist()
+        [[[1.5, 0.5], [0.5, 1.5]]]
+    """
+
+    def __init__(self, experts_per_module: Sequence[int], num_gates: int, learned: bool) -> None:
+        super().__init__()
+        self.experts_per_gate = tuple(experts_per_module[:num_gates])
+        self.num_experts = sum(experts_per_module)
+        self.weight = nn.Parameter(torch.empty(sum(self.experts_per_gate))) if learned else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        if self.weight is not None:
+            for gate, count in enumerate(self.experts_per_gate):
+                bound = math.sqrt(1 / count)
+                nn.init.uniform_(self.weight[self.rows(gate)], -bound, bound)
+
+    def rows(self, gate: int) -> slice:
+        """Where the weights of the gate's module lie in `weight`; also its experts among all of them."""
+        start = sum(self.experts_per_gate[:gate])
+        return slice(start, start + self.experts_per_gate[gate])
+
+    def forward(self, gates_BGE: Tensor) -> Tensor:
+        return gates_BGE + self.matrix(gates_BGE)
+
+    def matrix(self, like: Tensor) -> Tensor:
+        """What is added to every row's gates: `[G, E]`, zero where the expert is not the gate's own."""
+        num_own = sum(self.experts_per_gate)
+        own_N = like.new_ones(num_own) if self.weight is None else self.weight
+        blocks = [own_N[self.rows(gate)].unsqueeze(0) for gate in range(len(self.experts_per_gate))]
+        return nn.functional.pad(torch.block_diag(*blocks), (0, self.num_experts - num_own))
+
+
+class GatedLevel(nn.Module):
+    """Experts, and gates that mix them: `[B, D] or [B, S, D], selector -> [B, G, H]`.
+
+    A forward hook on `gates` sees their weights; `mtlrec.layers.diagnose` shows more.
+
+    Args:
+        experts: the level's experts.
+        gates: over as many experts; what they look at is the second argument of `forward`.
+        residual: AdaTT's, or None.
+
+    Example:
+        >>> level = GatedLevel(ExpertBank(3, 8, [16, 4]), GateBank(2, 3, 8))
+        >>> level(torch.randn(5, 8), selector=torch.randn(5, 8)).shape
+        torch.Size([5, 2, 4])
+    """
+
+    def __init__(self, experts: ExpertBank, gates: GateBank, residual: NativeResidual | None = None) -> None:
+        super().__init__()
+        self.experts = experts
+        self.gates = gates
+        self.residual = residual
+
+    def forward(self, x: Tensor, selector: Tensor) -> Tensor:
+        return self.experts.mix(x, self.weigh(self.gates(selector)))
+
+    def weigh(self, gates_BGE: Tensor) -> Tensor:
+        """The weight of every expert in every gate's sum: the gates', and the residual's beside them."""
+        weights: Tensor = gates_BGE if self.residual is None else self.residual(gates_BGE)
+        return weights
+
+
+class GatedFusion(FusionLayer):
+    """Base of the fusion layers with gates. Its `forward` is that of the kinds whose modules keep their slots.
+
+    Attributes:
+        levels: a `GatedLevel` for each inner list of `expert_hidden`, set by the subclass.
+
+    Example:
+        >>> GatedFusion(8, num_tasks=2, expert_hidden=[[16], [6]], num_slots=2).output_dim
+        6
+    """
+
+    levels: nn.ModuleList
+
+    def gated_levels(self) -> Iterator[GatedLevel]:
+        """The levels, typed."""
+        return iter(cast(Iterable[GatedLevel], self.levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every module's gate looks at its slot; what it makes is the module's slot in the next level."""
+        self.check_input(x)
+        slots = x
+        for level in self.gated_levels():
+            is_common = slots.dim() == 2
+            # The last level has no gate for a shared module, whose slot is last.
+            slots = level(slots, selector=slots if is_common else slots[:, : level.gates.num_gates])
+        return slots

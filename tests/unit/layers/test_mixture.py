@@ -1,0 +1,149 @@
+"""Weighted sums of experts by groups: equal to the plain formula in every gradient, whatever the groups."""
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mtlrec.layers import PLE, AdaTT, AdaTTSp, FusionLayer, MMoE
+from mtlrec.layers import mixture as module
+from mtlrec.layers.mixture import mix_relu_experts, plan_groups, relu_mixture
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+def problem(counts: list[int], has_slots: bool, hidden: list[int], gates: int, batch: int) -> list[Tensor]:
+    """x, weights and every layer's weight and bias."""
+    num_experts, width = sum(counts), 5
+    tensors = [randn(batch, *([len(counts)] if has_slots else []), width), randn(batch, gates, num_experts)]
+    for next_width in hidden:
+        tensors += [randn(num_experts, next_width, width), randn(num_experts, next_width)]
+        width = next_width
+    return tensors
+
+
+def gradients(function: Callable[..., Tensor], tensors: list[Tensor], *args: object) -> list[Tensor]:
+    x, weights, *parameters = tensors
+    out = function(x, weights, *args[:1], parameters, *args[1:])
+    cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad(out, tensors, cotangent)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=5) | st.lists(st.just(1), min_size=1, max_size=6),
+    has_slots=st.booleans(),
+    hidden=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    gates=st.integers(1, 4),
+    batch=st.integers(0, 4),
+    experts_in_a_group=st.integers(1, 5),
+    recompute=st.booleans(),
+)
+def test_equals_the_plain_formula(
+    counts: list[int],
+    has_slots: bool,
+    hidden: list[int],
+    gates: int,
+    batch: int,
+    experts_in_a_group: int,
+    recompute: bool,
+) -> None:
+    tensors = problem(counts, has_slots, hidden, gates, batch)
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in ("GROUP_BYTES", "RECOMPUTED_GROUP_BYTES"):
+            patch.setattr(module, limit, experts_in_a_group * max(1, batch) * max(hidden) * 8)
+        ours = gradients(mix_relu_experts, tensors, counts, recompute)
+    torch.testing.assert_close(ours, gradients(relu_mixture, tensors, counts), atol=1e-12, rtol=1e-12)
+
+
+def test_groups_cover_every_expert_once_and_never_mix_slots() -> None:
+    limit, wide = 400 * 64, 64  # a hundred rows of it in float32 fill a group
+    for rows, sizes in [(100, [1] * 6), (50, [2, 2, 1, 1]), (1, [4, 1, 1])]:
+        groups = plan_groups(torch.empty(rows, 3, 8), [4, 1, 1], wide, limit)
+        assert [group.experts.stop - group.experts.start for group in groups] == sizes
+        assert [e for group in groups for e in range(group.experts.start, group.experts.stop)] == list(range(6))
+        assert [group.slots for group in groups if group.is_first_of_slot] == [0, 1, 2]
+    assert [g.experts for g in plan_groups(torch.empty(40, 8), [2, 3], wide, limit)] == [
+        slice(0, 1),
+        slice(1, 3),
+        slice(3, 5),
+    ]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_those_of_finite_differences_twice(recompute: bool) -> None:
+    torch.manual_seed(0)
+    tensors = problem([2, 1], True, [3, 2], gates=2, batch=2)
+
+    def function(x: Tensor, weights: Tensor, *parameters: Tensor) -> Tensor:
+        return mix_relu_experts(x, weights, [2, 1], parameters, recompute)
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_a_second_derivative_leaves_out_what_needs_none() -> None:
+    x, weights, *parameters = problem([3], False, [4], gates=2, batch=3)
+    out = mix_relu_experts(x.detach(), weights, [3], parameters)
+    (first,) = torch.autograd.grad(out.square().sum(), [parameters[0]], create_graph=True)
+    plain = relu_mixture(x.detach(), weights, [3], parameters)
+    (expected,) = torch.autograd.grad(plain.square().sum(), [parameters[0]], create_graph=True)
+    torch.testing.assert_close(
+        torch.autograd.grad(first.sum(), [weights]), torch.autograd.grad(expected.sum(), [weights])
+    )
+
+
+def test_a_retained_graph_gives_the_same_gradients_again() -> None:
+    tensors = problem([2, 2], False, [4, 3], gates=2, batch=3)
+    x, weights, *parameters = tensors
+    out = mix_relu_experts(x, weights, [2, 2], parameters).sum()
+    first = torch.autograd.grad(out, tensors, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(out, tensors), first, atol=0, rtol=0)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, tensors)
+
+
+LEVELS = [[96, 32], [16]]
+BUILDERS: dict[str, Callable[..., FusionLayer]] = {
+    "mmoe": lambda **o: MMoE(48, 2, 8, LEVELS, **o),
+    "ple": lambda **o: PLE(48, 2, 3, 2, LEVELS, **o),
+    "adatt_sp": lambda **o: AdaTTSp(48, 2, 4, LEVELS, **o),
+    "adatt": lambda **o: AdaTT(48, 2, 3, 2, LEVELS, **o),
+}
+
+
+def peak_bytes(layer: FusionLayer, x: Tensor) -> int:
+    """The most that forward and backward hold at a time beside what was there before, as the allocator counts."""
+    x = x.detach().requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        layer(x).sum().backward()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert changes
+    return max(accumulate(changes))
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_recomputing_halves_the_memory(kind: str) -> None:
+    x = torch.randn(4096, 48)
+    kept, again = (peak_bytes(BUILDERS[kind](recompute=recompute), x) for recompute in (False, True))
+    assert again < 0.5 * kept
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_recomputing_changes_no_gradient(kind: str) -> None:
+    torch.manual_seed(0)
+    layer, again = BUILDERS[kind](), BUILDERS[kind](recompute=True)
+    again.load_state_dict(layer.state_dict())
+    x = torch.randn(16, 48)
+    for each in (layer, again):
+        each(x).square().sum().backward()
+    torch.testing.assert_close(layer(x), again(x))
+    for (name, p), (_, q) in zip(layer.named_parameters(), again.named_parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
