@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of ours; the loop stays in float32")
     parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at least; small shapes get more, for three seconds")
     parser.add_argument("--quick", action="store_true", help="two small shapes, to see it run")
     parser.add_argument("--out", type=Path, help="JSON, written after every cell")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of a table")
@@ -205,18 +205,20 @@ def check_equal(
 
 
 def interleaved(run: Callable[[str], None], names: list[str], rounds: int, peak_dtype: str) -> dict[str, float]:
-    """Median seconds of every name, and of the product whose rate is the peak."""
+    """Median seconds of every name, and of the product whose rate is the peak, after a round that warms up."""
     dtype = torch.float32 if peak_dtype == "fp32" else torch.bfloat16
     a, b, out = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(3))
     runs: dict[str, Callable[[], Any]] = {name: (lambda name=name: run(name)) for name in names}
     runs["peak"] = lambda: torch.mm(a, b, out=out)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
+    for function in runs.values():
+        function()
+    started = time.perf_counter()
+    while len(seconds["peak"]) < rounds or (time.perf_counter() - started < 3 and len(seconds["peak"]) < 10 * rounds):
         for name, function in runs.items():
-            started = time.perf_counter()
+            begun = time.perf_counter()
             function()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

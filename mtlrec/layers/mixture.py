@@ -101,8 +101,11 @@ class Group(NamedTuple):
 def plan_groups(x: Tensor, experts_per_slot: Sequence[int], widest: int, limit: int) -> list[Group]:
     """Groups of neighbouring experts whose widest activation is at most `limit` bytes: experts that read one input, or
     experts with a slot each. A group of one computes plain products, which for large batches are as fast."""
-    most = max(1, limit // (max(1, x.shape[0]) * widest * x.element_size()))
-    num_experts = sum(experts_per_slot)
+    rows, num_experts = max(1, x.shape[0]), sum(experts_per_slot)
+    most = max(1, limit // (rows * widest * x.element_size()))
+    if rows >= 2 * x.shape[-1]:
+        # Activations outweigh weights: half of them are to be gone before the gradients of the other half come.
+        most = min(most, -(-num_experts // 2))
     if x.dim() == 2:
         return [Group(experts, None, i == 0) for i, experts in enumerate(_cut(0, num_experts, most))]
     if len(experts_per_slot) == num_experts:
