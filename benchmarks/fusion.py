@@ -12,7 +12,7 @@ All are interleaved in one process, with one allocator and one number of threads
 - of peak: the experts' and gates' arithmetic (three products of forward's size for forward + backward, two floating
   point operations each) over our time, as a share of the peak. Mixing, ReLU and all else count as time only.
 - limit: the loop's time over that arithmetic at the peak rate: the most that any layer could gain here.
-- stolen (JSON): the share of the processors that other tenants of the machine had meanwhile; over a hundredth, the cell
+- stolen (JSON): the share of the processors that the hypervisor gave to others meanwhile; over a hundredth, the cell
   is measured again.
 - memory: the most that forward + backward hold at a time, gradients included, over what the loop holds.
 
@@ -45,6 +45,7 @@ from mtlrec import layers
 from mtlrec.layers import FusionLayer, to_meta
 from mtlrec.layers.experts import ExpertBank
 from mtlrec.layers.gates import GateBank
+from mtlrec.layers.meta_weights import meta_tensors
 
 PEAK_SIZE = 2048
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -108,7 +109,8 @@ def main() -> None:
     if options.allocator == "tuned":
         keep_freed_memory()
     torch.manual_seed(0)
-    torch.set_default_device(options.device)
+    if options.device == "cuda":
+        torch.set_default_device("cuda")  # not for the CPU: it taxes every call
     results: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/fusion.py", *sys.argv[1:]]),
         "hardware": hardware(options.device),
@@ -145,7 +147,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure_undisturbed(family: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
-    """The cell; again, three times at most, while other tenants of the machine took more than a hundredth of it."""
+    """The cell; again, three times at most, while the hypervisor gave others over a hundredth of the processors."""
     tries = []
     while len(tries) < 3 and (not tries or tries[-1]["stolen"] > 0.01):
         before = processor_times()
@@ -209,7 +211,7 @@ def measure(family: str, shape: Shape, options: argparse.Namespace) -> dict[str,
 def check_equal(
     ours: FusionLayer, loops: dict[bool, nn.Module], x: Tensor, cotangent: Tensor, dtype: str
 ) -> dict[str, float]:
-    """Outputs and the input's gradient of ours against both loops, in float32 or within bfloat16's tolerance."""
+    """Outputs and every gradient of ours against both loops', in float32 or within bfloat16's tolerance."""
     tolerance = 1e-4 if dtype == "fp32" else 5e-2
     found = {}
     for name, model, precision in [
@@ -221,11 +223,15 @@ def check_equal(
         with autocast(precision):
             y = model(x)
         y.backward(cotangent.to(y.dtype))
-        found[name] = (y.detach().float(), x.grad)
+        found[name] = {"y": y.detach().float(), "x": x.grad} | (
+            meta_tensors(ours, lambda parameter: parameter.grad)
+            if name == "ours"
+            else {key: parameter.grad for key, parameter in model.named_parameters() if parameter.numel()}
+        )
     for name in ("loop", "indexed"):
-        for a, b in zip(found["ours"], found[name], strict=True):
-            torch.testing.assert_close(a, b, atol=tolerance * b.abs().max().item(), rtol=0)
-    return {"largest_difference": (found["ours"][0] - found["loop"][0]).abs().max().item()}
+        for key, b in found[name].items():
+            torch.testing.assert_close(found["ours"][key], b, atol=tolerance * b.abs().max().item(), rtol=0)
+    return {"largest_difference": (found["ours"]["y"] - found["loop"]["y"]).abs().max().item()}
 
 
 def interleaved(run: Callable[[str], None], names: list[str], rounds: int, peak_dtype: str) -> dict[str, float]:
@@ -239,7 +245,9 @@ def interleaved(run: Callable[[str], None], names: list[str], rounds: int, peak_
         function()
     started = time.perf_counter()
     while len(seconds["peak"]) < rounds or (time.perf_counter() - started < 3 and len(seconds["peak"]) < 10 * rounds):
-        for name, function in runs.items():
+        # Another one first in every round: none always follows the same other.
+        turn = len(seconds["peak"]) % len(runs)
+        for name, function in (*list(runs.items())[turn:], *list(runs.items())[:turn]):
             synchronize()
             begun = time.perf_counter()
             function()

@@ -23,9 +23,9 @@ class LevelDiagnostics(NamedTuple):
 
 
 def diagnose(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LevelDiagnostics]:
-    """Run `model(*args, **kwargs)` without gradients and look into each of its gated levels.
+    """Run `model(*args, **kwargs)` without gradients, in evaluation mode, and look into each of its gated levels.
 
-    Works on a fusion layer or on any model that holds one, in the mode (train or eval) it is in. Experts stand in the
+    Works on a fusion layer or on any model that holds one, and leaves it as it was. Experts stand in the
     layer's order: the tasks' in turn, the shared ones last. A sharded model is run on every rank, outside its pipeline.
 
     Returns:
@@ -51,10 +51,14 @@ def diagnose(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LevelDiag
 
     hooks = [level.gates.register_forward_hook(keep_gates) for level in names]
     hooks += [level.register_forward_hook(look) for level in names]
+    in_training = [module for module in model.modules() if module.training]
     try:
+        model.eval()
         with torch.no_grad():
             model(*args, **kwargs)
     finally:
+        for module in in_training:
+            module.training = True
         for hook in hooks:
             hook.remove()
     return seen

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mtlrec.layers.linear import BatchedLinear
-from mtlrec.layers.mixture import mix_relu_experts, repeat_slots
+from mtlrec.layers.linear import BatchedLinear, batched_linear
+from mtlrec.layers.mixture import RECOMPUTED_GROUP_BYTES, Layer, mix_relu_experts, plan_groups, repeat_slots
 from mtlrec.layers.mlp import check_hidden, check_input, check_positive, check_probability
 
 Activation = Literal["relu", "silu", "gelu"]
@@ -67,10 +67,13 @@ class ExpertNorm(nn.Module):
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x_BEH: Tensor) -> Tensor:
+    def forward(self, x_BEH: Tensor, experts: slice = slice(None)) -> Tensor:
+        """`experts`: which of them `x` is of; batch norm wants all."""
         if self.batch_norm is None:
-            return F.layer_norm(x_BEH, x_BEH.shape[-1:]) * self.weight + self.bias
-        return self._normalise_batch(x_BEH.flatten(1), self.batch_norm).view(x_BEH.shape) * self.weight + self.bias
+            normed = F.layer_norm(x_BEH, x_BEH.shape[-1:])
+        else:
+            normed = self._normalise_batch(x_BEH.flatten(1), self.batch_norm).view(x_BEH.shape)
+        return normed * self.weight[experts] + self.bias[experts]
 
     def _normalise_batch(self, x: Tensor, batch_norm: nn.BatchNorm1d) -> Tensor:
         if self.training and x.shape[0] == 1:  # an epoch's last batch may be one row, which has no variance
@@ -146,40 +149,63 @@ class ExpertBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input("ExpertBank", x, self.input_dim, self.num_slots)
-        return self._again_in_backward(self._experts, x)
+        parts = [self._again_in_backward(self._experts, x, experts) for experts in self._pieces(x)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def mix(self, x: Tensor, weights_BGE: Tensor) -> Tensor:
         """Weighted sums of the experts' outputs, `sum_e weights[b, g, e] * expert_e(x)[b]`: `[B, G, H]`.
 
-        Plain ReLU experts on a CPU, and wherever they are recomputed, take the way of `mixture.py`.
+        Plain ReLU experts on a CPU, and wherever they are recomputed, take the way of `mixture.py`. This is not
+        `forward`: hooks on the bank do not see it.
         """
         check_input("ExpertBank", x, self.input_dim, self.num_slots)
         if self._go_by_groups(x):
-            layers = cast(Iterable[BatchedLinear], self.layers)
-            parameters: list[Tensor] = [p for layer in layers for p in (layer.weight, layer.bias)]
+            parameters: list[Tensor] = [p for layer in self._layers() for p in (layer.weight, layer.bias)]
             x, weights_BGE, *parameters = _autocast(x, weights_BGE, *parameters)
             return mix_relu_experts(x, weights_BGE, self.experts_per_slot, parameters, self.recompute)
-        return self._again_in_backward(lambda x, weights: torch.bmm(weights, self._experts(x)), x, weights_BGE)
+        out = None
+        for experts in self._pieces(x):
+            part = self._again_in_backward(self._mix_some, x, weights_BGE, experts)
+            out = part if out is None else out + part
+        assert out is not None
+        return out
 
-    def _experts(self, x: Tensor) -> Tensor:
-        h = repeat_slots(x, self.experts_per_slot) if x.dim() == 3 else x
-        for i, layer in enumerate(self.layers):
-            h = layer(h)
-            h = h if self.norms is None else self.norms[i](h)
+    def _mix_some(self, x: Tensor, weights_BGE: Tensor, experts: slice) -> Tensor:
+        return torch.bmm(weights_BGE[:, :, experts], self._experts(x, experts))
+
+    def _experts(self, x: Tensor, experts: slice) -> Tensor:
+        """`[B, k, H]`: the outputs of some experts, or with `slice(None)` of all."""
+        h = repeat_slots(x, self.experts_per_slot)[:, experts] if x.dim() == 3 else x
+        for i, layer in enumerate(self._layers()):
+            h = batched_linear(h, layer.weight[experts], layer.bias[experts])
+            h = h if self.norms is None else self.norms[i](h, experts)
             h = F.dropout(ACTIVATIONS[self.activation](h), self.dropout, self.training)
         return h
+
+    def _layers(self) -> Iterable[BatchedLinear]:
+        return cast(Iterable[BatchedLinear], self.layers)
 
     def _go_by_groups(self, x: Tensor) -> bool:
         is_plain = self.activation == "relu" and self.norms is None and not (self.training and self.dropout)
         # A compiler makes its own groups, and the number of ours depends on the batch size.
         return is_plain and (x.device.type == "cpu" or self.recompute) and not torch.compiler.is_compiling()
 
-    def _again_in_backward(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    def _pieces(self, x: Tensor) -> list[slice]:
+        """The experts to compute together: all of them, unless little is to be held at a time."""
+        if not self._forgets() or torch.compiler.is_compiling():
+            return [slice(None)]
+        layers = [Layer(layer.weight, layer.bias) for layer in self._layers()]
+        return [group.experts for group in plan_groups(x, self.experts_per_slot, layers, RECOMPUTED_GROUP_BYTES)]
+
+    def _again_in_backward(self, function: Callable[..., Tensor], *args: Tensor | slice) -> Tensor:
         """`function(*args)`; with `recompute`, its activations are not kept for backward."""
-        if not (self.recompute and torch.is_grad_enabled()):
+        if not self._forgets():
             return function(*args)
         again: Tensor = checkpoint(function, *args, use_reentrant=False)
         return again
+
+    def _forgets(self) -> bool:
+        return self.recompute and torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ product wrote is still in the cache when the next reads it, ReLU and its gradien
 gradients are never held together, and few allocations grow so large that a CPU's allocator returns them to the system
 after every step.
 
-`relu_mixture` is the same formula in three lines: what the compiler, an accelerator and a second derivative get.
+`relu_mixture` is the same formula in three lines: what a second derivative gets.
 
 Shapes: B batch, E experts, G weighted sums, S slots, k experts of a group, D input width, H width of an expert's layer.
 Tensors of a group are `[k, B, H]` whatever their layout: `[B, k, H]` in memory after a product with a common input.
@@ -56,6 +56,10 @@ def mix_relu_experts(
         >>> mix_relu_experts(x, weights, [2, 1], parameters).shape
         torch.Size([5, 2, 4])
     """
+    tensors = (x, weights_BGE, *parameters)
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        layers = _layers(parameters)
+        return _mix_and_forget(x, weights_BGE, plan_groups(x, experts_per_slot, layers, GROUP_BYTES), layers)
     out: Tensor = ExpertMixture.apply(x, weights_BGE, tuple(experts_per_slot), recompute, *parameters)  # type: ignore[no-untyped-call]
     return out
 
@@ -98,11 +102,25 @@ class Group(NamedTuple):
                 return x[:, self.slots].transpose(0, 1)
 
 
-def plan_groups(x: Tensor, experts_per_slot: Sequence[int], widest: int, limit: int) -> list[Group]:
+class Layer:
+    """A layer of all experts, and its gradients, made when the first group writes into them: until then the memory
+    may be the activations'."""
+
+    def __init__(self, weight_EHD: Tensor, bias_EH: Tensor) -> None:
+        self.weight, self.bias = weight_EHD, bias_EH
+        self.grads: tuple[Tensor, Tensor] | None = None
+
+    def grads_of(self, experts: slice) -> tuple[Tensor, Tensor]:
+        if self.grads is None:
+            self.grads = _empty(self.weight), _empty(self.bias)
+        return self.grads[0][experts], self.grads[1][experts]
+
+
+def plan_groups(x: Tensor, experts_per_slot: Sequence[int], layers: Sequence[Layer], limit: int) -> list[Group]:
     """Groups of neighbouring experts whose widest activation is at most `limit` bytes: experts that read one input, or
     experts with a slot each. A group of one computes plain products, which for large batches are as fast."""
     rows, num_experts = max(1, x.shape[0]), sum(experts_per_slot)
-    most = max(1, limit // (rows * widest * x.element_size()))
+    most = max(1, limit // (rows * max(layer.bias.shape[1] for layer in layers) * x.element_size()))
     if rows >= 2 * x.shape[-1]:
         # Activations outweigh weights: half of them are to be gone before the gradients of the other half come.
         most = min(most, -(-num_experts // 2))
@@ -127,20 +145,6 @@ def _cut(start: int, stop: int, most: int) -> Iterator[slice]:
     return (slice(a, b) for a, b in pairwise(bounds))
 
 
-class Layer:
-    """A layer of all experts, and its gradients, made when the first group writes into them: until then the memory
-    may be the activations'."""
-
-    def __init__(self, weight_EHD: Tensor, bias_EH: Tensor) -> None:
-        self.weight, self.bias = weight_EHD, bias_EH
-        self.grads: tuple[Tensor, Tensor] | None = None
-
-    def grads_of(self, experts: slice) -> tuple[Tensor, Tensor]:
-        if self.grads is None:
-            self.grads = _empty(self.weight), _empty(self.bias)
-        return self.grads[0][experts], self.grads[1][experts]
-
-
 class ExpertMixture(torch.autograd.Function):
     """`mix_relu_experts`, forward and backward by hand. See the top of this file."""
 
@@ -155,7 +159,7 @@ class ExpertMixture(torch.autograd.Function):
     ) -> Tensor:
         layers = _layers(parameters)
         limit = RECOMPUTED_GROUP_BYTES if recompute else GROUP_BYTES
-        groups = plan_groups(x, experts_per_slot, max(layer.bias.shape[1] for layer in layers), limit)
+        groups = plan_groups(x, experts_per_slot, layers, limit)
         ctx.groups, ctx.experts_per_slot, ctx.num_parameters = groups, experts_per_slot, len(parameters)
         if recompute:
             ctx.save_for_backward(x, weights_BGE, *parameters)
@@ -170,14 +174,16 @@ class ExpertMixture(torch.autograd.Function):
         x, weights_BGE, *saved = ctx.saved_tensors
         parameters, activations = saved[: ctx.num_parameters], saved[ctx.num_parameters :]
         if torch.is_grad_enabled():  # somebody asked for create_graph
-            out = relu_mixture(x, weights_BGE, ctx.experts_per_slot, parameters)
+            with torch.autocast(x.device.type, enabled=False):
+                out = relu_mixture(x, weights_BGE, ctx.experts_per_slot, parameters)
             wanted = [t for t in (x, weights_BGE, *parameters) if t.requires_grad]
             found = iter(torch.autograd.grad(out, wanted, grad_BGH, create_graph=True))
             grads = [next(found) if t.requires_grad else None for t in (x, weights_BGE, *parameters)]
             return grads[0], grads[1], None, None, *grads[2:]
         del saved
         ctx.maybe_clear_saved_tensors()  # unless the graph is retained; each activation then goes when it was used
-        return _backward_by_groups(ctx, grad_BGH.contiguous(), x, weights_BGE, parameters, activations)
+        with torch.autocast(x.device.type, enabled=False):  # forward has settled the dtype
+            return _backward_by_groups(ctx, grad_BGH.contiguous(), x, weights_BGE, parameters, activations)
 
 
 def _backward_by_groups(
@@ -209,7 +215,8 @@ def _backward_by_groups(
         for layer in layers[:0:-1]:
             grad = _layer_backward(layer, group.experts, grad, hidden.pop())
         _first_layer_backward(layers[0], group, grad, x, grad_x)
-    return grad_x, grad_weights, None, None, *(grad for layer in layers for grad in layer.grads or ())
+    every_expert = slice(None)
+    return grad_x, grad_weights, None, None, *(grad for layer in layers for grad in layer.grads_of(every_expert))
 
 
 def _layer_backward(layer: Layer, experts: slice, grad_kBH: Tensor, h: Tensor) -> Tensor:

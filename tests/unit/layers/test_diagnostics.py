@@ -39,6 +39,17 @@ def test_every_gated_layer_inside_a_model_without_a_trace(layer: nn.Module) -> N
     assert all(not module._forward_hooks for module in model.modules())
 
 
+def test_the_model_is_left_as_it_was() -> None:
+    layer = AdaTTSp(6, 2, 2, [[5], [4]], norm="batch", dropout=0.5, gate_dropout=0.5)
+    layer.levels[1].eval()
+    modes = {name: module.training for name, module in layer.named_modules()}
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    first, second = (diagnose(layer, torch.ones(7, 6)) for _ in range(2))
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    assert {name: module.training for name, module in layer.named_modules()} == modes
+    torch.testing.assert_close(dict(layer.state_dict()), state, atol=0, rtol=0)
+
+
 def test_a_layer_without_gates_has_nothing_to_show() -> None:
     assert diagnose(CrossStitch(6, 2, [[4]]), torch.randn(3, 6)) == {}
 

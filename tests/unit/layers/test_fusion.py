@@ -47,6 +47,12 @@ ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: AdaTT(12, 3, [1, 2, 3], 2, [[16, 8], [6]]),
     lambda: AdaTT(12, 3, 1, 1, [[16, 8], [6]]),
 ]
+WITH_OPTIONS: list[Callable[[], FusionLayer]] = [
+    lambda: PLE(12, 3, [1, 2, 3], 2, [[16, 8], [6]], recompute=True),
+    lambda: AdaTT(12, 3, [1, 2, 3], 2, [[16, 8], [6]], activation="silu", norm="layer", recompute=True),
+    lambda: SingleTask(12, 3, [[16, 8], [6]], activation="gelu", norm="batch"),
+]
+one_of_each_with_options = pytest.mark.parametrize("build", ONE_OF_EACH + WITH_OPTIONS)
 one_of_each = pytest.mark.parametrize("build", ONE_OF_EACH, ids=lambda build: type(build()).__name__)
 
 
@@ -409,15 +415,18 @@ def test_gradient_reaches_every_parameter_of_every_expert(build: Callable[[], Fu
 @one_of_each
 def test_bfloat16_autocast_stays_near_float32(build: Callable[[], FusionLayer]) -> None:
     torch.manual_seed(0)
-    layer, x = build(), torch.randn(16, 12)
+    layer, x = build(), torch.randn(512, 12)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     y.float().sum().backward()
     torch.testing.assert_close(y.float(), layer(x), atol=0.05, rtol=0.05)
-    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    expected = torch.autograd.grad(layer(x).sum(), list(layer.parameters()))
+    for parameter, gradient in zip(layer.parameters(), expected, strict=True):
+        # As a whole: where a product is near 0, rounding may switch a ReLU.
+        assert (parameter.grad - gradient).norm() < 0.05 * gradient.norm()
 
 
-@one_of_each
+@one_of_each_with_options
 def test_compiles_without_a_break(build: Callable[[], FusionLayer]) -> None:
     """The whole of forward and backward as one graph, for any batch size; the compiler behind it is torch's affair."""
     torch.manual_seed(0)
@@ -431,7 +440,7 @@ def test_compiles_without_a_break(build: Callable[[], FusionLayer]) -> None:
     torch.compiler.reset()
 
 
-@one_of_each
+@one_of_each_with_options
 def test_exports_with_a_dynamic_batch(build: Callable[[], FusionLayer]) -> None:
     layer = build().eval()
     batch = torch.export.Dim("batch")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mtlrec.layers import PLE, AdaTT, AdaTTSp, FusionLayer, MMoE
 from mtlrec.layers import mixture as module
-from mtlrec.layers.mixture import mix_relu_experts, plan_groups, relu_mixture
+from mtlrec.layers.mixture import Layer, mix_relu_experts, plan_groups, relu_mixture
 
 
 def randn(*shape: int) -> Tensor:
@@ -62,15 +63,60 @@ def test_equals_the_plain_formula(
     torch.testing.assert_close(ours, gradients(relu_mixture, tensors, counts), atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize("counts", [[5], [1] * 5, [3, 2]])
+@pytest.mark.parametrize("layout", ["contiguous", "expanded", "strided"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_equals_the_plain_formula_at_sizes_with_kernels_of_their_own(
+    dtype: torch.dtype,
+    tolerance: float,
+    counts: list[int],
+    layout: str,
+    recompute: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    for limit in ("GROUP_BYTES", "RECOMPUTED_GROUP_BYTES"):
+        monkeypatch.setattr(module, limit, 2 * 300 * 96 * dtype.itemsize)
+    has_slots, slots = len(counts) > 1, len(counts)
+    x = {
+        "contiguous": torch.randn(300, slots, 48, dtype=dtype),
+        "expanded": torch.randn(300, 1, 48, dtype=dtype).expand(-1, slots, -1),
+        "strided": torch.randn(48, slots, 300, dtype=dtype).permute(2, 1, 0),
+    }[layout]
+    tensors = [(x if has_slots else x[:, 0]).requires_grad_(), torch.rand(300, 3, 5, dtype=dtype).requires_grad_()]
+    for width, next_width in [(48, 96), (96, 32)]:
+        tensors += [
+            torch.randn(5, next_width, width, dtype=dtype) / width**0.5,
+            torch.randn(5, next_width, dtype=dtype),
+        ]
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    ours, plain = gradients(mix_relu_experts, tensors, counts, recompute), gradients(relu_mixture, tensors, counts)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance * b.abs().max().item(), rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(mix_relu_experts(tensors[0], tensors[1], counts, tensors[2:]), ours[0])
+
+
+def test_backward_may_run_inside_an_autocast_that_forward_did_not() -> None:
+    tensors = [t.detach().float().requires_grad_() for t in problem([2, 1], True, [4, 3], gates=2, batch=3)]
+    x, weights, *parameters = tensors
+    out = mix_relu_experts(x, weights, [2, 1], parameters)
+    expected = torch.autograd.grad(out.sum(), tensors, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(torch.autograd.grad(out, tensors, torch.ones_like(out)), expected)
+
+
 def test_groups_cover_every_expert_once_and_never_mix_slots() -> None:
-    limit, wide = 400 * 64, 64  # a hundred rows of it in float32 fill a group
+    limit = 400 * 64  # a hundred rows in float32 fill a group
+    layers = [Layer(torch.empty(6, 64, 8), torch.empty(6, 64)), Layer(torch.empty(6, 5, 64), torch.empty(6, 5))]
     for rows, sizes in [(100, [1] * 6), (50, [2, 2, 1, 1]), (1, [4, 1, 1])]:
-        groups = plan_groups(torch.empty(rows, 3, 80), [4, 1, 1], wide, limit)
+        groups = plan_groups(torch.empty(rows, 3, 80), [4, 1, 1], layers, limit)
         assert [group.experts.stop - group.experts.start for group in groups] == sizes
         assert [e for group in groups for e in range(group.experts.start, group.experts.stop)] == list(range(6))
         assert [group.slots for group in groups if group.is_first_of_slot] == [0, 1, 2]
     for rows, starts in [(40, [0, 1, 3]), (15, [0]), (16, [0, 2])]:  # from twice its width on, two groups at least
-        groups = plan_groups(torch.empty(rows, 8 if rows < 40 else 80), [2, 3], wide, limit)
+        groups = plan_groups(torch.empty(rows, 8 if rows < 40 else 80), [2, 3], layers, limit)
         assert [group.experts.start for group in groups] == starts
 
 
@@ -121,17 +167,29 @@ def peak_bytes(layer: FusionLayer, x: Tensor) -> int:
     x = x.detach().requires_grad_()
     with torch.profiler.profile(profile_memory=True) as profile:
         layer(x).sum().backward()
+    return peak_of(profile)
+
+
+def peak_of(profile: torch.profiler.profile) -> int:
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     assert changes
     return max(accumulate(changes))
 
 
+@pytest.mark.parametrize("options", [{}, {"activation": "silu", "norm": "layer"}], ids=str)
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_recomputing_halves_the_memory(kind: str) -> None:
+def test_recomputing_halves_the_memory(kind: str, options: dict[str, Any]) -> None:
     x = torch.randn(4096, 48)
-    kept, again = (peak_bytes(BUILDERS[kind](recompute=recompute), x) for recompute in (False, True))
+    kept, again = (peak_bytes(BUILDERS[kind](recompute=recompute, **options), x) for recompute in (False, True))
     assert again < 0.5 * kept
+
+
+def test_no_activation_outlives_its_group_without_gradients() -> None:
+    layer, x = MMoE(48, 2, 64, [[96, 32]]), torch.randn(4096, 48)
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        layer(x)
+    assert peak_of(profile) < 0.25 * 64 * 4096 * (96 + 32) * 4
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
