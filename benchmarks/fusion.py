@@ -6,7 +6,7 @@
 
 For every family and shape of a grid: our layer, the loop in its two published forms (`plain_loops.py`; same weights,
 outputs and gradients compared in the run), and a plain matrix product of 2048 x 2048 x 2048 whose rate is the peak.
-All are interleaved in one process, with one allocator and one number of threads; each gets the median of its rounds.
+All are interleaved in one process, with one allocator and one number of threads; every figure is the median over rounds.
 
 - speedup: the loop's time over ours.
 - of peak: the experts' and gates' arithmetic (three products of forward's size for forward + backward, two floating
@@ -48,6 +48,7 @@ from mtlrec.layers.gates import GateBank
 from mtlrec.layers.meta_weights import meta_tensors
 
 PEAK_SIZE = 2048
+PEAK_OPERATIONS = 2 * PEAK_SIZE**3
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -70,12 +71,12 @@ GRID = [
     Shape(1024, 256, 4, 8, 2),
     Shape(2048, 256, 2, 4, 1),
     Shape(2048, 512, 4, 16, 1),
-    Shape(2048, 1024, 8, 32, 2),
+    Shape(2048, 256, 8, 32, 2),
+    Shape(4096, 512, 4, 8, 2),
     Shape(4096, 512, 4, 16, 1),
-    Shape(4096, 512, 4, 16, 2),
     Shape(8192, 256, 2, 4, 2),
-    Shape(8192, 256, 8, 32, 1),
-    Shape(8192, 1024, 4, 8, 1),
+    Shape(8192, 256, 8, 16, 1),
+    Shape(8192, 1024, 4, 4, 1),
 ]
 QUICK = [Shape(256, 256, 2, 4, 1), Shape(2048, 256, 4, 8, 2)]
 
@@ -119,8 +120,13 @@ def main() -> None:
         "dtype": options.dtype,
         "cells": [],
     }
+    if options.out and options.out.exists():
+        results["cells"] = json.loads(options.out.read_text(encoding="utf-8"))["cells"]
+    finished = {(cell["family"], *(cell[key] for key in Shape._fields)) for cell in results["cells"]}
     for shape in QUICK if options.quick else GRID:
         for family in options.families:
+            if (family, *shape) in finished:
+                continue
             results["cells"].append(measure_undisturbed(family, shape, options))
             print("\n".join(cell_lines(results["cells"][-1])), file=sys.stderr, flush=True)
             if options.out:
@@ -141,7 +147,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
     parser.add_argument("--rounds", type=int, default=5, help="at least; small shapes get more, for three seconds")
     parser.add_argument("--quick", action="store_true", help="two small shapes, to see it run")
-    parser.add_argument("--out", type=Path, help="JSON, written after every cell")
+    parser.add_argument("--out", type=Path, help="JSON, written after every cell; those in it are not run again")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     return parser.parse_args()
 
@@ -188,15 +194,15 @@ def measure(family: str, shape: Shape, options: argparse.Namespace) -> dict[str,
     cell: dict[str, Any] = {"family": family, **shape._asdict(), "expert_hidden": shape.expert_hidden} | differences
     arithmetic = forward_operations(ours, shape.batch)
     for what, run, operations in [("forward", forward, arithmetic), ("step", step, 3 * arithmetic)]:
-        seconds = interleaved(run, list(models), options.rounds, peak_dtype=options.dtype)
-        peak = 2 * PEAK_SIZE**3 / seconds["peak"]
+        rounds = interleaved(run, list(models), options.rounds, peak_dtype=options.dtype)
         cell[what] = {
-            "ms": {name: round(1e3 * seconds[name], 3) for name in models},
-            "peak_gflops": round(peak / 1e9, 1),
-            "of_peak": round(operations / seconds["ours"] / peak, 3),
-            "speedup": round(seconds["loop"] / seconds["ours"], 3),
-            "speedup_indexed": round(seconds["indexed"] / seconds["ours"], 3),
-            "limit": round(seconds["loop"] * peak / operations, 3),
+            "rounds": len(rounds),
+            "ms": {name: median(lambda r, name=name: 1e3 * r[name], rounds) for name in models},
+            "peak_gflops": median(lambda r: PEAK_OPERATIONS / r["peak"] / 1e9, rounds),
+            "of_peak": median(lambda r, n=operations: n / r["ours"] * r["peak"] / PEAK_OPERATIONS, rounds),
+            "speedup": median(lambda r: r["loop"] / r["ours"], rounds),
+            "speedup_indexed": median(lambda r: r["indexed"] / r["ours"], rounds),
+            "limit": median(lambda r, n=operations: PEAK_OPERATIONS * r["loop"] / r["peak"] / n, rounds),
         }
     again, _ = build(family, shape, recompute=True)
     models["recompute"], precision["recompute"] = again, options.dtype
@@ -234,26 +240,33 @@ def check_equal(
     return {"largest_difference": (found["ours"]["y"] - found["loop"]["y"]).abs().max().item()}
 
 
-def interleaved(run: Callable[[str], None], names: list[str], rounds: int, peak_dtype: str) -> dict[str, float]:
-    """Median seconds of every name, and of the product whose rate is the peak, after a round that warms up."""
+def median(value: Callable[[dict[str, float]], float], rounds: list[dict[str, float]]) -> float:
+    """Of a figure taken in every round: what is compared ran within seconds of each other."""
+    return round(statistics.median(map(value, rounds)), 3)
+
+
+def interleaved(run: Callable[[str], None], names: list[str], rounds: int, peak_dtype: str) -> list[dict[str, float]]:
+    """Each round's seconds of every name, and of the product whose rate is the peak, after a round that warms up."""
     dtype = torch.float32 if peak_dtype == "fp32" else torch.bfloat16
     a, b, out = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(3))
     runs: dict[str, Callable[[], Any]] = {name: (lambda name=name: run(name)) for name in names}
     runs["peak"] = lambda: torch.mm(a, b, out=out)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    found: list[dict[str, float]] = []
     for function in runs.values():
         function()
     started = time.perf_counter()
-    while len(seconds["peak"]) < rounds or (time.perf_counter() - started < 3 and len(seconds["peak"]) < 10 * rounds):
+    while len(found) < rounds or (time.perf_counter() - started < 3 and len(found) < 10 * rounds):
         # Another one first in every round: none always follows the same other.
-        turn = len(seconds["peak"]) % len(runs)
+        turn = len(found) % len(runs)
+        seconds: dict[str, float] = {}
         for name, function in (*list(runs.items())[turn:], *list(runs.items())[:turn]):
             synchronize()
             begun = time.perf_counter()
             function()
             synchronize()
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name] = time.perf_counter() - begun
+        found.append(seconds)
+    return found
 
 
 def forward_operations(layer: nn.Module, batch: int) -> int:
