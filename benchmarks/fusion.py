@@ -6,7 +6,7 @@
 
 For every family and shape of a grid: our layer, the loop in its two published forms (`plain_loops.py`; same weights,
 outputs and gradients compared in the run), and a plain matrix product of 2048 x 2048 x 2048 whose rate is the peak.
-All are interleaved in one process, with one allocator and one number of threads; every figure is the median over rounds.
+All are interleaved in one process, with one allocator and one number of threads; a figure is its median over rounds.
 
 - speedup: the loop's time over ours.
 - of peak: the experts' and gates' arithmetic (three products of forward's size for forward + backward, two floating
