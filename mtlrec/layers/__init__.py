@@ -40,8 +40,9 @@ To see what the gates chose and how large each expert's output was:
     >>> list(seen), seen["fusion.levels.1"].gates.shape, seen["fusion.levels.1"].norms.shape
     (['fusion.levels.0', 'fusion.levels.1'], torch.Size([8, 2, 4]), torch.Size([8, 4]))
 
-On a CPU, a layer of plain ReLU experts computes its own gradients (`mixture.py`): they can be differentiated again, but
-not transformed by `torch.func`; `torch.compile` and `torch.export` see plain operations.
+On a CPU, a layer of plain ReLU experts is computed by groups with gradients of its own (`mixture.py`): they can be
+differentiated again, but not batched (`torch.func`, `vmap`, `is_grads_batched`); `torch.compile` and `torch.export` see
+plain operations.
 """
 
 from mtlrec.layers.adatt import AdaTT, AdaTTSp

@@ -96,6 +96,7 @@ class ExpertBank(nn.Module):
     Attributes:
         output_dim: H, the last width of `hidden`.
         num_slots: S.
+        layers: `BatchedLinear`s that hold the weights; they are not called, so hooks on them see nothing.
 
     Shapes: `[B, D]` (all experts read the same) or `[B, S, D]` -> `[B, E, H]` (not necessarily contiguous); `mix` takes
     weights `[B, G, E]` too and gives `[B, G, H]`.
@@ -211,17 +212,19 @@ class ExpertBank(nn.Module):
 def _autocast(*tensors: Tensor) -> list[Tensor]:
     """What autocast would do at the door of a product: float32 to its dtype, where it is on."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return list(tensors)
     return [t.to(torch.get_autocast_dtype(kind)) if t.dtype == torch.float32 else t for t in tensors]
 
 
 def _check_options(activation: str, norm: str | None, dropout: float, recompute: bool) -> None:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if norm is not None and norm not in get_args(Norm):
         raise ValueError(f"norm must be None, {' or '.join(get_args(Norm))}, got {norm!r}")
     check_probability(dropout=dropout)
+    if not isinstance(recompute, bool):
+        raise ValueError(f"recompute must be True or False, got {recompute!r}")
     if recompute and norm == "batch":
         raise ValueError(
             "recompute does not go with norm='batch': its running statistics would count every row twice; "

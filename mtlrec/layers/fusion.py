@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from mtlrec.layers.mlp import check_hidden, check_input, check_positive
+from mtlrec.layers.mlp import check_hidden, check_input, check_positive, is_list
 
 
 class FusionLayer(nn.Module):
@@ -61,7 +61,8 @@ class FusionLayer(nn.Module):
 
 def _check_levels(expert_hidden: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     example = "give one list of widths per level, such as [[256, 128], [64]]"
-    if not isinstance(expert_hidden, Sequence) or any(not isinstance(hidden, Sequence) for hidden in expert_hidden):
+    levels = expert_hidden if isinstance(expert_hidden, Sequence) else [None]
+    if not all(map(is_list, levels)):
         raise ValueError(f"expert_hidden is not a list of lists: {example}; got {expert_hidden!r}")
     if len(expert_hidden) == 0 or any(len(hidden) == 0 for hidden in expert_hidden):
         raise ValueError(f"expert_hidden is empty or has an empty level: {example}; got {expert_hidden!r}")
@@ -70,8 +71,12 @@ def _check_levels(expert_hidden: Sequence[Sequence[int]]) -> tuple[tuple[int, ..
 
 def task_expert_counts(num_task_experts: int | Sequence[int], num_tasks: int) -> tuple[int, ...]:
     """One count per task from one number or a list of them; ValueError if one is below 1 or there are not T."""
-    counts = (num_task_experts,) * num_tasks if isinstance(num_task_experts, int) else tuple(num_task_experts)
-    if len(counts) != num_tasks or min(counts) < 1:
+    if isinstance(num_task_experts, Sequence):
+        counts = tuple(num_task_experts)
+    else:
+        counts = (num_task_experts,) * num_tasks
+    are_counts = all(hasattr(count, "__index__") and not isinstance(count, bool) for count in counts)
+    if len(counts) != num_tasks or not are_counts or min(counts) < 1:
         raise ValueError(
             f"num_task_experts must be a number of at least 1, or one such number for each of the {num_tasks} tasks; "
             f"got {num_task_experts!r}"

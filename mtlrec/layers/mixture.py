@@ -174,11 +174,12 @@ class ExpertMixture(torch.autograd.Function):
         x, weights_BGE, *saved = ctx.saved_tensors
         parameters, activations = saved[: ctx.num_parameters], saved[ctx.num_parameters :]
         if torch.is_grad_enabled():  # somebody asked for create_graph
+            # Views, lest the gradient also run down the history that the inputs may share (a gate is made from x).
+            inputs = [tensor.view_as(tensor) for tensor in (x, weights_BGE, *parameters)]
             with torch.autocast(x.device.type, enabled=False):
-                out = relu_mixture(x, weights_BGE, ctx.experts_per_slot, parameters)
-            wanted = [t for t in (x, weights_BGE, *parameters) if t.requires_grad]
-            found = iter(torch.autograd.grad(out, wanted, grad_BGH, create_graph=True))
-            grads = [next(found) if t.requires_grad else None for t in (x, weights_BGE, *parameters)]
+                out = relu_mixture(inputs[0], inputs[1], ctx.experts_per_slot, inputs[2:])
+            found = iter(torch.autograd.grad(out, [t for t in inputs if t.requires_grad], grad_BGH, create_graph=True))
+            grads = [next(found) if tensor.requires_grad else None for tensor in inputs]
             return grads[0], grads[1], None, None, *grads[2:]
         del saved
         ctx.maybe_clear_saved_tensors()  # unless the graph is retained; each activation then goes when it was used

@@ -10,22 +10,31 @@ from torch import Tensor, nn
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise ValueError for the first size below 1, by its keyword."""
+    """Raise ValueError for the first size that is no whole number or below 1, by its keyword."""
     for name, size in sizes.items():
+        if isinstance(size, bool) or not hasattr(size, "__index__"):
+            raise ValueError(f"{name} must be a whole number, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def check_probability(**probabilities: float) -> None:
+def check_probability(**probabilities: object) -> None:
     """Raise ValueError for the first that is not in [0, 1), by its keyword."""
     for name, probability in probabilities.items():
+        if isinstance(probability, bool) or not isinstance(probability, int | float):
+            raise ValueError(f"{name} must be a number, got {probability!r}")
         if not 0 <= probability < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {probability}")
 
 
+def is_list(value: object) -> bool:
+    """Whether it is a sequence of things, which a string is not meant to be."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def check_hidden(hidden: Sequence[int], name: str = "hidden") -> tuple[int, ...]:
     """A copy of the layer widths, so that nobody's list is shared; ValueError if one is below 1 or it is no list."""
-    if not isinstance(hidden, Sequence):
+    if not is_list(hidden):
         raise ValueError(f"{name} must be a list of layer widths such as [256, 64], got {hidden!r}")
     for width in hidden:
         check_positive(**{f"every width in {name}": width})

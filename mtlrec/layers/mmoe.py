@@ -59,7 +59,7 @@ class MMoE(GatedFusion):
         check_positive(num_experts=num_experts)
         num_levels = len(self.expert_hidden)
         gate_hidden = ((),) * num_levels if gate_hidden is None else gate_hidden
-        if len(gate_hidden) != num_levels:
+        if not isinstance(gate_hidden, Sequence) or len(gate_hidden) != num_levels:
             raise ValueError(
                 f"gate_hidden must have one list per level ({num_levels} here, [] for no MLP), got {gate_hidden!r}"
             )

@@ -340,6 +340,13 @@ MISTAKES = [
     ("expert_hidden", [[4, 0]], r"every width in expert_hidden\[0\] must be at least 1, got 0"),
     ("input_dim", 0, "input_dim must be at least 1, got 0"),
     ("num_tasks", 0, "num_tasks must be at least 1, got 0"),
+    ("num_tasks", 2.0, "num_tasks must be a whole number, got 2.0"),
+    ("num_tasks", True, "num_tasks must be a whole number, got True"),
+    ("expert_hidden", "64", "expert_hidden is not a list of lists"),
+    ("expert_hidden", 64, "expert_hidden is not a list of lists"),
+    ("expert_hidden", [["64"]], r"every width in expert_hidden\[0\] must be a whole number, got '64'"),
+    ("num_task_experts", 2.0, r"num_task_experts must be a .*number.* got 2.0"),
+    ("num_task_experts", "2", r"num_task_experts must be"),
     ("num_experts", 0, "num_experts must be at least 1, got 0"),
     ("num_shared_experts", 0, "num_shared_experts must be at least 1, got 0"),
     ("num_task_experts", 0, r"num_task_experts must be .*at least 1.* got 0"),
@@ -424,6 +431,32 @@ def test_bfloat16_autocast_stays_near_float32(build: Callable[[], FusionLayer]) 
     for parameter, gradient in zip(layer.parameters(), expected, strict=True):
         # As a whole: where a product is near 0, rounding may switch a ReLU.
         assert (parameter.grad - gradient).norm() < 0.05 * gradient.norm()
+
+
+@pytest.mark.parametrize("build", [*ONE_OF_EACH, WITH_OPTIONS[0]])
+@pytest.mark.parametrize("has_slots", [False, True])
+def test_derivatives_of_derivatives_are_those_of_plain_operations(
+    build: Callable[[], FusionLayer], has_slots: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gates are made from what the experts read, so the graph behind a level's inputs must count once, not twice."""
+    torch.manual_seed(0)
+    layer = build().double()
+    if has_slots and layer.num_slots is None:
+        pytest.skip("this kind takes no slots")
+    x = randn(5, *([layer.num_slots] if has_slots else []), 12).requires_grad_()
+    tensors = [x, *layer.parameters()]
+
+    def first_and_second() -> list[Tensor]:
+        first = torch.autograd.grad(layer(x).square().sum(), tensors, create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in first)
+        second = torch.autograd.grad(penalty, tensors, allow_unused=True, materialize_grads=True)
+        return [*first, *second]
+
+    plain_first = torch.autograd.grad(layer(x).square().sum(), tensors)
+    ours = first_and_second()
+    torch.testing.assert_close(ours[: len(tensors)], list(plain_first), atol=1e-10, rtol=1e-10)
+    monkeypatch.setattr(ExpertBank, "_go_by_groups", lambda self, x: False)
+    torch.testing.assert_close(ours, first_and_second(), atol=1e-9, rtol=1e-9)
 
 
 @one_of_each_with_options

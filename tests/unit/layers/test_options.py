@@ -148,6 +148,8 @@ def test_every_layer_takes_the_options(kind: type[FusionLayer]) -> None:
         ({"norm": "group"}, "norm must be None, layer or batch, got 'group'"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1, got -0.1"),
+        ({"dropout": None}, "dropout must be a number, got None"),
+        ({"recompute": "no"}, "recompute must be True or False, got 'no'"),
         ({"norm": "batch", "recompute": True}, "recompute does not go with norm='batch'"),
     ],
 )
