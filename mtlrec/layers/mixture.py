@@ -59,7 +59,10 @@ def mix_relu_experts(
     tensors = (x, weights_BGE, *parameters)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         layers = _layers(parameters)
-        return _mix_and_forget(x, weights_BGE, plan_groups(x, experts_per_slot, layers, GROUP_BYTES), layers)
+        outputs_EBH = _empty_outputs(x, experts_per_slot, layers)
+        for group in plan_groups(x, experts_per_slot, layers, GROUP_BYTES):
+            _run_group(group, x, layers, outputs_EBH[group.experts])
+        return torch.bmm(weights_BGE, outputs_EBH.transpose(0, 1))
     out: Tensor = ExpertMixture.apply(x, weights_BGE, tuple(experts_per_slot), recompute, *parameters)  # type: ignore[no-untyped-call]
     return out
 
