@@ -11,18 +11,16 @@ probabilities, so do the share of (Bayes AUC - 0.5) that was reached, below each
 import argparse
 import json
 import math
-import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mtlrec.config_file import recipes
+import trials
+
+from mtlrec.config.file import recipes
 from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
 
 HERE = Path(__file__).parent
@@ -31,16 +29,11 @@ HERE = Path(__file__).parent
 def main() -> None:
     options = parse_arguments()
     results = read_results(options)
-    cells = [(kind, seed) for kind in options.kinds for seed in range(options.seeds)]
-    missing = [cell for cell in cells if key(*cell) not in results["cells"]]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for (kind, seed), metrics in zip(missing, pool.map(lambda cell: train(options, *cell), missing), strict=True):
-            results["cells"][key(kind, seed)] = metrics
-            options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            print(f"{kind} seed {seed}: done", file=sys.stderr, flush=True)
+    wanted = {key(kind, seed): trial(options, kind, seed) for kind in options.kinds for seed in range(options.seeds)}
+    trials.run_missing(results, wanted, options.jobs, options.out)
     if results["logistic_regression"] is None:
         results["logistic_regression"] = logistic_regression(options)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        trials.write(results, options.out)
     print("\n".join(table(results, options)))
 
 
@@ -62,46 +55,24 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_results(options: argparse.Namespace) -> dict[str, Any]:
-    """What --out holds already; a table of other settings is not mixed with this one."""
     schema = json.loads((options.root / "schema.json").read_text(encoding="utf-8"))
     settings = {"dataset": options.dataset, "rows": schema["rows"], "source": schema["source"], "set": options.set}
-    if options.out.exists():
-        results: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8"))
-        if results["settings"] != settings:
-            raise SystemExit(f"{options.out}: holds {results['settings']}, not {settings}; name another --out")
-        return results
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    return {
-        "command": shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
-        "hardware": f"{processor()}, {os.cpu_count()} cores, one thread per job",
-        "settings": settings,
-        "bayes_auc": schema.get("bayes_auc", {}),
-        "logistic_regression": None,
-        "cells": {},
-    }
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return trials.read(
+        options.out,
+        settings,
+        command=shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
+        bayes_auc=schema.get("bayes_auc", {}),
+        logistic_regression=None,
+    )
 
 
 def key(kind: str, seed: int) -> str:
     return f"{kind}/{seed}"
 
 
-def train(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
-    overrides = [f"data.root={options.root}", f"train.seed={seed}", *options.set]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mtlrec.cli", "train", f"{options.dataset}_{kind}", "--json", "-o", folder]
-        command += [word for override in overrides for word in ("--set", override)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    metrics: dict[str, Any] = json.loads(done.stdout)["test"]
-    return metrics
+def trial(options: argparse.Namespace, kind: str, seed: int) -> trials.Trial:
+    overrides = (f"data.root={options.root}", f"train.seed={seed}", *options.set)
+    return trials.Trial(f"{options.dataset}_{kind}", overrides)
 
 
 def logistic_regression(options: argparse.Namespace) -> Any:
@@ -135,8 +106,7 @@ def shown(seeds: list[dict[str, Any]], bayes: float | None) -> str:
     values = [seed[name] for seed in seeds]
     if None in values:  # one class only in the test split
         return "-"
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    text = f"{statistics.mean(values):.4f} ± {spread:.4f}" + (" (MSE)" if name == "mse" else "")
+    text = trials.mean_and_deviation(values) + (" (MSE)" if name == "mse" else "")
     share = f", {(statistics.mean(values) - 0.5) / (bayes - 0.5):.1%} of Bayes" if bayes else ""
     return text + share
 

@@ -20,7 +20,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
 from mtlrec.cli import quiet_libraries
-from mtlrec.config_file import load_config, recipes
+from mtlrec.config.file import load_config, recipes
 from mtlrec.data import synthetic
 from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
@@ -33,15 +33,15 @@ BASELINE = "shared_bottom"
 
 
 class Runner:
-    """One kind's model and pipeline, ready to step through batches made beforehand."""
+    """One job's model and pipeline, ready to step through batches made beforehand."""
 
-    def __init__(self, kind: str, options: argparse.Namespace, ranks: Ranks) -> None:
-        overrides = [f"data.root={options.root}", f"data.batch_size={options.batch_size}", *options.set]
-        job = load_config(f"feed_{kind}", overrides)
+    def __init__(self, recipe: str, options: argparse.Namespace, ranks: Ranks, *overrides: str) -> None:
+        data = [f"data.root={options.root}", f"data.batch_size={options.batch_size}"]
+        job = load_config(recipe, [*data, *options.set, *overrides])
         model = build_sharded(job, ranks)
         self.optimizers = Optimizers(model.module, job, total_steps=options.steps)
         self.pipeline: Any = TrainPipelineSparseDist(model.module, self.optimizers.combined, ranks.device)
-        self.loader = Loader(job.data, job.data.train, Collator.of(job))
+        self.loader = Loader(job.data, job.data.train, Collator.of(job), ranks.rank, ranks.world_size)
 
     def batches(self, count: int) -> list[Batch]:
         return [batch for batch, _ in zip(self.loader.epoch(), range(count), strict=False)]
@@ -67,7 +67,7 @@ def main() -> None:
         synthetic.feed(options.root, rows=300_000)
     quiet_libraries()
     with process_group("cpu") as ranks:
-        runners = {kind: Runner(kind, options, ranks) for kind in KINDS}
+        runners = {kind: Runner(f"feed_{kind}", options, ranks) for kind in KINDS}
         batches = runners[BASELINE].batches(options.steps)
         for runner in runners.values():
             runner.samples_per_second(batches[:5])  # the first steps build the pipeline

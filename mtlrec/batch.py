@@ -6,6 +6,7 @@ labels      [B, C]   float32, 0 where unknown              columns of `JobConfig
 label_mask  [B, C]   float32, 1 where the label is known   (null or NaN leaves the task's sample space)
 weights     [B]      float32, 0 for a padding row          ranks take equal batches; padding counts nowhere
 origin      str      the files the rows came from          for messages only
+groups      [B]      int64, or None                        `metrics.group_by`'s, where an evaluation wants it
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Batch(Pipelineable):
     label_mask: Tensor
     weights: Tensor
     origin: str = ""
+    groups: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         return Batch(
@@ -35,11 +37,13 @@ class Batch(Pipelineable):
             label_mask=self.label_mask.to(device, non_blocking=non_blocking),
             weights=self.weights.to(device, non_blocking=non_blocking),
             origin=self.origin,
+            groups=None if self.groups is None else self.groups.to(device, non_blocking=non_blocking),
         )
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for tensor in (self.dense, self.labels, self.label_mask, self.weights):
-            tensor.record_stream(stream)
+        for tensor in (self.dense, self.labels, self.label_mask, self.weights, self.groups):
+            if tensor is not None:
+                tensor.record_stream(stream)
         self.sparse.record_stream(stream)
 
     def pin_memory(self) -> Batch:
@@ -50,6 +54,7 @@ class Batch(Pipelineable):
             label_mask=self.label_mask.pin_memory(),
             weights=self.weights.pin_memory(),
             origin=self.origin,
+            groups=None if self.groups is None else self.groups.pin_memory(),
         )
 
     def __len__(self) -> int:

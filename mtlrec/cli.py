@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,9 @@ import typer
 import yaml
 
 from mtlrec.config import JobConfig
-from mtlrec.config_errors import ConfigError
-from mtlrec.config_file import load_config, parse_config, recipe_text
-from mtlrec.config_file import recipes as recipe_names
+from mtlrec.config.errors import ConfigError
+from mtlrec.config.file import load_config, parse_config, recipe_text
+from mtlrec.config.file import recipes as recipe_names
 
 app = typer.Typer(
     help="Multi-task recommender training on TorchRec.",
@@ -40,6 +41,11 @@ Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+class CalibrationMethod(StrEnum):
+    platt = "platt"
+    isotonic = "isotonic"
 
 
 @app.command(epilog="Example: mtlrec train census_adatt_sp --output runs/census --set data.root=data/census-income")
@@ -85,17 +91,24 @@ def train(
             _report(final, as_json)
 
 
-@app.command(epilog="Example: mtlrec evaluate runs/census --split test --json")
+@app.command(epilog="Example: mtlrec evaluate runs/census --split test --calibrate isotonic")
 def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    calibrate: Annotated[
+        CalibrationMethod | None,
+        typer.Option(
+            help="Fit a map of each task's probabilities on the valid split, and keep it with the checkpoint."
+        ),
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's last checkpoint; the number of ranks need not be that of the training."""
-    from mtlrec.distributed.process_group import process_group
+    from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.training.calibration import Calibration
     from mtlrec.training.evaluate import evaluate as evaluate_model
-    from mtlrec.training.evaluate import evaluation_loader
+    from mtlrec.training.evaluate import evaluation_loader, fit_calibration
     from mtlrec.training.sharded import load_run
 
     if split not in ("train", "valid", "test"):
@@ -103,7 +116,15 @@ def evaluate(
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         loader = evaluation_loader(job, split, ranks)
-        metrics = evaluate_model(load_run(job, run, ranks).module, loader, job, ranks)
+        model = load_run(job, run, ranks)
+        checkpoint = model.checkpoint
+        assert checkpoint is not None
+        if calibrate is not None:
+            valid = evaluate_model(model.module, evaluation_loader(job, "valid", ranks), job, ranks)
+            fitted = fit_calibration(valid, calibrate.value)
+            on_first_rank(ranks, lambda: fitted.write(checkpoint))
+        calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
+        metrics = evaluate_model(model.module, loader, job, ranks).compute(calibration)
         if ranks.is_first:
             _report({split: metrics}, as_json)
 
@@ -115,11 +136,13 @@ def predict(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
     ],
+    raw: Annotated[bool, typer.Option("--raw", help="Leave aside what `evaluate --calibrate` has fitted.")] = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Score rows: the input's columns (or data.keys) and one pred_TASK column per task."""
-    from mtlrec.distributed.process_group import process_group
+    from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.training.calibration import Calibration
     from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
@@ -127,9 +150,14 @@ def predict(
         raise ConfigError(f"--input {source}: no such file or folder")
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        rows = predict_rows(load_run(job, run, ranks).module, job, source, output, ranks)
+        model = load_run(job, run, ranks)
+        checkpoint = model.checkpoint
+        assert checkpoint is not None
+        calibration = None if raw else on_first_rank(ranks, lambda: Calibration.read(checkpoint))
+        rows = predict_rows(model.module, job, source, output, ranks, calibration)
         if ranks.is_first:
-            _print({"rows": rows, "output": str(output)}, as_json, f"{rows:,} rows scored into {output}")
+            by = f", calibrated ({calibration.method})" if calibration else ""
+            _print({"rows": rows, "output": str(output)}, as_json, f"{rows:,} rows scored into {output}{by}")
 
 
 @app.command(epilog="Example: mtlrec recipes census_adatt_sp > job.yaml")
@@ -155,13 +183,17 @@ def synth_feed(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     rows: Annotated[int, typer.Option(help="Impressions over all splits.")] = 1_000_000,
     correlation: Annotated[float, typer.Option(help="Of the tasks' planted logits, -1 to 1.")] = 0.5,
+    rate: Annotated[
+        list[str] | None, typer.Option(help="task=share of impressions; several times. share=0.005 makes it rare.")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:
     """A short-video feed: click, long_view, like, share, watch_time, and the true probabilities beside them."""
     from mtlrec.data.synthetic import feed
 
-    _print_schema(feed(out, rows=rows, seed=seed, correlation=correlation), out, as_json)
+    rates = dict(_rate(text) for text in rate or [])
+    _print_schema(feed(out, rows=rows, seed=seed, correlation=correlation, rates=rates), out, as_json)
 
 
 @prepare_app.command("census-income", epilog="Example: mtlrec prepare census-income --out data/census-income")
@@ -245,6 +277,14 @@ def _report(final: dict[str, Any], as_json: bool) -> None:
     console = console if console.is_terminal else Console(width=160)  # a log is read without a terminal's edge
     for split, metrics in final.items():
         console.print(metrics_table(metrics, split))
+
+
+def _rate(text: str) -> tuple[str, float]:
+    task, _, share = text.partition("=")
+    try:
+        return task, float(share)
+    except ValueError:
+        raise ConfigError(f"--rate {text}: write task=share, for example --rate share=0.005") from None
 
 
 def _print_schema(schema: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -107,6 +107,8 @@ def toy_table(rows: int, seed: int = 0) -> pa.Table:
             "is_like": like,
             "shown_like": (rng.random(rows) < 0.7).astype(np.int64),
             "watch_ratio": np.where(click, rng.gamma(2.0, 0.5, rows), 0.0),
+            "watch_s": np.where(click, rng.gamma(2.0, 10.0, rows), 0.0),
+            "importance": pa.array(rng.random(rows) * 2, mask=rng.random(rows) < 0.1),
         }
     )
 

@@ -6,7 +6,8 @@ GPU the lookup itself would turn an id that is out of range into row 0 without a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
-from mtlrec.config import DenseFeature, FeaturesConfig, JobConfig, SparseFeature, TableConfig
+from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, SparseFeature, TableConfig
 from mtlrec.data.parquet import DataError, TableBatch
 
 
@@ -24,23 +25,24 @@ from mtlrec.data.parquet import DataError, TableBatch
 class Collator:
     """Turns a `TableBatch` into a `Batch`.
 
-    `labels` are the columns that become `Batch.labels`; those in `binary` must hold 0, 1 or null.
+    `labels` are the columns that become `Batch.labels`, with what they may hold; `group_by` the one whose values
+    become `Batch.groups`.
     """
 
     features: FeaturesConfig
     tables: dict[str, TableConfig]
-    labels: Sequence[str]
-    binary: frozenset[str]
+    labels: Mapping[str, ColumnRule]
+    group_by: str | None = None
 
     @staticmethod
-    def of(job: JobConfig, with_labels: bool = True) -> Collator:
-        regressed = {task.label for task in job.tasks if task.kind == "regression"}
-        labels = job.label_columns if with_labels else []
-        return Collator(job.features, job.tables, labels, frozenset(labels) - regressed)
+    def of(job: JobConfig, with_labels: bool = True, with_groups: bool = False) -> Collator:
+        labels = job.label_columns if with_labels else {}
+        return Collator(job.features, job.tables, labels, job.metrics.group_by if with_groups else None)
 
     @property
     def columns(self) -> list[str]:
-        return [*self.features.names, *self.labels]
+        wanted = [*self.features.names, *self.labels]
+        return list(dict.fromkeys(wanted if self.group_by is None else [*wanted, self.group_by]))
 
     def __call__(self, rows: TableBatch) -> Batch:
         try:
@@ -52,6 +54,7 @@ class Collator:
                 label_mask=label_mask,
                 weights=_pad(np.ones(rows.table.num_rows, np.float32), rows.padded_rows),
                 origin=rows.origin,
+                groups=None if self.group_by is None else self._groups(rows.table[self.group_by], rows.padded_rows),
             )
         except DataError as error:
             raise DataError(f"{rows.origin}: {error}") from None
@@ -65,16 +68,27 @@ class Collator:
     def _labels(self, table: pa.Table, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         labels = np.zeros((rows, len(self.labels)), np.float32)
         mask = np.zeros((rows, len(self.labels)), np.float32)
-        for index, name in enumerate(self.labels):
+        for index, (name, rule) in enumerate(self.labels.items()):
             values = _floats(table[name], name)
             known = ~np.isnan(values)
-            if name in self.binary:
-                wrong = known & (values != 0) & (values != 1)
-                if wrong.any():
-                    raise DataError(f"label '{name}' holds {values[wrong][0]:g}; a binary label is 0, 1 or null")
+            _check_rule(values[known], name, rule)
             labels[: table.num_rows, index] = np.where(known, values, 0.0)
             mask[: table.num_rows, index] = known
         return torch.from_numpy(labels), torch.from_numpy(mask)
+
+    def _groups(self, column: pa.ChunkedArray, rows: int) -> torch.Tensor:
+        """[rows] int64. Integers as they are, text by a hash that is the same on every rank; null is a group too."""
+        if pa.types.is_integer(column.type):
+            present = np.asarray(column.is_valid())
+            ids = np.full(len(present), np.iinfo(np.int64).min)
+            ids[present] = _int64(column.drop_null().combine_chunks())
+        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            coded = pc.fill_null(column, "\0").combine_chunks().dictionary_encode()
+            digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()]
+            ids = np.frombuffer(b"".join(digests), np.int64)[np.asarray(coded.indices)]
+        else:
+            raise DataError(f"column '{self.group_by}' is {column.type}; metrics.group_by takes integers or text")
+        return _pad(ids, rows)
 
     def _sparse(self, table: pa.Table, rows: int) -> KeyedJaggedTensor:
         values, lengths = [], []
@@ -88,6 +102,18 @@ class Collator:
             values=torch.from_numpy(np.concatenate(values)),
             lengths=torch.from_numpy(np.concatenate(lengths)),
         )
+
+
+def _check_rule(known: np.ndarray, name: str, rule: ColumnRule) -> None:
+    if rule == "flag":
+        wrong = known[(known != 0) & (known != 1)]
+        allowed = "a binary label, or a column that stands alone in a space, is 0, 1"
+    elif rule == "non_negative":
+        wrong, allowed = known[known < 0], "a watch time or a sample_weight is >= 0"
+    else:
+        return
+    if wrong.size:
+        raise DataError(f"column '{name}' holds {wrong[0]:g}; {allowed} or null")
 
 
 def _transformed(column: pa.ChunkedArray, feature: DenseFeature) -> np.ndarray:

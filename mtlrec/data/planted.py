@@ -16,6 +16,7 @@ learn it from about 1.6 million rows; no effect depends on the labels of other r
 Shapes: N rows, U users, I items, F = 5 scores, S segments, C categories, K tastes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,9 @@ class Impressions:
 class World:
     """The planted truth for one seed; sampling takes its own generator, so that chunks are independent."""
 
-    def __init__(self, users: int, items: int, seed: int, correlation: float) -> None:
+    def __init__(
+        self, users: int, items: int, seed: int, correlation: float, rates: Mapping[str, float] | None = None
+    ) -> None:
         rng = np.random.default_rng([seed, 0])
         self.users, self.items = users, items
         self.segment = rng.integers(SEGMENTS, size=users)
@@ -74,6 +77,7 @@ class World:
         self._plant(rng)
         sample = self.impressions(rng, np.linspace(0, SPAN_S, 100_000, endpoint=False))
         self._mix = self._mixing(self._raw_scores(sample), correlation)
+        self._intercept = self._intercepts(self.scores(sample), rates or {})
 
     def _place_items(self, rng: np.random.Generator) -> None:
         """Items by popularity rank, each with a category and a length."""
@@ -158,7 +162,7 @@ class World:
         labels: dict[str, np.ndarray] = {}
         conditional: dict[str, np.ndarray] = {}
         for column, task in enumerate(TASKS):
-            logit = INTERCEPT[task] + SLOPE[task] * scores[:, column].astype(np.float64)
+            logit = self._intercept[task] + SLOPE[task] * scores[:, column].astype(np.float64)
             conditional[task] = p = 1.0 / (1.0 + np.exp(-logit))
             drawn = rng.random(len(p)) < p
             parent = PARENT.get(task)
@@ -187,6 +191,30 @@ class World:
         total += WEIGHTS["depth"] * 2 * _bump(np.log1p(rows.session_depth), self._depth_peak, 0.8) * self._sign[0]
         total += WEIGHTS["visit"] * 2 * _bump(np.log1p(rows.hours_since_visit), self._visit_peak, 0.8) * self._sign[1]
         return total
+
+    @staticmethod
+    def _intercepts(scores: np.ndarray, rates: Mapping[str, float]) -> dict[str, float]:
+        """INTERCEPT, but where a rate is asked for the one that gives it: the mean of p(task) over the sample."""
+        found: dict[str, float] = {}
+        p: dict[str, np.ndarray] = {}
+        for column, task in enumerate(TASKS):
+            above = p[PARENT[task]] if task in PARENT else np.ones(len(scores))
+            score = SLOPE[task] * scores[:, column].astype(np.float64)
+            found[task] = INTERCEPT[task]
+            if task in rates:
+                if not 0 < rates[task] < above.mean():
+                    most = above.mean()
+                    raise ValueError(
+                        f"rates: {task} = {rates[task]:g} is out of reach; it lies between 0 and {most:.3g}"
+                    )
+                low, high = -40.0, 40.0
+                while high - low > 1e-9:
+                    middle = (low + high) / 2
+                    too_high = (above / (1 + np.exp(-middle - score))).mean() > rates[task]
+                    low, high = (low, middle) if too_high else (middle, high)
+                found[task] = (low + high) / 2
+            p[task] = above / (1 + np.exp(-found[task] - score))
+        return found
 
     @staticmethod
     def _mixing(raw: np.ndarray, correlation: float) -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,11 @@ compare a model with the Bayes classifier instead of with another model. What is
 
 Rows are in the order of time and cover two weeks whatever their number; the first 80 % are train, the last 10 % test.
 They are drawn in chunks of fixed size, each from a generator of its own, and a user's history is carried from one
-chunk to the next: the rows depend on (rows, users, items, seed, correlation, history) and not on the files they go to.
+chunk to the next: the rows depend on (rows, users, items, seed, correlation, history, rates) and not on the
+files they go to.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def feed(
     rows_per_file: int = 500_000,
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1),
     history: int = 20,
+    rates: Mapping[str, float] | None = None,
 ) -> writing.Schema:
     """Write the feed to `out/{train,valid,test}/part-N.parquet`; returns the content of its schema.json.
 
@@ -57,13 +59,17 @@ def feed(
         rows_per_file: the most rows a Parquet file gets.
         splits: shares of train, valid and test; they sum to 1.
         history: the most items in recent_items.
+        rates: task -> the mean of p(task) over impressions to plant; `{"share": 0.005}` makes shares rare.
 
     Raises:
         ValueError: an argument out of its range, by name; or `out` holds Parquet files of someone else's.
     """
     _check(rows, users, items, seed, correlation, rows_per_file, splits, history)
+    unknown = sorted(set(rates or {}) - set(TASKS))
+    if unknown:
+        raise ValueError(f"rates: {unknown[0]} is no task of the feed; tasks are {', '.join(TASKS)}")
+    world = World(users, items, seed, correlation, rates)
     writing.prepare_folder(out)
-    world = World(users, items, seed, correlation)
     ends = [round(rows * splits[0]), round(rows * (splits[0] + splits[1])), rows]
     tally = _Tally()
     writers = {split: writing.PartWriter(out / split, rows_per_file, ROW_GROUP_ROWS) for split in writing.SPLITS}
@@ -80,6 +86,7 @@ def feed(
             writer.close()
     settings: dict[str, int | float] = {"rows": rows, "users": users, "items": items, "seed": seed}
     settings |= {"correlation": correlation, "history": history}
+    settings |= {f"rate_{task}": rate for task, rate in (rates or {}).items()}
     schema = _schema(world, tally, settings, splits)
     writing.write_json(out / "schema.json", schema)
     return schema

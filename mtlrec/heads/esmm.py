@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mtlrec.heads.funnel import HeadOutput, chain, topological_order
+from mtlrec.heads.funnel import HeadOutput, chain, sampling_shift, topological_order
 from mtlrec.heads.towers import Towers
 
 
@@ -21,6 +21,7 @@ class ESMM(nn.Module):
         parents: index of the task each one follows, or None
         input_dim: width of a fusion output
         tower_hidden: widths of each tower's hidden layers
+        sampling_rates: the share of each task's negatives that training sees; of tasks without a parent
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
 
@@ -30,16 +31,24 @@ class ESMM(nn.Module):
 
     conditional = False
 
+    shift: Tensor
+
     def __init__(
-        self, tasks: Sequence[str], parents: Sequence[int | None], input_dim: int, tower_hidden: Sequence[int] = ()
+        self,
+        tasks: Sequence[str],
+        parents: Sequence[int | None],
+        input_dim: int,
+        tower_hidden: Sequence[int] = (),
+        sampling_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         topological_order(parents)
         self.parents = list(parents)
         self.towers = Towers(tasks, input_dim, tower_hidden)
+        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
         logits = self.towers(fused)
-        log_p, log_not_p = chain(logits, self.parents)
+        log_p, log_not_p = chain(logits + self.shift if self.training else logits, self.parents)
         return HeadOutput(logits, log_p, log_not_p, log_p)

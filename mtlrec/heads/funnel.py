@@ -14,31 +14,39 @@ which stays finite, with finite gradients, for logits of +-100 (log(-expm1(log p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+Kind = Literal["binary", "regression", "watch_time"]
+
 
 class HeadOutput(NamedTuple):
     """What a head says of every task, each `[B, T]` float32.
 
-    value: the tower's output: the logit of a binary task, the prediction of a regression
+    value: the tower's output: a binary task's logit, a regression's prediction, the logarithm of a watch time
     log_p, log_not_p: of the probability that the task's loss is taken on
     log_entire_p: of p(task) over all impressions
+    imputed: the loss that a head expects of p(task | parent), where it has imputation towers
 
-    The last three mean nothing for a regression task.
+    Probabilities mean nothing for tasks that are not binary.
     """
 
     value: Tensor
     log_p: Tensor
     log_not_p: Tensor
     log_entire_p: Tensor
+    imputed: Tensor | None = None
 
-    def predictions(self, is_binary: Tensor) -> Tensor:
-        """[B, T]: p(task) over all impressions where `is_binary` [T], the value otherwise."""
-        return torch.where(is_binary, self.log_entire_p.exp(), self.value)
+    def predictions(self, kinds: Sequence[Kind]) -> Tensor:
+        """[B, T]: p(task) over all impressions, the value, or the watch time in its label's unit."""
+        columns = {"binary": self.log_entire_p.exp(), "regression": self.value, "watch_time": self.value.exp()}
+        return torch.stack([columns[kind][:, task] for task, kind in enumerate(kinds)], dim=1)
+
+    def detach(self) -> HeadOutput:
+        return HeadOutput(*(None if part is None else part.detach() for part in self))  # type: ignore[arg-type]
 
 
 def topological_order(parents: Sequence[int | None]) -> list[int]:
@@ -52,6 +60,15 @@ def topological_order(parents: Sequence[int | None]) -> list[int]:
         order += ready
         waiting = [task for task in waiting if task not in ready]
     return order
+
+
+def sampling_shift(rates: Sequence[float] | None, num_tasks: int) -> Tensor:
+    """[T]: what the logits of rows whose negatives were down-sampled lie above the true ones, -log(rate).
+
+    Of the rows with label 0 a share `rate` was kept, so the odds of label 1 among what was kept are 1 / rate times the
+    true ones (He et al., ADKDD 2014, equation 7). With the shift added in training only, a head learns true logits.
+    """
+    return -torch.tensor([1.0] * num_tasks if rates is None else list(rates)).log()
 
 
 def chain(logits: Tensor, parents: Sequence[int | None]) -> tuple[Tensor, Tensor]:

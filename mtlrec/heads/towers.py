@@ -6,7 +6,7 @@ because a `ModuleDict` has no room for a task called `forward`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,17 @@ class Towers(nn.Module):
 
     def __init__(self, tasks: Sequence[str], input_dim: int, hidden: Sequence[int] = ()) -> None:
         super().__init__()
-        self.by_task = nn.ModuleDict({f"task_{task}": _tower(input_dim, hidden) for task in tasks})
+        self.by_task = by_task(tasks, lambda slot: _tower(input_dim, hidden))
 
     def forward(self, fused: Tensor) -> Tensor:
         """fused [B, T, H]; the towers' outputs [B, T], in float32 under autocast too."""
         outputs = [tower(fused[:, slot]) for slot, tower in enumerate(self.by_task.values())]
         return torch.cat(outputs, dim=1).float()
+
+
+def by_task(tasks: Sequence[str], make: Callable[[int], nn.Module]) -> nn.ModuleDict:
+    """`make(slot)` for every task, behind the prefix that names of parameters have."""
+    return nn.ModuleDict({f"task_{task}": make(slot) for slot, task in enumerate(tasks)})
 
 
 def _tower(input_dim: int, hidden: Sequence[int]) -> nn.Sequential:

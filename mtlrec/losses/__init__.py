@@ -1,7 +1,24 @@
 """What each task is trained on, and how the losses add up. Torch only."""
 
+from mtlrec.losses.balancing import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
+from mtlrec.losses.decay import decayed_weights
+from mtlrec.losses.funnel_terms import Counterfactual, ExpectationCalibrator
 from mtlrec.losses.multitask import LossReport, MultiTaskLoss
 from mtlrec.losses.spaces import Populations, SampleSpaces
-from mtlrec.losses.weighting import decayed_weights
+from mtlrec.losses.task_losses import TaskLoss
 
-__all__ = ["LossReport", "MultiTaskLoss", "Populations", "SampleSpaces", "decayed_weights"]
+__all__ = [
+    "Balancing",
+    "Counterfactual",
+    "DynamicWeightAverage",
+    "ExpectationCalibrator",
+    "GradientBalancing",
+    "LossReport",
+    "MultiTaskLoss",
+    "Populations",
+    "SampleSpaces",
+    "Static",
+    "TaskLoss",
+    "Uncertainty",
+    "decayed_weights",
+]

@@ -1,9 +1,9 @@
 """Masked losses, normalised over the *global* batch, weighted and summed.
 
-B batch (of this rank), T tasks. L_k = sum_i d_ki loss_ki / sum_i d_ki with both sums over all ranks: a rank with three
-clicks does not weigh as much as one with three hundred. DDP and TorchRec's collectives divide gradients by the world
-size, so the local loss is world_size * local numerator / global denominator. An empty space contributes 0 through a
-multiplication, never by leaving a task out: DDP wants the same graph every step.
+B batch (of this rank), T tasks. L_k = sum_i d_ki w_ki loss_ki / sum_i d_ki w_ki with both sums over all ranks: a rank
+with three clicks does not weigh as much as one with three hundred. DDP and TorchRec's collectives divide gradients by
+the world size, so the local loss is world_size * local numerator / global denominator. An empty space contributes 0
+through a multiplication, never by leaving a task out: DDP wants the same graph every step.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlrec.heads.funnel import HeadOutput
+from mtlrec.losses.balancing import Balancing, Static, Totals
+from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.losses.spaces import Populations, SampleSpaces
-from mtlrec.losses.task_losses import binary_cross_entropy, squared_error
+from mtlrec.losses.task_losses import TaskLoss
 
 
 class LossReport(NamedTuple):
-    """Detached, [T] each: a task's global loss, its rows over all ranks, whether this rank's part is finite."""
+    """Detached. [T] each: a task's global loss, its rows over all ranks, what its loss was multiplied by, whether this
+    rank's part is finite."""
 
     losses: Tensor
     rows: Tensor
+    coefficients: Tensor
     local_is_finite: Tensor
     populations: Populations
 
@@ -33,44 +37,71 @@ class MultiTaskLoss(nn.Module):
     """(head output, labels) -> (scalar to call backward on, report).
 
     Args:
-        is_binary: per task, binary (cross entropy) or regression (squared error)
+        tasks: what each task's loss is
         spaces: the tasks' populations
         weights: per task; `set_weights` changes them between steps
+        balancing: what multiplies the weighted losses, by default nothing
+        funnel_term: what a head adds to its tasks' losses in training (`funnel_terms.py`)
     """
 
     task_weights: Tensor
+    is_binary: Tensor
 
-    def __init__(self, is_binary: Sequence[bool], spaces: SampleSpaces, weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[TaskLoss],
+        spaces: SampleSpaces,
+        weights: Sequence[float],
+        balancing: Balancing | None = None,
+        funnel_term: FunnelTerm | None = None,
+    ) -> None:
         super().__init__()
-        self.is_binary = list(is_binary)
+        self.tasks = list(tasks)
         self.spaces = spaces
+        self.balancing = balancing or Static()
+        self.funnel_term = funnel_term
+        is_binary = torch.tensor([task.kind == "binary" for task in tasks])
+        self.register_buffer("is_binary", is_binary, persistent=False)
         self.register_buffer("task_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
     def set_weights(self, weights: Sequence[float]) -> None:
         self.task_weights.copy_(torch.tensor(weights, dtype=torch.float32))
 
     def forward(
-        self, outputs: HeadOutput, labels: Tensor, label_mask: Tensor, weights: Tensor
+        self, outputs: HeadOutput, labels: Tensor, label_mask: Tensor, weights: Tensor, pooled: Tensor | None = None
     ) -> tuple[Tensor, LossReport]:
-        """labels, label_mask [B, C]; weights [B], 0 for padding rows."""
+        """labels, label_mask [B, C]; weights [B], 0 for padding rows; pooled, what balancing takes gradients of."""
         populations = self.spaces(labels, label_mask, weights)
-        in_space = populations.space * weights[:, None]
-        targets = populations.targets.where(in_space > 0, 0.0)  # outside, a label may be anything: 0 * inf is NaN
+        in_space = populations.space * populations.weights
+        # Outside, a number may be anything: 0 * inf is NaN. A child may want its parent's 0 or 1 there.
+        targets = populations.targets.where((in_space > 0) | self.is_binary, 0.0)
         numerators = (in_space * self._row_losses(outputs, targets)).sum(0)
-        totals, world_size = _sum_over_ranks(torch.stack([numerators.detach(), in_space.sum(0)]))
+        totals, world_size = _sum_over_ranks(
+            torch.stack([numerators.detach(), in_space.sum(0), populations.space.sum(0)])
+        )
         denominators = totals[1].where(totals[1] > 0, 1.0)
-        loss = (self.task_weights * world_size * numerators / denominators).sum()
-        finite = torch.isfinite(numerators.detach())
-        return loss, LossReport(totals[0] / denominators, totals[1], finite, populations)
+        parts = self.task_weights * numerators / denominators
+        weighted = Totals(self.task_weights * totals[0], totals[1])
+        coefficients, regulariser = self.balancing(weighted, parts, pooled) if self._balances() else (1.0, 0.0)
+        loss = world_size * (coefficients * parts).sum() + regulariser
+        report = LossReport(
+            losses=totals[0] / denominators,
+            rows=totals[2],
+            coefficients=(self.task_weights * coefficients).detach(),
+            local_is_finite=torch.isfinite(numerators.detach()),
+            populations=populations,
+        )
+        return loss, report
+
+    def _balances(self) -> bool:
+        """In training only: an evaluation has no gradients to weigh and must leave the balancer's state alone."""
+        return self.training and torch.is_grad_enabled()
 
     def _row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
-        columns = [
-            binary_cross_entropy(targets[:, task], outputs.log_p[:, task], outputs.log_not_p[:, task])
-            if is_binary
-            else squared_error(targets[:, task], outputs.value[:, task])
-            for task, is_binary in enumerate(self.is_binary)
-        ]
-        return torch.stack(columns, dim=1)
+        rows = torch.stack([task.of_rows(outputs, targets, slot) for slot, task in enumerate(self.tasks)], dim=1)
+        if self.funnel_term is None or not self.training:
+            return rows
+        return self.funnel_term(rows, outputs, targets, self.tasks)
 
 
 def _sum_over_ranks(values: Tensor) -> tuple[Tensor, int]:

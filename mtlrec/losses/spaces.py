@@ -14,14 +14,23 @@ import torch
 from torch import Tensor
 
 from mtlrec.heads.funnel import topological_order
+from mtlrec.losses.conditions import Condition, evaluate
 
 
 class Populations(NamedTuple):
-    """targets, space, entire_space: [B, T] float32; changed: [T] rows whose label broke the funnel."""
+    """What the rows are to each task.
+
+    targets: [B, T] float32, made consistent with the funnel
+    space: [B, T] 0/1, where the task's loss is taken
+    entire_space: [B, T] 0/1, where p(task) over all impressions is compared with the target
+    weights: [B, T] of the rows, 0 for padding
+    changed: [T] rows whose label broke the funnel
+    """
 
     targets: Tensor
     space: Tensor
     entire_space: Tensor
+    weights: Tensor
     changed: Tensor
 
 
@@ -35,62 +44,82 @@ class SampleSpaces:
     Args:
         labels: index of each task's label column
         parents: index of the task each one follows, or None
-        conditions: ("task", index) or ("column", index) of what must be 1 for the row to belong to the task, or None;
-            of a task it is the consistent target that counts
+        conditions: of each task, which rows belong to it (see `conditions.py`; a source is `("task", index)`, whose
+            consistent target counts, or `("column", index)`), or None. A child's rows are among its parent's.
         conditional: whether a child is trained where its parent is 1 only (independent towers), or on the root's space
+        row_weights: index of each task's column of row weights, or None; all None by default. A row without a weight
+            is not in the space.
     """
 
     labels: Sequence[int]
     parents: Sequence[int | None]
-    conditions: Sequence[tuple[str, int] | None]
+    conditions: Sequence[Condition | None]
     conditional: bool
+    row_weights: Sequence[int | None] | None = None
 
     def __call__(self, columns: Tensor, known: Tensor, weights: Tensor) -> Populations:
         """columns [B, C], 0 where unknown; known [B, C], 0/1; weights [B], 0 for padding rows.
 
-        `space` is where the loss is taken, `entire_space` where p(task) over all impressions is compared with the
-        target; for a root and under `conditional=False` they are the same.
+        `space` and `entire_space` are the same for a root, and for all tasks under `conditional=False`.
         """
         targets, is_known = self._consistent(columns, known)
         present = (weights > 0).to(columns.dtype)
+        row_weights = {task: self._weights_of(task, columns, known, weights) for task in targets}
+        inherited: dict[int, Tensor] = {}
         entire: dict[int, Tensor] = {}
         space: dict[int, Tensor] = {}
         changed: dict[int, Tensor] = {}
         for task in topological_order(self.parents):
             parent = self.parents[task]
-            inside = present if parent is None else entire[parent]
-            inside = inside * self._condition(task, columns, targets)
-            entire[task] = inside * is_known[task]
+            inherited[task] = present if parent is None else inherited[parent]
+            inherited[task] = inherited[task] * self._condition(task, columns, known, targets, is_known)
+            inherited[task] = inherited[task] * is_known[task]
+            has_weight = (row_weights[task] > 0).to(columns.dtype)
+            entire[task] = inherited[task] * has_weight
             if parent is None:
                 space[task], changed[task] = entire[task], torch.zeros_like(present).sum()
             else:
                 label, own_known = columns[:, self.labels[task]], known[:, self.labels[task]]
-                space[task] = inside * own_known * targets[parent] if self.conditional else entire[task]
-                changed[task] = (inside * own_known * label * (1 - targets[parent])).sum()
+                space[task] = entire[task] * own_known * targets[parent] if self.conditional else entire[task]
+                changed[task] = (entire[task] * own_known * label * (1 - targets[parent])).sum()
         tasks = range(len(self.labels))
         return Populations(
             targets=torch.stack([targets[task] for task in tasks], dim=1),
             space=torch.stack([space[task] for task in tasks], dim=1),
             entire_space=torch.stack([entire[task] for task in tasks], dim=1),
+            weights=torch.stack([row_weights[task] for task in tasks], dim=1),
             changed=torch.stack([changed[task] for task in tasks]),
         )
 
     def _consistent(self, columns: Tensor, known: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Targets, and whether known, [B] by task: a child is child AND parent, and known where the parent is 0."""
+        """Targets, and whether known, [B] by task: a child is child AND parent, known to be 0 where either is."""
         targets: dict[int, Tensor] = {}
         is_known: dict[int, Tensor] = {}
         for task in topological_order(self.parents):
             parent = self.parents[task]
-            targets[task], is_known[task] = columns[:, self.labels[task]], known[:, self.labels[task]]
-            if parent is not None:
-                is_known[task] = torch.maximum(is_known[task], 1 - targets[parent])
-                targets[task] = targets[task] * targets[parent]
+            label, own = columns[:, self.labels[task]], known[:, self.labels[task]]
+            if parent is None:
+                targets[task], is_known[task] = label, own
+            else:
+                above, above_known = targets[parent], is_known[parent]
+                either_is_0 = torch.maximum(own * (1 - label), above_known * (1 - above))
+                targets[task], is_known[task] = label * above, torch.maximum(own * above_known, either_is_0)
         return targets, is_known
 
-    def _condition(self, task: int, columns: Tensor, targets: dict[int, Tensor]) -> Tensor:
-        """[B] 0/1. What is unknown is 0 in `columns`, so it counts as no."""
+    def _weights_of(self, task: int, columns: Tensor, known: Tensor, weights: Tensor) -> Tensor:
+        column = None if self.row_weights is None else self.row_weights[task]
+        return weights if column is None else weights * columns[:, column] * known[:, column]
+
+    def _condition(
+        self, task: int, columns: Tensor, known: Tensor, targets: dict[int, Tensor], is_known: dict[int, Tensor]
+    ) -> Tensor:
+        """[B] 0/1: 1 where the task's condition surely holds."""
         condition = self.conditions[task]
         if condition is None:
             return torch.ones_like(columns[:, 0])
-        kind, index = condition
-        return targets[index] if kind == "task" else (columns[:, index] == 1).to(columns.dtype)
+
+        def read(source: tuple[str, int]) -> tuple[Tensor, Tensor]:
+            kind, index = source
+            return (targets[index], is_known[index]) if kind == "task" else (columns[:, index], known[:, index])
+
+        return evaluate(condition, read)[0].to(columns.dtype)

@@ -6,11 +6,14 @@ import torch
 from torch import nn
 
 from mtlrec import config as cfg
-from mtlrec import heads, layers
+from mtlrec import heads, layers, losses
 from mtlrec.config import JobConfig
+from mtlrec.config.expression import renamed
 from mtlrec.layers.fusion import FusionLayer
 from mtlrec.layers.interaction import Bottom
-from mtlrec.losses import MultiTaskLoss, SampleSpaces
+from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.losses.funnel_terms import FunnelTerm
+from mtlrec.models.balancing import build_balancing
 from mtlrec.models.embeddings import PooledFeatures, embedding_tables, feature_dims
 from mtlrec.models.multitask import MultiTaskModel, OverArch, SlotInputs
 from mtlrec.models.train_module import TrainModule
@@ -34,9 +37,11 @@ def build_model(job: JobConfig, table_device: torch.device | None = None) -> Mul
 def build_train_module(job: JobConfig, table_device: torch.device | None = None) -> TrainModule:
     model = build_model(job, table_device)
     loss = MultiTaskLoss(
-        is_binary=[task.kind == "binary" for task in job.tasks],
+        tasks=[build_task_loss(task) for task in job.tasks],
         spaces=build_spaces(job, conditional=bool(model.over_arch.heads.conditional)),
         weights=[task.weight for task in job.tasks],
+        balancing=build_balancing(job.loss.weighting, len(job.tasks)),
+        funnel_term=build_funnel_term(job),
     )
     return TrainModule(model, loss)
 
@@ -86,11 +91,39 @@ def build_fusion(fusion: cfg.Fusion, input_dim: int, num_tasks: int) -> FusionLa
 
 def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
     names, parents = [task.name for task in job.tasks], task_parents(job)
+    rates = [task.negative_sampling_rate for task in job.tasks]
     match job.model.heads:
         case cfg.IndependentHeads(tower_hidden=hidden, entire_space=entire_space):
-            return heads.Independent(names, parents, input_dim, hidden, entire_space)
+            return heads.Independent(names, parents, input_dim, hidden, entire_space, rates)
         case cfg.ESMMHeads(tower_hidden=hidden):
-            return heads.ESMM(names, parents, input_dim, hidden)
+            return heads.ESMM(names, parents, input_dim, hidden, rates)
+        case cfg.ESCM2Heads(kind=kind, tower_hidden=hidden):
+            return heads.ESCM2(names, parents, input_dim, hidden, kind == "escm2_dr", rates)
+        case cfg.AITMHeads(tower_hidden=hidden):
+            return heads.AITM(names, parents, input_dim, hidden, rates)
+        case cfg.DBMTLHeads(tower_hidden=hidden, relation_hidden=relation):
+            return heads.DBMTL(names, parents, input_dim, hidden, relation, rates)
+
+
+def build_task_loss(task: cfg.Task) -> TaskLoss:
+    match task.kind:
+        case "binary":
+            return TaskLoss("binary", pos_weight=task.pos_weight, label_smoothing=task.label_smoothing)
+        case "regression":
+            return TaskLoss("huber" if task.loss == "huber" else "squared", huber_delta=task.huber_delta)
+        case "watch_time":
+            return TaskLoss("watch_time")
+
+
+def build_funnel_term(job: JobConfig) -> FunnelTerm | None:
+    parents = task_parents(job)
+    match job.model.heads:
+        case cfg.ESCM2Heads() as escm2:
+            weights = escm2.conditional_weight, escm2.entire_weight
+            return losses.Counterfactual(parents, escm2.kind == "escm2_dr", escm2.propensity_floor, *weights)
+        case cfg.AITMHeads(calibrator=alpha):
+            return losses.ExpectationCalibrator(parents, alpha)
+    return None
 
 
 def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
@@ -105,19 +138,20 @@ def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
 
 
 def build_spaces(job: JobConfig, conditional: bool) -> SampleSpaces:
-    columns = job.label_columns
+    columns = list(job.label_columns)
     names = [task.name for task in job.tasks]
 
-    def condition(space: str | None) -> tuple[str, int] | None:
-        if space is None:
-            return None
-        return ("task", names.index(space)) if space in names else ("column", columns.index(space))
+    def source(name: str) -> tuple[str, int]:
+        return ("task", names.index(name)) if name in names else ("column", columns.index(name))
 
+    conditions = [task.condition for task in job.tasks]
+    row_weights = [task.sample_weight for task in job.tasks]
     return SampleSpaces(
         labels=[columns.index(task.label) for task in job.tasks],
         parents=task_parents(job),
-        conditions=[condition(task.space) for task in job.tasks],
+        conditions=[None if condition is None else renamed(condition, source) for condition in conditions],
         conditional=conditional,
+        row_weights=[None if column is None else columns.index(column) for column in row_weights],
     )
 
 

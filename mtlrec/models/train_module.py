@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.heads import HeadOutput
@@ -17,8 +18,8 @@ class StepOutput(NamedTuple):
 
     outputs: HeadOutput
     report: LossReport
-    weights: Tensor
     origin: str
+    groups: Tensor | None = None
 
 
 class LossModule(nn.Module):
@@ -28,17 +29,20 @@ class LossModule(nn.Module):
         super().__init__()
         self.multitask = loss
 
-    def forward(self, outputs: HeadOutput, batch: Batch) -> tuple[Tensor, StepOutput]:
-        loss, report = self.multitask(outputs, batch.labels, batch.label_mask, batch.weights)
-        detached = HeadOutput(*(part.detach() for part in outputs))
-        return loss, StepOutput(detached, report, batch.weights, batch.origin)
+    def forward(self, outputs: HeadOutput, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, StepOutput]:
+        loss, report = self.multitask(outputs, batch.labels, batch.label_mask, batch.weights, pooled.values())
+        return loss, StepOutput(outputs.detach(), report, batch.origin, batch.groups)
 
 
 class TrainModule(nn.Module):
+    """The model's own path, with the pooled embeddings shown to the loss: some balancing takes gradients of them."""
+
     def __init__(self, model: MultiTaskModel, loss: MultiTaskLoss) -> None:
         super().__init__()
         self.model = model
         self.loss = LossModule(loss)
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
-        return self.loss(self.model(batch.dense, batch.sparse), batch)
+        pooled = self.model.tables(batch.sparse)
+        outputs = self.model.over_arch(batch.dense, pooled, batch.sparse)
+        return self.loss(outputs, pooled, batch)

@@ -9,7 +9,8 @@ from mtlrec.config import JobConfig
 from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.training.metrics import Metrics, TaskMetrics
+from mtlrec.training.calibration import Calibration, Method, fit
+from mtlrec.training.metrics import TaskMetrics
 from mtlrec.training.sharded import autocast
 
 
@@ -17,25 +18,40 @@ def evaluation_loader(job: JobConfig, split: str, ranks: Ranks) -> Loader:
     """The rank's rows of train, valid or test, in the files' order. Raises DataError where files are missing."""
     if not getattr(job.data, split):
         raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
-    return Loader(job.data, getattr(job.data, split), Collator.of(job), ranks.rank, ranks.world_size)
+    collate = Collator.of(job, with_groups=True)
+    return Loader(job.data, getattr(job.data, split), collate, ranks.rank, ranks.world_size)
 
 
-@torch.no_grad()
-def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks) -> Metrics:
-    """Collective. A pipeline that holds the model must be detached before.
+def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks) -> TaskMetrics:
+    """Collective. What the rows of a split add up to; a pipeline that holds the model must be detached before.
 
     Raises NonFinite where the model's output is, naming the batch's files.
     """
-    metrics = task_metrics(job, ranks.device)
+    metrics = TaskMetrics(
+        tasks=[task.name for task in job.tasks],
+        kinds=[task.kind for task in job.tasks],
+        has_parent=[task.given is not None for task in job.tasks],
+        device=ranks.device,
+    )
     was_training = model.training
     model.eval()
-    for batch in loader.epoch():
-        with autocast(job, ranks.device):
-            _, step = model(batch.to(ranks.device))
-        check_finite(step.outputs.value, job, step.origin)
-        metrics.update(step)
+    with torch.no_grad():
+        for batch in loader.epoch():
+            with autocast(job, ranks.device):
+                _, step = model(batch.to(ranks.device))
+            check_finite(step.outputs.value, job, step.origin)
+            metrics.update(step)
     model.train(was_training)
-    return metrics.compute()
+    return metrics
+
+
+def fit_calibration(metrics: TaskMetrics, method: Method) -> Calibration:
+    """Collective. A map per binary task; a task of one class only is left out."""
+    tallies = {name: metrics.predicted(task) for task, name in enumerate(metrics.tasks) if task in metrics.own}
+    maps = {name: fit(method, tally.histogram) for name, tally in tallies.items()}
+    rows = max((int(tally.totals[0].item()) for tally in tallies.values()), default=0)
+    fitted = {name: one for name, one in maps.items() if one is not None}
+    return Calibration(method=method, rows=rows, maps=fitted)
 
 
 class NonFinite(RuntimeError):
@@ -48,12 +64,3 @@ def check_finite(values: torch.Tensor, job: JobConfig, origin: str) -> None:
     if not all(fine):
         tasks = ", ".join(task.name for task, finite in zip(job.tasks, fine, strict=True) if not finite)
         raise NonFinite(f"the model's output for {tasks} is not finite; rows from {origin}")
-
-
-def task_metrics(job: JobConfig, device: torch.device) -> TaskMetrics:
-    return TaskMetrics(
-        tasks=[task.name for task in job.tasks],
-        is_binary=[task.kind == "binary" for task in job.tasks],
-        has_parent=[task.given is not None for task in job.tasks],
-        device=device,
-    )

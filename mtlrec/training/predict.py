@@ -11,19 +11,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import Collator
 from mtlrec.data.parquet import DataError, RowGroup, list_row_groups, read_batches
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.heads import HeadOutput
+from mtlrec.training.binary_metrics import logit_of
+from mtlrec.training.calibration import Calibration
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.sharded import autocast
 
 
 @torch.no_grad()
-def predict(model: DistributedModelParallel, job: JobConfig, source: Path, output: Path, ranks: Ranks) -> int:
-    """Writes `pred_TASK` per task: p(task) over all impressions, or a regression's value. Returns all ranks' rows.
+def predict(
+    model: DistributedModelParallel,
+    job: JobConfig,
+    source: Path,
+    output: Path,
+    ranks: Ranks,
+    calibration: Calibration | None = None,
+) -> int:
+    """Writes `pred_TASK` per task: p(task) over all impressions, a regression's value, a watch time in its label's
+    unit. Returns all ranks' rows. With a calibration probabilities are as it maps them.
 
     `source` is a file or a folder of Parquet files. One rank writes the file `output`; several write
     `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
@@ -31,7 +43,7 @@ def predict(model: DistributedModelParallel, job: JobConfig, source: Path, outpu
     collate = Collator.of(job, with_labels=False)
     groups = _row_groups(source, output, [*collate.columns, *job.data.keys], ranks)
     names = [f"pred_{task.name}" for task in job.tasks]
-    is_binary = torch.tensor([task.kind == "binary" for task in job.tasks], device=ranks.device)
+    kinds = [task.kind for task in job.tasks]
     network = model.module.model
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
@@ -40,7 +52,11 @@ def predict(model: DistributedModelParallel, job: JobConfig, source: Path, outpu
         for part in read_batches(groups, None, job.data.batch_size, ranks.rank, ranks.world_size):
             batch = collate(part).to(ranks.device)
             with autocast(job, ranks.device):
-                values = network(batch.dense, batch.sparse).predictions(is_binary)[: part.table.num_rows].cpu()
+                outputs = network(batch.dense, batch.sparse)
+            values = outputs.predictions(kinds)
+            if calibration is not None:
+                values = _calibrated(values, outputs, job, calibration)
+            values = values[: part.table.num_rows].cpu()
             check_finite(values, job, part.origin)
             scored = part.table.select([name for name in writer.schema.names if name not in names])
             for index, name in enumerate(names):
@@ -49,6 +65,14 @@ def predict(model: DistributedModelParallel, job: JobConfig, source: Path, outpu
             rows += scored.num_rows
     dist.all_reduce(rows)
     return int(rows.item())
+
+
+def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration: Calibration) -> Tensor:
+    columns = []
+    for slot, task in enumerate(job.tasks):
+        log_p, log_not_p = logit_of(outputs.log_entire_p[:, slot])
+        columns.append(calibration.of(task.name)(log_p - log_not_p) if task.is_binary else values[:, slot])
+    return torch.stack(columns, dim=1)
 
 
 def _row_groups(source: Path, output: Path, columns: list[str], ranks: Ranks) -> list[RowGroup]:

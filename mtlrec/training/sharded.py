@@ -16,7 +16,7 @@ from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
-from mtlrec.config import JobConfig
+from mtlrec.config import JobConfig, LossConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
@@ -27,11 +27,12 @@ from mtlrec.training.optim import fuse_sparse_optimizer
 
 @dataclass
 class ShardedModel:
-    """`module` is the sharded train module; `loss` is the one inside it."""
+    """`module` is the sharded train module, `loss` the one inside it, `checkpoint` where the weights came from."""
 
     module: DistributedModelParallel
     plan: ShardingPlan
     loss: MultiTaskLoss
+    checkpoint: Path | None = None
 
     def state(self) -> dict[str, Any]:
         """A copy: `DistributedModelParallel.load_state_dict` renames the keys of the dict that it is given."""
@@ -62,14 +63,18 @@ def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:
 
 
 def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
-    """Collective. The last checkpoint's weights, whatever the world size and plan that saved them."""
+    """Collective. The last checkpoint's weights, whatever the world size and plan that saved them.
+
+    How training weighed the tasks is left behind: what a balancer needs need not be installed to evaluate.
+    """
     checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no complete checkpoint; train it first")
-    model = build_sharded(job, ranks)
+    model = build_sharded(job.model_copy(update={"loss": LossConfig()}), ranks)
     state = model.state()
     load_tensors({"model": state}, checkpoint)
     model.module.load_state_dict(state)
+    model.checkpoint = checkpoint
     return model
 
 

@@ -15,13 +15,13 @@ import yaml
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
-from mtlrec.config import DecayWeighting, JobConfig
+from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
 from mtlrec.data.parquet import fingerprint
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import describe_plan
-from mtlrec.losses import decayed_weights
+from mtlrec.losses import DynamicWeightAverage, decayed_weights
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.checkpoint import (
     CheckpointError,
@@ -62,6 +62,7 @@ class Trainer:
         self.evaluation_loaders = {split: evaluation_loader(job, split, ranks) for split in evaluated}
         self.total_steps = self._steps_until_the_end(Position())
         self.model = build_sharded(job, ranks)
+        self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
         self.checkpoints = Checkpoints(run, job.train.keep_checkpoints)
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
@@ -178,6 +179,12 @@ class Trainer:
             return Position(at.step + 1, at.epoch + 1, 0)
         return Position(at.step + 1, at.epoch, at.epoch_step + 1)
 
+    def _set_window(self) -> None:
+        """Dynamic weight average compares epochs, unless the job gives a number of steps."""
+        weighting, balancing = self.job.loss.weighting, self.model.loss.balancing
+        if isinstance(balancing, DynamicWeightAverage) and isinstance(weighting, DWAWeighting) and not weighting.every:
+            balancing.window = self.loader.steps_per_epoch
+
     def _set_task_weights(self) -> None:
         weighting = self.job.loss.weighting
         if isinstance(weighting, DecayWeighting):
@@ -203,7 +210,7 @@ class Trainer:
                 self._save()
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
-        metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks)
+        metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks).compute()
         telemetry.evaluation(self.position.step, split, metrics)
         return metrics
 
@@ -224,9 +231,11 @@ class Trainer:
         if step % self.job.train.log_every and step != self.total_steps:
             return
         losses = done.report.losses.tolist()
-        weights = self.model.loss.task_weights.tolist()
+        weights = done.report.coefficients.tolist()
         values = {"loss": sum(w * loss for w, loss in zip(weights, losses, strict=True))}
         values |= {f"loss/{task.name}": loss for task, loss in zip(self.job.tasks, losses, strict=True)}
+        if self.job.loss.weighting.kind != "static":
+            values |= {f"weight/{task.name}": weight for task, weight in zip(self.job.tasks, weights, strict=True)}
         for part in ("dense", "sparse"):
             values[f"lr/{part}"] = learning_rate(getattr(self.job.optim, part), step - 1, self.total_steps)
         telemetry.step(step, values | clock.read())

@@ -55,11 +55,12 @@ def warm_start(model: DistributedModelParallel, job: JobConfig, run: Path, ranks
     checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no complete checkpoint to start from")
+    prefix = MODEL + MODEL  # a balancer's state, in the loss, is the old run's own
     saved = {
-        name.removeprefix(MODEL): size for name, size in saved_shapes(checkpoint).items() if name.startswith(MODEL)
+        name.removeprefix(MODEL): size for name, size in saved_shapes(checkpoint).items() if name.startswith(prefix)
     }
     old_axes, new_axes = _axes(_job_of(checkpoint)), _axes(job)
-    ours = model.state_dict()
+    ours = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(MODEL)}
     report = WarmStart(unused=sorted(set(saved) - set(ours)))
     wanted: dict[str, Tensor | ShardedTensor] = {}
     for name, tensor in ours.items():

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mtlrec.config_file import parse_config
+from mtlrec.config.file import parse_config
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -11,13 +11,13 @@ import torch.distributed as dist
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses import MultiTaskLoss, SampleSpaces, decayed_weights
+from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss, decayed_weights
 from tests.ranks import run_ranks
 
 # click -> buy -> review; like trained where column 3 is 1; ratio (a regression) where buy is 1, made consistent
 LABELS, PARENTS = [0, 1, 2, 4, 5], [None, 0, 1, None, None]
-CONDITIONS = [None, None, None, ("column", 3), ("task", 1)]
-IS_BINARY = [True, True, True, True, False]
+CONDITIONS = [None, None, None, ("holds", ("column", 3)), ("holds", ("task", 1))]
+TASKS = [TaskLoss(), TaskLoss(), TaskLoss(), TaskLoss(), TaskLoss("squared")]
 WEIGHTS = [1.0, 2.0, 0.5, 1.0, 0.25]
 
 
@@ -43,9 +43,9 @@ def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[A
             label, is_known = labels[i, LABELS[task]], known[i, LABELS[task]] == 1
             condition, parent = CONDITIONS[task], PARENTS[task]
             inside = True
-            if condition == ("column", 3):
+            if condition == CONDITIONS[3]:
                 inside = known[i, 3] == 1 and labels[i, 3] == 1
-            elif condition == ("task", 1):  # bought, and clicked before
+            elif condition == CONDITIONS[4]:  # bought, and clicked before
                 inside = known[i, 1] == 1 and known[i, 0] == 1 and labels[i, 1] == 1 and labels[i, 0] == 1
             if parent is None:
                 targets[i, task] = label
@@ -74,7 +74,7 @@ def test_populations_match_a_loop(conditional: bool) -> None:
 
 
 def loss_of(head: torch.nn.Module, conditional: bool) -> MultiTaskLoss:
-    return MultiTaskLoss(IS_BINARY, SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional), WEIGHTS)
+    return MultiTaskLoss(TASKS, SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional), WEIGHTS)
 
 
 @pytest.mark.parametrize("kind", [Independent, ESMM])
@@ -95,7 +95,7 @@ def test_losses_match_a_loop(kind: Any) -> None:
         for i in np.flatnonzero(space[:, task]):
             y = targets[i, task]
             one = -math.log(p[i, task] if y else 1 - p[i, task])
-            losses.append(one if IS_BINARY[task] else (float(outputs.value[i, task].detach()) - y) ** 2)
+            losses.append(one if TASKS[task].kind == "binary" else (float(outputs.value[i, task].detach()) - y) ** 2)
         assert report.losses[task].item() == pytest.approx(np.mean(losses), rel=1e-4)
         assert report.rows[task] == len(losses)
         total += WEIGHTS[task] * float(np.mean(losses))
@@ -132,7 +132,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(logit: float) -> None:
     head = ESMM(["a", "b"], [None, 0], 1)
     head.towers = torch.nn.Flatten()  # type: ignore[assignment]
     labels = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).repeat(2, 1)
-    loss = MultiTaskLoss([True, True], SampleSpaces([0, 1], [None, 0], [None, None], False), [1.0, 1.0])
+    loss = MultiTaskLoss([TaskLoss(), TaskLoss()], SampleSpaces([0, 1], [None, 0], [None, None], False), [1.0, 1.0])
     value, _ = loss(head(logits), labels, torch.ones_like(labels), torch.ones(8))
     value.backward()
     assert torch.isfinite(value)
@@ -163,7 +163,7 @@ def uneven_data() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch
 
 
 def uneven_loss() -> MultiTaskLoss:
-    return MultiTaskLoss(IS_BINARY, SampleSpaces(LABELS, PARENTS, CONDITIONS, True), WEIGHTS)
+    return MultiTaskLoss(TASKS, SampleSpaces(LABELS, PARENTS, CONDITIONS, True), WEIGHTS)
 
 
 def outputs_of(logits: torch.Tensor) -> HeadOutput:

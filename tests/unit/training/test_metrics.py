@@ -13,18 +13,21 @@ from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM
-from mtlrec.losses import MultiTaskLoss, SampleSpaces
+from mtlrec.heads.funnel import Kind
+from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.metrics import TaskMetrics
 from tests.ranks import run_ranks
 
 TASKS = ["click", "buy", "ratio"]
-SPACES = SampleSpaces([0, 1, 2], [None, 0, None], [None, None, ("task", 0)], conditional=False)
+KINDS: list[Kind] = ["binary", "binary", "regression"]
+SPACES = SampleSpaces([0, 1, 2], [None, 0, None], [None, None, ("holds", ("task", 0))], conditional=False)
 
 
 def steps(count: int, batch: int = 50) -> list[StepOutput]:
     torch.manual_seed(0)
-    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss([True, True, False], SPACES, [1.0, 1.0, 1.0])
+    losses = [TaskLoss(), TaskLoss(), TaskLoss("squared")]
+    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss(losses, SPACES, [1.0, 1.0, 1.0])
     made = []
     for _ in range(count):
         x = torch.randn(batch, 3, 4) * 2
@@ -33,12 +36,12 @@ def steps(count: int, batch: int = 50) -> list[StepOutput]:
         labels[:, 2] = torch.rand(batch)
         weights = (torch.rand(batch) > 0.1).float()
         _, report = loss(outputs, labels, torch.ones_like(labels), weights)
-        made.append(StepOutput(type(outputs)(*(part.detach() for part in outputs)), report, weights, ""))
+        made.append(StepOutput(outputs.detach(), report, ""))
     return made
 
 
 def metrics_of(made: list[StepOutput]) -> Any:
-    metrics = TaskMetrics(TASKS, [True, True, False], [False, True, False], torch.device("cpu"))
+    metrics = TaskMetrics(TASKS, KINDS, [False, True, False], torch.device("cpu"))
     for step in made:
         metrics.update(step)
     return metrics.compute()
@@ -48,7 +51,7 @@ def test_metrics_match_sklearn_over_the_task_s_own_rows() -> None:
     made = steps(20)
     got = metrics_of(made)
     for task, name in enumerate(TASKS):
-        inside = torch.cat([s.report.populations.space[:, task] * s.weights for s in made]).bool()
+        inside = torch.cat([s.report.populations.space[:, task] for s in made]).bool()
         y = torch.cat([s.report.populations.targets[:, task] for s in made])[inside].numpy()
         assert got[name]["rows"] == inside.sum()
         if name == "ratio":
@@ -73,7 +76,7 @@ def test_metrics_match_torchrec() -> None:
     got = metrics_of(made)["click"]
     p = torch.cat([s.outputs.log_p[:, 0] for s in made]).exp().double()
     y = torch.cat([s.report.populations.targets[:, 0] for s in made]).double()
-    w = torch.cat([s.weights for s in made]).double()
+    w = torch.cat([s.report.populations.weights[:, 0] for s in made]).double()
     cross_entropy = compute_cross_entropy(y, p, w, 1e-12).sum()
     positives, negatives = (w * y).sum(), (w * (1 - y)).sum()
     assert got["ne"] == pytest.approx(compute_ne(cross_entropy, w.sum(), positives, negatives, 1e-12).item(), rel=1e-5)

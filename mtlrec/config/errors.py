@@ -13,7 +13,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mtlrec.config import JobConfig, LocatedError
+from mtlrec.config.base import LocatedError
+from mtlrec.config.job import JobConfig
 
 Key = str | int
 """A step of a path through the YAML: a mapping's key or a list's index."""

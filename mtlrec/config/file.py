@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mtlrec.config import JobConfig
-from mtlrec.config_errors import ConfigError, describe, is_kind, models_at
+from mtlrec.config.errors import ConfigError, describe, is_kind, models_at
+from mtlrec.config.job import JobConfig
 
 
 def recipes() -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from mtlrec.config import JobConfig
-from mtlrec.config_errors import ConfigError
-from mtlrec.config_file import load_config, parse_config, recipes
+from mtlrec.config.errors import ConfigError
+from mtlrec.config.file import load_config, parse_config, recipes
 from mtlrec.models.build import build_model
 from tests.toy import FUSIONS, toy_job, toy_tree
 
@@ -25,17 +25,31 @@ MISTAKES = {
     "train.epoch=2": ["train.epoch = 2", "unknown key", "epochs, max_steps"],
     "model.fusion.width=3": ["model.fusion.width = 3", "unknown key", "expert_hidden, activation", "num_task_experts"],
     "tasks.click.label=user_id": ["tasks.0.label = 'user_id'", "also a feature", "remove it from features"],
-    "tasks.like.space=price": ["tasks.2.space = 'price'", "also a feature"],
     "tasks.buy.given=klick": ["tasks.1.given = 'klick'", "no such task", "click, buy, like, ratio"],
     "tasks.click.given=buy": ["tasks.0.given = 'buy'", "cycle: click -> buy -> click"],
     "tasks.click.given=click": ["cycle: click -> click"],
-    "tasks.ratio.given=click": ["both ends of an edge are binary"],
-    "tasks.buy.space=shown_like": ["given already sets the space"],
-    "tasks.like.space=ratio": ["tasks.2.space = 'ratio'", "is a regression"],
-    "tasks.like.space=watch_ratio": ["is a regression"],
-    "tasks.like.space=like": ["is the task itself"],
-    "tasks.like.space=is_like": ["is the task itself"],
-    "tasks.click.label=watch_ratio": ["tasks.0.label = 'watch_ratio'", "a binary label is 0 or 1"],
+    "tasks.ratio.given=click": ["tasks.3.given = 'click': is for binary tasks; 'ratio' is regression"],
+    "tasks.like.given=ratio": ["tasks.2.given = 'ratio'", "'ratio' is regression; a parent is binary"],
+    "tasks.like.space=ratio": ["tasks.2.space = 'ratio'", "no yes or no but regression; compare it: ratio > 0"],
+    "tasks.like.space=watch_ratio": ["no yes or no but regression"],
+    "tasks.like.space=like": ["reads 'like', the task itself"],
+    "tasks.like.space=click or not is_like": ["reads 'is_like', the task itself"],
+    "tasks.like.space=click &": ["tasks.2.space = 'click &'", "is no expression", "write for example"],
+    "tasks.like.space=open('x')": ["open('x')", "neither a task, a column nor a comparison"],
+    "tasks.like.space=click > buy": ["'click' > 'buy': compare a task or a column with a number"],
+    "tasks.click.label=watch_ratio": ["tasks.0.label = 'watch_ratio'", "label of a regression task too, not 0 or 1"],
+    "tasks.ratio.pos_weight=2": ["tasks.3.pos_weight = 2", "is for binary tasks; 'ratio' is regression"],
+    "tasks.like.loss=huber": ["tasks.2.loss = 'huber'", "is for regression tasks; 'like' is binary"],
+    "tasks.ratio.huber_delta=2": ["tasks.3.huber_delta = 2", "is for loss: huber"],
+    "tasks.like.pos_weight=0": ["tasks.2.pos_weight = 0", "greater than 0"],
+    "tasks.like.label_smoothing=1": ["tasks.2.label_smoothing = 1", "less than 1"],
+    "tasks.like.negative_sampling_rate=0": ["tasks.2.negative_sampling_rate = 0", "greater than 0"],
+    "tasks.buy.negative_sampling_rate=0.1": ["tasks.1.negative_sampling_rate = 0.1", "give those kept a sample_weight"],
+    "model.heads={kind: aitm, tower_hidden: []}": ["model.heads.tower_hidden = []", "must not be empty"],
+    "model.heads={kind: escm2_ips, propensity_floor: 0}": ["propensity_floor = 0", "greater than 0"],
+    "model.heads={kind: escm2}": ["unknown kind; allowed are independent, esmm, aitm, dbmtl, escm2_ips, escm2_dr"],
+    "loss.weighting={kind: gradnorm}": ["unknown kind", "static, decay, uncertainty, dwa, pcgrad, mgda, upgrad"],
+    "loss.weighting={kind: dwa, temperature: 0}": ["loss.weighting.temperature = 0", "greater than 0"],
     "data.train=[]": ["data.train = []", "must not be empty"],
     "data.keys=[row, row]": ["data.keys.1 = 'row'", "named twice"],
     "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: 0}": ["num_task_experts = 0", "greater than 0"],
@@ -209,8 +223,44 @@ class TestOverrides:
         assert part in str(caught.value)
 
 
-def test_label_columns_are_each_named_once() -> None:
-    assert toy_job().label_columns == ["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"]
+@pytest.mark.parametrize(
+    ("heads", "refused"),
+    [
+        ({"kind": "esmm"}, False),
+        ({"kind": "escm2_dr"}, False),
+        ({"kind": "independent"}, False),
+        ({"kind": "independent", "entire_space": True}, True),
+        ({"kind": "aitm"}, True),
+        ({"kind": "dbmtl"}, True),
+    ],
+    ids=str,
+)
+def test_which_heads_can_be_corrected_for_a_sampled_parent(heads: dict[str, object], refused: bool) -> None:
+    tree = toy_tree(model={"heads": heads})
+    tree["tasks"][2]["negative_sampling_rate"] = 0.1  # follows nothing and nothing follows it
+    JobConfig.model_validate(tree)
+    tree["tasks"][0]["negative_sampling_rate"] = 0.5
+    if refused:
+        with pytest.raises(ConfigError, match=r"tasks\.0\.negative_sampling_rate = 0\.5: .* take esmm"):
+            parse_config(yaml.safe_dump(tree))
+    else:
+        JobConfig.model_validate(tree)
+
+
+def test_label_columns_are_each_named_once_with_the_strictest_rule() -> None:
+    tree = toy_tree()
+    tree["tasks"][1]["sample_weight"] = "importance"
+    tree["tasks"][2]["space"] = "shown_like and watch_ratio > 0.5 and country == 2"
+    tree["tasks"].append({"name": "time", "kind": "watch_time", "label": "watch_ratio", "space": "watch_ratio > 0"})
+    assert JobConfig.model_validate(tree).label_columns == {
+        "is_click": "flag",
+        "is_buy": "flag",
+        "is_like": "flag",
+        "watch_ratio": "non_negative",
+        "shown_like": "flag",
+        "country": "number",
+        "importance": "non_negative",
+    }
 
 
 def test_dump_is_plain_yaml() -> None:

@@ -1,0 +1,33 @@
+"""What every section of a job is made of: strict models, the field's types, an error that knows its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Widths = list[PositiveInt]
+NonEmptyWidths = Annotated[list[PositiveInt], Field(min_length=1)]
+Levels = Annotated[list[NonEmptyWidths], Field(min_length=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class LocatedError(ValueError):
+    """A rule that spans several keys was broken; `path` is the key to blame."""
+
+    def __init__(self, path: Sequence[str | int], message: str) -> None:
+        super().__init__(message)
+        self.path = tuple(path)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def listed(items: Iterable[str]) -> str:
+    return ", ".join(items)

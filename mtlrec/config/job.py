@@ -1,0 +1,149 @@
+"""The job: one strict pydantic tree, one YAML file, one vocabulary.
+
+Unknown keys are errors, and every error says which key, which value, what is allowed, and on which line of the
+YAML (`errors.py` writes that line). Kinds are discriminated unions, so that `grep "mmoe"` finds where one is
+declared. Nothing here imports torch: a config can be checked on a login node in a moment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from mtlrec.config.base import LocatedError, Name, Strict, listed
+from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
+from mtlrec.config.loss import DecayWeighting, LossConfig
+from mtlrec.config.model import (
+    SLOTTED,
+    AdaTTFusion,
+    AsymmetricFusion,
+    ESCM2Heads,
+    ESMMHeads,
+    IndependentHeads,
+    ModelConfig,
+    PLEFusion,
+)
+from mtlrec.config.tasks import ColumnRule, Task, check_columns, check_graph, check_options, label_columns
+from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
+
+
+class JobConfig(Strict):
+    """A whole job. The class checks what spans several keys; each section checks itself."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
+    data: DataConfig = DataConfig()
+    tables: Annotated[dict[Name, TableConfig], Field(min_length=1)]
+    features: FeaturesConfig
+    tasks: Annotated[list[Task], Field(min_length=1)]
+    model: ModelConfig
+    loss: LossConfig = LossConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    sharding: ShardingConfig = ShardingConfig()
+
+    @field_validator("tasks")
+    @classmethod
+    def _task_names_are_unique(cls, tasks: list[Task]) -> list[Task]:
+        names = [task.name for task in tasks]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise LocatedError(("tasks", index, "name"), f"task '{name}' is declared twice; task names are unique")
+        return tasks
+
+    @model_validator(mode="after")
+    def _check(self) -> JobConfig:
+        self._check_features()
+        check_options(self.tasks)
+        check_graph(self.tasks)
+        check_columns(self.tasks)
+        self._check_heads()
+        self._check_task_features()
+        self._check_fusion()
+        self._check_names_of_tasks_and_tables()
+        return self
+
+    def _check_features(self) -> None:
+        seen: set[str] = set()
+        for section in ("dense", "sparse"):
+            for index, feature in enumerate(getattr(self.features, section)):
+                path = ("features", section, index)
+                if feature.name in seen:
+                    raise LocatedError((*path, "name"), f"feature '{feature.name}' is declared twice")
+                seen.add(feature.name)
+                if section == "sparse" and feature.table not in self.tables:
+                    raise LocatedError((*path, "table"), f"no such table; tables are {listed(self.tables)}")
+        for index, name in enumerate(self.data.keys):
+            if name in self.data.keys[:index]:
+                raise LocatedError(("data", "keys", index), f"'{name}' is named twice")
+        for table in self.tables:
+            if all(feature.table != table for feature in self.features.sparse):
+                raise LocatedError(("tables", table), "no feature reads this table; name it in a feature or remove it")
+        for index, task in enumerate(self.tasks):
+            if task.label in seen:
+                remedy = "a label among the inputs leaks the answer; remove it from features"
+                raise LocatedError(("tasks", index, "label"), f"is also a feature; {remedy}")
+
+    def _check_task_features(self) -> None:
+        if all(task.features is None for task in self.tasks):
+            return
+        if self.model.fusion.kind not in SLOTTED:
+            first = next(i for i, task in enumerate(self.tasks) if task.features is not None)
+            allowed = f"a fusion with a slot per task: {listed(SLOTTED)}"
+            message = f"{self.model.fusion.kind} reads one input for all tasks; features per task take {allowed}"
+            raise LocatedError(("tasks", first, "features"), message)
+        for index, task in enumerate(self.tasks):
+            if task.features == []:
+                raise LocatedError(("tasks", index, "features"), "is empty; name at least one feature, or leave it out")
+            for name in task.features or []:
+                if name not in self.features.names:
+                    message = f"'{name}' is no feature; features are {listed(self.features.names)}"
+                    raise LocatedError(("tasks", index, "features"), message)
+
+    def _check_fusion(self) -> None:
+        fusion, num_tasks = self.model.fusion, len(self.tasks)
+        if isinstance(fusion, AsymmetricFusion) and num_tasks == 1:
+            message = "is for two tasks or more; for one take shared_bottom"
+            raise LocatedError(("model", "fusion", "kind"), message)
+        per_task = fusion.num_task_experts if isinstance(fusion, PLEFusion | AdaTTFusion) else 1
+        if isinstance(per_task, list) and len(per_task) != num_tasks:
+            message = f"has {len(per_task)} entries for {num_tasks} tasks; give one per task"
+            raise LocatedError(("model", "fusion", "num_task_experts"), message)
+        if fusion.norm == "batch" and self.data.batch_size == 1:
+            raise LocatedError(("data", "batch_size"), "model.fusion.norm: batch has no variance in one row; take more")
+
+    def _check_heads(self) -> None:
+        heads = self.model.heads
+        if isinstance(heads, IndependentHeads | ESMMHeads | ESCM2Heads) and not getattr(heads, "entire_space", False):
+            return
+        parents = {task.given for task in self.tasks}
+        for index, task in enumerate(self.tasks):
+            if task.negative_sampling_rate < 1 and task.name in parents:
+                kind = "independent over the entire space" if isinstance(heads, IndependentHeads) else heads.kind
+                message = f"model.heads {kind} learns tasks one by one, so its children cannot be corrected; take esmm"
+                raise LocatedError(("tasks", index, "negative_sampling_rate"), message)
+
+    def _check_names_of_tasks_and_tables(self) -> None:
+        names = [task.name for task in self.tasks]
+        if isinstance(self.loss.weighting, DecayWeighting):
+            for key in ("initial", "rate"):
+                for name in getattr(self.loss.weighting, key):
+                    if name not in names:
+                        raise LocatedError(("loss", "weighting", key, name), f"no such task; tasks are {listed(names)}")
+        for table in self.sharding.constraints:
+            if table not in self.tables:
+                raise LocatedError(
+                    ("sharding", "constraints", table), f"no such table; tables are {listed(self.tables)}"
+                )
+
+    # ---- derived, read-only
+
+    @property
+    def label_columns(self) -> dict[str, ColumnRule]:
+        """The columns that labels, spaces and weights need, in the order of `Batch.labels`, and what they may hold."""
+        return label_columns(self.tasks)
+
+    def dump(self) -> dict[str, Any]:
+        """Plain YAML types; `JobConfig.model_validate(job.dump()) == job`."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,134 @@
+"""The objectives and the graph between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mtlrec.config import expression
+from mtlrec.config.base import LocatedError, Name, NonNegative, Positive, Strict, listed
+
+ColumnRule = Literal["flag", "non_negative", "number"]
+"""What a label column may hold, beside null: 0 and 1, a number that is not negative, any number."""
+
+OPTIONS_OF_KIND = {
+    "binary": ("given", "pos_weight", "label_smoothing", "negative_sampling_rate"),
+    "regression": ("loss", "huber_delta"),
+}
+
+
+class Task(Strict):
+    """One objective. `given`: the task it follows in the funnel. `space`: which rows it is trained and measured on."""
+
+    name: Name
+    kind: Literal["binary", "regression", "watch_time"] = Field(
+        "binary", description="watch_time: weighted logistic loss, whose exp(logit) estimates the mean time"
+    )
+    label: str = Field(description="its column; rows where it is null leave the task's space")
+    given: Name | None = None
+    space: str | None = Field(None, description="tasks and columns under and, or, not, and comparisons with numbers")
+    weight: NonNegative = 1.0
+    sample_weight: str | None = Field(None, description="a column of weights >= 0; null leaves the task's space")
+    pos_weight: Positive = Field(1.0, description="of the positives' loss; multiplies the odds that are learned")
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    negative_sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="the share of the rows without it that the training files kept; its predictions and its children's "
+        "are corrected for that, other tasks' are not: give those a sample_weight",
+    )
+    loss: Literal["mse", "huber"] = "mse"
+    huber_delta: Positive = Field(1.0, description="the error from which on the loss is linear")
+    features: list[Name] | None = Field(None, description="what this task may see; none named: everything")
+
+    @property
+    def is_binary(self) -> bool:
+        return self.kind == "binary"
+
+    @property
+    def condition(self) -> expression.Tree | None:
+        return None if self.space is None else expression.parse(self.space)
+
+
+def check_options(tasks: Sequence[Task]) -> None:
+    """Raises LocatedError for an option that a task of this kind has no use for."""
+    for index, task in enumerate(tasks):
+        for kind, options in OPTIONS_OF_KIND.items():
+            for option in options:
+                if kind != task.kind and getattr(task, option) != Task.model_fields[option].default:
+                    raise LocatedError(("tasks", index, option), f"is for {kind} tasks; '{task.name}' is {task.kind}")
+        if task.loss == "mse" and task.huber_delta != Task.model_fields["huber_delta"].default:
+            raise LocatedError(("tasks", index, "huber_delta"), "is for loss: huber")
+
+
+def check_graph(tasks: Sequence[Task]) -> None:
+    """Raises LocatedError for an edge that leads nowhere, to itself or between other than binary tasks."""
+    by_name = {task.name: task for task in tasks}
+    for index, task in enumerate(tasks):
+        path = ("tasks", index, "given")
+        if task.given is not None and task.given not in by_name:
+            raise LocatedError(path, f"no such task; tasks are {listed(by_name)}")
+        if task.given is not None and not by_name[task.given].is_binary:
+            kind = by_name[task.given].kind
+            raise LocatedError(path, f"'{task.given}' is {kind}; a parent is binary. To train on some rows take space")
+        _check_no_cycle(task, path, by_name)
+        if task.negative_sampling_rate < 1 and task.given is not None:
+            message = (
+                f"leaving out negatives of '{task.name}' changes the rows that '{task.given}' is learned from too; "
+                "keep all rows, or give those kept a sample_weight of 1 / rate"
+            )
+            raise LocatedError(("tasks", index, "negative_sampling_rate"), message)
+
+
+def _check_no_cycle(task: Task, path: tuple[str | int, ...], by_name: Mapping[str, Task]) -> None:
+    walked, parent = [task.name], task.given
+    while parent is not None:
+        if parent in walked:
+            raise LocatedError(path, f"the task graph has a cycle: {' -> '.join([*walked, parent])}")
+        walked.append(parent)
+        parent = by_name[parent].given if parent in by_name else None
+
+
+def check_columns(tasks: Sequence[Task]) -> None:
+    """Raises LocatedError where a label, a space or a weight asks of a column what it is not."""
+    by_name = {task.name: task for task in tasks}
+    numbers = {task.label: task.kind for task in tasks if not task.is_binary}
+    for index, task in enumerate(tasks):
+        if task.is_binary and task.label in numbers:
+            message = f"is the label of a {numbers[task.label]} task too, not 0 or 1"
+            raise LocatedError(("tasks", index, "label"), message)
+        path = ("tasks", index, "space")
+        try:
+            condition = task.condition
+        except ValueError as error:
+            raise LocatedError(path, str(error)) from None
+        if condition is None:
+            continue
+        own = {task.name, task.label} & set(expression.names(condition))
+        if own and task.is_binary:
+            raise LocatedError(path, f"reads '{own.pop()}', the task itself: it would see one kind of label only")
+        for name in sorted(expression.flags(condition)):
+            kind = by_name[name].kind if name in by_name else numbers.get(name, "binary")
+            if kind != "binary":
+                raise LocatedError(path, f"'{name}' is no yes or no but {kind}; compare it: {name} > 0")
+
+
+def label_columns(tasks: Sequence[Task]) -> dict[str, ColumnRule]:
+    """The columns that labels, spaces and weights need, each once, labels first; the stricter rule counts."""
+    names = {task.name for task in tasks}
+    needs: list[tuple[str, ColumnRule]] = []
+    label_rules: dict[str, ColumnRule] = {"binary": "flag", "regression": "number", "watch_time": "non_negative"}
+    needs += [(task.label, label_rules[task.kind]) for task in tasks]
+    for task in tasks:
+        condition = task.condition
+        if condition is not None:
+            flags = expression.flags(condition)
+            columns = [name for name in expression.names(condition) if name not in names]
+            needs += [(column, "flag" if column in flags else "number") for column in columns]
+    needs += [(task.sample_weight, "non_negative") for task in tasks if task.sample_weight is not None]
+    strictness: list[ColumnRule] = ["number", "non_negative", "flag"]
+    rules: dict[str, ColumnRule] = {}
+    for column, rule in needs:
+        rules[column] = max(rule, rules.get(column, rule), key=strictness.index)
+    return rules

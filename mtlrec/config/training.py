@@ -1,0 +1,72 @@
+"""How a job is trained: optimizers and their schedules, the loop, the plan of the tables."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from mtlrec.config.base import Fraction, Name, NonNegative, Positive, Strict
+
+
+class Schedule(Strict):
+    """Linear warm-up, then constant, or down to `min_lr_ratio` of lr at the last step of the job."""
+
+    lr: Positive
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_ratio: Fraction = 0.0
+
+
+class SparseOptim(Schedule):
+    """Fused into FBGEMM's backward. Adam's and Adagrad's states follow FBGEMM's definitions."""
+
+    kind: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
+    lr: Positive = 0.05
+
+
+class DenseOptim(Schedule):
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive | None = Field(None, description="global gradient norm of the dense parameters")
+
+
+class OptimConfig(Strict):
+    sparse: SparseOptim = SparseOptim()
+    dense: DenseOptim = DenseOptim()
+
+
+class TrainConfig(Strict):
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    eval_every: int = Field(0, ge=0, description="steps between validations; 0: at the end of each epoch")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 50
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**62)
+    timeout_s: PositiveInt = Field(300, le=10**7, description="a collective that takes longer ends the run")
+
+
+ShardingType = Literal[
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+
+
+class TableConstraint(Strict):
+    types: Annotated[list[ShardingType], Field(min_length=1)]
+    kernels: list[Literal["dense", "fused", "fused_uvm", "fused_uvm_caching"]] | None = None
+
+
+class ShardingConfig(Strict):
+    constraints: dict[Name, TableConstraint] = {}
+    hbm_gb: Positive | None = Field(None, description="device memory the planner may count on, per rank")
+    ddr_gb: Positive | None = Field(None, description="host memory the planner may count on, per rank")

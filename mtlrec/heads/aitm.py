@@ -1,0 +1,87 @@
+"""Adaptive Information Transfer Multi-task (Xi et al., KDD 2021), for any forest of tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from mtlrec.heads.funnel import HeadOutput, sampling_shift, topological_order
+from mtlrec.heads.towers import by_task
+from mtlrec.layers.mlp import MLP
+
+
+class Transfer(nn.Module):
+    """The AIT module: a task's own features and what its parent hands on, by attention over the two.
+
+    Args:
+        width: W
+
+    Shapes: own `[B, W]`, handed on `[B, W]` -> `[B, W]`.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hand_on = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.value, self.key, self.query = (nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, own: Tensor, of_parent: Tensor) -> Tensor:
+        both = torch.stack([self.hand_on(of_parent), own], dim=1)
+        scores = (self.key(both) * self.query(both)).sum(dim=2, keepdim=True) / math.sqrt(own.shape[1])
+        return (scores.softmax(dim=1) * self.value(both)).sum(dim=1)
+
+
+class AITM(nn.Module):
+    """Tower k gives features q_k; a child's are z_k = attention over (q_k, g_k(z_parent)), a root's z_k = q_k.
+
+    Every task predicts p(task) over all impressions from z_k and is trained on the root's whole space; nothing forces
+    p(child) <= p(parent), which `losses.ExpectationCalibrator` asks for.
+
+    Args:
+        tasks: names, in the order of the slots
+        parents: index of the task each one follows, or None
+        input_dim: width of a fusion output
+        tower_hidden: widths of each tower, the last that of z; at least one
+        sampling_rates: the share of each task's negatives that training sees; of tasks with neither parent nor child
+
+    Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
+
+    Raises:
+        ValueError: where the edges form a cycle, or `tower_hidden` is empty.
+    """
+
+    conditional = False
+    shift: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        parents: Sequence[int | None],
+        input_dim: int,
+        tower_hidden: Sequence[int],
+        sampling_rates: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not tower_hidden:
+            raise ValueError("tower_hidden must have at least one width: a task's features are what is handed on")
+        self.order, self.parents = topological_order(parents), list(parents)
+        width = tower_hidden[-1]
+        self.towers = by_task(tasks, lambda slot: MLP(input_dim, tower_hidden))
+        self.transfers = by_task(tasks, lambda slot: nn.Identity() if parents[slot] is None else Transfer(width))
+        self.logits = by_task(tasks, lambda slot: nn.Linear(width, 1))
+        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
+
+    def forward(self, fused: Tensor) -> HeadOutput:
+        """fused [B, T, H]."""
+        features = [tower(fused[:, slot]) for slot, tower in enumerate(self.towers.values())]
+        transfers = list(self.transfers.values())
+        for slot in self.order:
+            parent = self.parents[slot]
+            if parent is not None:
+                features[slot] = transfers[slot](features[slot], features[parent])
+        logits = torch.cat([logit(z) for logit, z in zip(self.logits.values(), features, strict=True)], dim=1).float()
+        as_sampled = logits + self.shift if self.training else logits
+        return HeadOutput(logits, logsigmoid(as_sampled), logsigmoid(-as_sampled), logsigmoid(logits))

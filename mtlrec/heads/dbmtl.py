@@ -1,0 +1,70 @@
+"""Deep Bayesian Multi-Target Learning (Wang et al., 2019, arXiv 1902.09154), for any forest of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from mtlrec.heads.funnel import HeadOutput, sampling_shift, topological_order
+from mtlrec.heads.towers import by_task
+from mtlrec.layers.mlp import MLP
+
+
+class DBMTL(nn.Module):
+    """Tower k gives features h_k; r_k = MLP(h_k) of a root, MLP([h_k, r_parent]) of a child; logits are linear in r.
+
+    Every task predicts p(task) over all impressions and is trained on the root's whole space; nothing forces
+    p(child) <= p(parent).
+
+    Args:
+        tasks: names, in the order of the slots
+        parents: index of the task each one follows, or None
+        input_dim: width of a fusion output
+        tower_hidden: widths of each tower
+        relation_hidden: widths of the MLP that gives r; at least one
+        sampling_rates: the share of each task's negatives that training sees; of tasks with neither parent nor child
+
+    Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
+
+    Raises:
+        ValueError: where the edges form a cycle, or `relation_hidden` is empty.
+    """
+
+    conditional = False
+    shift: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        parents: Sequence[int | None],
+        input_dim: int,
+        tower_hidden: Sequence[int] = (),
+        relation_hidden: Sequence[int] = (32,),
+        sampling_rates: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not relation_hidden:
+            raise ValueError("relation_hidden must have at least one width: its features are what a child reads")
+        self.order, self.parents = topological_order(parents), list(parents)
+        width, own = relation_hidden[-1], (tower_hidden or [input_dim])[-1]
+        self.towers = by_task(tasks, lambda slot: MLP(input_dim, tower_hidden))
+        self.relations = by_task(
+            tasks, lambda slot: MLP(own + (0 if parents[slot] is None else width), relation_hidden)
+        )
+        self.logits = by_task(tasks, lambda slot: nn.Linear(width, 1))
+        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
+
+    def forward(self, fused: Tensor) -> HeadOutput:
+        """fused [B, T, H]."""
+        features = [tower(fused[:, slot]) for slot, tower in enumerate(self.towers.values())]
+        relations = list(self.relations.values())
+        for slot in self.order:
+            parent = self.parents[slot]
+            inputs = features[slot] if parent is None else torch.cat([features[slot], features[parent]], dim=1)
+            features[slot] = relations[slot](inputs)
+        logits = torch.cat([logit(r) for logit, r in zip(self.logits.values(), features, strict=True)], dim=1).float()
+        as_sampled = logits + self.shift if self.training else logits
+        return HeadOutput(logits, logsigmoid(as_sampled), logsigmoid(-as_sampled), logsigmoid(logits))

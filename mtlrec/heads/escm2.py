@@ -1,0 +1,50 @@
+"""Entire Space Counterfactual Multi-Task Model (Wang et al., SIGIR 2022): ESMM with a second risk for its children."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from mtlrec.heads.esmm import ESMM
+from mtlrec.heads.funnel import HeadOutput
+from mtlrec.heads.towers import Towers
+
+
+class ESCM2(ESMM):
+    """What is predicted is ESMM's; `losses.Counterfactual` takes the second risk. Doubly robust, the head also says
+    which loss it expects of every child's p(child | parent), by an imputation tower of its own: `HeadOutput.imputed`.
+
+    Args:
+        tasks, parents, input_dim, tower_hidden, sampling_rates: as for `ESMM`
+        doubly_robust: whether to have imputation towers
+
+    Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
+
+    Raises:
+        ValueError: where the edges form a cycle.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        parents: Sequence[int | None],
+        input_dim: int,
+        tower_hidden: Sequence[int] = (),
+        doubly_robust: bool = False,
+        sampling_rates: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(tasks, parents, input_dim, tower_hidden, sampling_rates)
+        self.child_slots = [slot for slot, parent in enumerate(parents) if parent is not None]
+        names = [tasks[slot] for slot in self.child_slots]
+        self.imputations = Towers(names, input_dim, tower_hidden) if doubly_robust and names else None
+
+    def forward(self, fused: Tensor) -> HeadOutput:
+        """fused [B, T, H]."""
+        outputs = super().forward(fused)
+        if self.imputations is None or not self.training:
+            return outputs
+        imputed = outputs.value.new_zeros(outputs.value.shape)
+        imputed[:, self.child_slots] = softplus(self.imputations(fused[:, self.child_slots]))
+        return outputs._replace(imputed=imputed)

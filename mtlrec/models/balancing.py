@@ -1,0 +1,47 @@
+"""From the config's weighting to a balancer: for the methods on gradients, TorchJD's weightings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mtlrec import config as cfg
+from mtlrec.losses import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
+
+REMEDY = "pip install 'torchjd[cagrad,quadprog-projector]==0.18.*'"
+
+
+def build_balancing(weighting: cfg.Weighting, num_tasks: int) -> Balancing:
+    """Raises ValueError where the method needs packages that are not installed."""
+    match weighting:
+        case cfg.StaticWeighting() | cfg.DecayWeighting():
+            return Static()
+        case cfg.UncertaintyWeighting():
+            return Uncertainty(num_tasks)
+        case cfg.DWAWeighting(temperature=temperature, every=every):
+            return DynamicWeightAverage(num_tasks, temperature, every or 1)
+        case cfg.GradientWeighting() | cfg.CAGradWeighting():
+            # PCGrad sums the tasks' projected gradients; the others speak of the tasks' mean.
+            return GradientBalancing(_torchjd_weighting(weighting), of_mean=weighting.kind != "pcgrad")
+
+
+def _torchjd_weighting(weighting: cfg.GradientWeighting | cfg.CAGradWeighting) -> Callable[[Tensor], Tensor]:
+    try:
+        from torchjd import aggregation
+
+        match weighting:
+            case cfg.CAGradWeighting(c=c):
+                return aggregation.CAGradWeighting(c)
+            case cfg.GradientWeighting(kind="pcgrad"):
+                return aggregation.PCGradWeighting()
+            case cfg.GradientWeighting(kind="mgda"):
+                return aggregation.MGDAWeighting()
+            case cfg.GradientWeighting(kind="upgrad"):
+                return aggregation.UPGradWeighting()
+            case _:
+                return aggregation.AlignedMTLWeighting()
+    except ImportError as error:
+        raise ValueError(
+            f"loss.weighting.kind = {weighting.kind!r}: {' '.join(str(error).split())}; {REMEDY}"
+        ) from None

@@ -1,0 +1,110 @@
+"""What is kept of a binary task's predictions, all of it sums: a histogram of logits for each label, and totals.
+
+N bins. Ranks add up exactly, and padding rows, which weigh 0, count nowhere. AUC and the calibration error follow from
+the histogram: within a bin of 0.00024 AUC counts a tie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BINS = 1 << 17
+LOGIT_RANGE = 16.0
+"""Logits beyond it share the outermost bins (p < 1.2e-7)."""
+CALIBRATION_BUCKETS = 20
+"""Of equal weight, in the order of the prediction; the calibration error is a mean over them."""
+
+
+class BinaryTally:
+    """Accumulates (log probabilities, target, weight) of rows; `compute` gives the metrics."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.histogram = torch.zeros(2, BINS, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(6, dtype=torch.float64, device=device)
+
+    def update(self, log_p: Tensor, log_not_p: Tensor, target: Tensor, weight: Tensor) -> None:
+        """[B] each; weight 0 outside the population."""
+        weight = weight.double()
+        bins = ((log_p - log_not_p + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE))).clamp(0, BINS - 1).long()
+        self.histogram.view(-1).index_add_(0, bins + BINS * target.long(), weight)
+        loss = -(target * log_p + (1 - target) * log_not_p)
+        inside = (weight > 0).double()
+        columns = [inside, inside * target, weight, weight * target, weight * loss, weight * log_p.exp()]
+        self.totals += torch.stack([column.double().sum() for column in columns])
+
+    def over_ranks(self) -> BinaryTally:
+        """Collective."""
+        total = BinaryTally(self.totals.device)
+        total.histogram, total.totals = sum_over_ranks(self.histogram), sum_over_ranks(self.totals)
+        return total
+
+    def compute(self) -> dict[str, float]:
+        """auc, ne (log loss over that of always predicting the mean), log_loss, calibration (predicted over observed
+        positives), ece (see `calibration_error`), rows, positives."""
+        rows, positives, weight, observed, loss, predicted = self.totals.tolist()
+        return {
+            "auc": auc(self.histogram),
+            "ne": ratio(ratio(loss, weight), _entropy(ratio(observed, weight))),
+            "log_loss": ratio(loss, weight),
+            "calibration": ratio(predicted, observed),
+            "ece": calibration_error(self.histogram),
+            "rows": int(rows),
+            "positives": int(positives),
+        }
+
+
+def logit_of(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """(log p, log(1 - p)) where only log p is known; p is at most 1 - 1e-7."""
+    log_p = log_p.clamp(max=-1e-7)
+    return log_p, torch.log(-torch.expm1(log_p))
+
+
+def sum_over_ranks(accumulated: Tensor) -> Tensor:
+    total = accumulated.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def auc(histogram: Tensor) -> float:
+    """histogram [2, N]: weights of negatives and positives by rising score. A bin's pairs count one half."""
+    negatives, positives = histogram[0], histogram[1]
+    below = negatives.cumsum(0) - negatives
+    pairs = (negatives.sum() * positives.sum()).item()
+    return ratio((positives * (below + negatives / 2)).sum().item(), pairs)
+
+
+def bin_logits(device: torch.device) -> Tensor:
+    """[N]: the logit in the middle of every bin."""
+    return (torch.arange(BINS, dtype=torch.float64, device=device) + 0.5) * (2 * LOGIT_RANGE / BINS) - LOGIT_RANGE
+
+
+def calibration_error(histogram: Tensor, calibrated: Callable[[Tensor], Tensor] = torch.sigmoid) -> float:
+    """Mean over buckets of equal weight of |mean prediction - share of positives| (ECE, Naeini et al., AAAI 2015).
+
+    `calibrated` maps logits to probabilities.
+    """
+    weight = histogram.sum(0)
+    total = weight.sum()
+    if total == 0:
+        return math.nan
+    gaps = calibrated(bin_logits(histogram.device)) * weight - histogram[1]
+    middle = (weight.cumsum(0) - weight / 2) / total
+    bucket = (middle * CALIBRATION_BUCKETS).long().clamp(max=CALIBRATION_BUCKETS - 1)
+    per_bucket = torch.zeros(CALIBRATION_BUCKETS, dtype=gaps.dtype, device=gaps.device).index_add_(0, bucket, gaps)
+    return (per_bucket.abs().sum() / total).item()
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _entropy(p: float) -> float:
+    if not 0 < p < 1:
+        return math.nan
+    return -(p * math.log(p) + (1 - p) * math.log(1 - p))

@@ -1,0 +1,165 @@
+"""ESCM2's and AITM's terms, the kinds of task and their options, against NumPy row by row."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtlrec.heads import AITM, ESCM2
+from mtlrec.losses import Counterfactual, ExpectationCalibrator, MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.losses.task_losses import watch_time_loss
+
+PARENTS = [None, 0, 1]
+SPACES = SampleSpaces([0, 1, 2], PARENTS, [None] * 3, conditional=False)
+
+
+def funnel_labels(rows: int) -> torch.Tensor:
+    click = torch.rand(rows) < 0.5
+    buy = click & (torch.rand(rows) < 0.5)
+    return torch.stack([click, buy, buy & (torch.rand(rows) < 0.5)], 1).float()
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("doubly_robust", [False, True])
+def test_escm2_matches_the_paper(doubly_robust: bool) -> None:
+    torch.manual_seed(0)
+    head = ESCM2(["click", "buy", "review"], PARENTS, 4, [6], doubly_robust).double()
+    fused, labels = torch.randn(80, 3, 4).double() * 3, funnel_labels(80).double()
+    outputs = head(fused)
+    term = Counterfactual(PARENTS, doubly_robust, floor=0.2, conditional_weight=0.7, entire_weight=0.3)
+    loss = MultiTaskLoss([TaskLoss()] * 3, SPACES, [1.0] * 3, funnel_term=term)
+    _, report = loss(outputs, labels, torch.ones_like(labels), torch.ones(80).double())
+    y, conditional = labels.numpy(), sigmoid(outputs.value.detach().numpy())
+    p = np.cumprod(conditional, axis=1)
+    for task in range(3):
+        entire = -(y[:, task] * np.log(p[:, task]) + (1 - y[:, task]) * np.log(1 - p[:, task])).mean()
+        if task == 0:
+            assert report.losses[0].item() == pytest.approx(entire, rel=1e-6)
+            continue
+        q = conditional[:, task]
+        error = -(y[:, task] * np.log(q) + (1 - y[:, task]) * np.log(1 - q))
+        observed, propensity = y[:, task - 1], np.maximum(p[:, task - 1], 0.2)
+        if doubly_robust:
+            imputed = outputs.imputed[:, task].detach().numpy()  # type: ignore[index]
+            assert (imputed >= 0).all()
+            risk = (imputed + observed * (error - imputed) / propensity).mean()
+            risk += (observed * (error - imputed) ** 2 / propensity).mean()
+        else:
+            risk = (observed * error / propensity).mean()
+        assert report.losses[task].item() == pytest.approx(0.3 * entire + 0.7 * risk, rel=1e-5)
+
+
+def test_the_propensity_takes_no_gradient() -> None:
+    """With ESMM's part switched off the parent's tower learns from its own loss alone."""
+    torch.manual_seed(0)
+    head = ESCM2(["click", "buy"], [None, 0], 4, [6])
+    labels = funnel_labels(40)[:, :2]
+    spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=False)
+    term = Counterfactual([None, 0], doubly_robust=False, entire_weight=0.0)
+    loss = MultiTaskLoss([TaskLoss()] * 2, spaces, [0.0, 1.0], funnel_term=term)
+    total, _ = loss(head(torch.randn(40, 2, 4)), labels, torch.ones_like(labels), torch.ones(40))
+    total.backward()
+    towers = head.towers.by_task
+    assert towers["task_click"][1].weight.grad.abs().sum() == 0
+    assert towers["task_buy"][1].weight.grad.abs().sum() > 0
+
+
+def test_a_parent_s_row_weight_is_not_its_label() -> None:
+    """A clicked row that does not count for click is still a clicked row to buy."""
+    torch.manual_seed(0)
+    head, fused = ESCM2(["click", "buy"], [None, 0], 4, [6]), torch.randn(40, 2, 4)
+    labels = torch.cat([funnel_labels(40)[:, :2], (torch.arange(40) % 2).float()[:, None]], 1)
+    losses = []
+    for row_weights in ([None, None], [2, None]):
+        spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=False, row_weights=row_weights)
+        term = Counterfactual([None, 0], doubly_robust=False)
+        loss = MultiTaskLoss([TaskLoss()] * 2, spaces, [1.0, 1.0], funnel_term=term)
+        losses.append(loss(head(fused), labels, torch.ones_like(labels), torch.ones(40))[1].losses.tolist())
+    assert losses[0][0] != losses[1][0]
+    assert losses[0][1] == losses[1][1]
+
+
+def test_imputation_towers_are_for_training_and_for_children() -> None:
+    head = ESCM2(["a", "b", "c"], [None, 0, None], 4, [6], doubly_robust=True)
+    imputed = head(torch.randn(5, 3, 4)).imputed
+    assert imputed is not None
+    assert (imputed[:, [0, 2]] == 0).all()
+    assert (imputed[:, 1] > 0).all()
+    assert head.eval()(torch.randn(5, 3, 4)).imputed is None
+    assert ESCM2(["a", "b"], [None, None], 4, doubly_robust=True)(torch.randn(5, 2, 4)).imputed is None
+
+
+def test_the_calibrator_asks_a_child_to_stay_below_its_parent() -> None:
+    torch.manual_seed(0)
+    head = AITM(["click", "buy", "review"], PARENTS, 4, [6]).double()
+    labels, outputs = funnel_labels(50).double(), head(torch.randn(50, 3, 4).double() * 5)
+    p, ones = outputs.log_p.exp().detach().numpy(), torch.ones(50).double()
+    reports = [
+        MultiTaskLoss([TaskLoss()] * 3, SPACES, [1.0] * 3, funnel_term=term)(
+            outputs, labels, torch.ones_like(labels), ones
+        )[1]
+        for term in (None, ExpectationCalibrator(PARENTS, alpha=0.6))
+    ]
+    added = (reports[1].losses - reports[0].losses).numpy()
+    expected = [0, *(0.6 * np.maximum(0, p[:, task] - p[:, task - 1]).mean() for task in (1, 2))]
+    np.testing.assert_allclose(added, expected, rtol=1e-5, atol=1e-8)
+    assert added[1] > 0
+
+
+@given(time=st.floats(0, 1e4), logit=st.floats(-100, 100))
+def test_watch_time_loss_is_least_at_the_logarithm_of_the_time(time: float, logit: float) -> None:
+    here, z = torch.tensor([time], dtype=torch.float64), torch.tensor([logit], dtype=torch.float64, requires_grad=True)
+    loss = watch_time_loss(here, z)
+    loss.sum().backward()
+    p = 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+    assert z.grad is not None
+    assert z.grad.item() == pytest.approx((1 + time) * p - time, abs=1e-6 * (1 + time))
+    if time > 0:
+        assert loss.item() >= watch_time_loss(here, here.log()).item() - 1e-9
+
+
+def test_options_of_a_task_match_numpy() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 4).double() * 2, (torch.rand(40, 6) < 0.5).double()
+    labels[:, 2] = torch.randn(40) * 3
+    labels[:, 3] = torch.rand(40) * 50
+    labels[:, 4] = torch.rand(40) * 2  # of the first task's rows
+    known = torch.ones_like(labels)
+    known[:10, 4] = 0
+    log_p = torch.nn.functional.logsigmoid
+    from mtlrec.heads.funnel import HeadOutput
+
+    outputs = HeadOutput(logits, log_p(logits), log_p(-logits), log_p(logits))
+    condition = ("and", ("not", ("holds", ("column", 5))), (">", ("task", 3), 10.0))
+    spaces = SampleSpaces([0, 1, 2, 3], [None] * 4, [None, None, None, condition], True, [4, None, None, None])
+    tasks = [
+        TaskLoss(pos_weight=3.0),
+        TaskLoss(label_smoothing=0.2),
+        TaskLoss("huber", huber_delta=0.5),
+        TaskLoss("watch_time"),
+    ]
+    _, report = MultiTaskLoss(tasks, spaces, [1.0] * 4)(outputs, labels, known, torch.ones(40).double())
+    y, z = labels.numpy(), logits.numpy()
+    p = sigmoid(z)
+    weight = np.where(np.arange(40) < 10, 0, y[:, 4])
+    weighted = -(3 * y[:, 0] * np.log(p[:, 0]) + (1 - y[:, 0]) * np.log(1 - p[:, 0]))
+    smooth = y[:, 1] * 0.8 + 0.1
+    error = np.abs(z[:, 2] - y[:, 2])
+    long = (y[:, 5] == 0) & (y[:, 3] > 10)
+    watch = y[:, 3] * np.log1p(np.exp(-z[:, 3])) + np.log1p(np.exp(z[:, 3]))
+    expected = [
+        (weight * weighted).sum() / weight.sum(),
+        -(smooth * np.log(p[:, 1]) + (1 - smooth) * np.log(1 - p[:, 1])).mean(),
+        np.where(error < 0.5, error**2 / 2, 0.5 * (error - 0.25)).mean(),
+        watch[long].mean(),
+    ]
+    np.testing.assert_allclose(report.losses, expected, rtol=1e-6)
+    assert report.rows.tolist() == [30, 40, 40, long.sum()]
+    times = outputs.predictions(["binary", "binary", "regression", "watch_time"])
+    np.testing.assert_allclose(times[:, 3], np.exp(z[:, 3]))

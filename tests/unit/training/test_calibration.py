@@ -1,0 +1,161 @@
+"""Calibration maps against scikit-learn, the calibration error against a loop, GAUC against a loop over groups."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from mtlrec.distributed.process_group import process_group
+from mtlrec.training.binary_metrics import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
+from mtlrec.training.calibration import Calibration, Map, fit
+from mtlrec.training.checkpoint import CheckpointError
+from mtlrec.training.grouped_auc import GroupedAUC, grouped_auc
+from tests.ranks import run_ranks
+
+
+def overconfident(rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits twice as large as they should be and shifted, and labels."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(-1.0, 1.0, rows)
+    return 2 * true + 0.5, (rng.random(rows) < 1 / (1 + np.exp(-true))).astype(np.float64)
+
+
+def histogram(logits: np.ndarray, labels: np.ndarray) -> torch.Tensor:
+    tally, z = BinaryTally(torch.device("cpu")), torch.from_numpy(logits)
+    log = torch.nn.functional.logsigmoid
+    tally.update(log(z), log(-z), torch.from_numpy(labels), torch.ones(len(z)))
+    return tally.histogram
+
+
+def test_platt_is_a_logistic_regression_on_the_logit() -> None:
+    logits, labels = overconfident()
+    fitted = fit("platt", histogram(logits, labels))
+    assert fitted is not None
+    reference = LogisticRegression(C=1e12, tol=1e-10).fit(logits[:, None], labels)
+    assert fitted.slope == pytest.approx(reference.coef_[0, 0], abs=2e-3)
+    assert fitted.offset == pytest.approx(reference.intercept_[0], abs=2e-3)
+    assert fitted.slope == pytest.approx(0.5, abs=0.02)
+
+
+def test_isotonic_is_scikit_learn_s() -> None:
+    logits, labels = overconfident(5000)
+    logits = np.round(logits, 1) + 1e-5  # ties, each within a bin
+    fitted = fit("isotonic", histogram(logits, labels))
+    assert fitted is not None
+    reference = IsotonicRegression(out_of_bounds="clip").fit(logits, labels)
+    asked = np.unique(logits)
+    ours = fitted(torch.from_numpy(asked)).numpy()
+    np.testing.assert_allclose(ours, reference.predict(asked).clip(1e-7, 1 - 1e-7), atol=5e-3)
+    assert (np.diff(ours) >= 0).all()
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_fitted_map_mends_the_calibration_error(method: str) -> None:
+    logits, labels = overconfident()
+    half = len(logits) // 2
+    fitted, held_out = fit(method, histogram(logits[:half], labels[:half])), histogram(logits[half:], labels[half:])  # type: ignore[arg-type]
+    assert fitted is not None
+    assert calibration_error(held_out, fitted) < 0.3 * calibration_error(held_out)
+
+
+def test_one_class_fits_nothing() -> None:
+    assert fit("platt", histogram(np.zeros(3), np.ones(3))) is None
+    assert math.isnan(calibration_error(torch.zeros(2, BINS)))
+
+
+def test_the_calibration_error_of_a_loop() -> None:
+    logits, labels = overconfident(4000)
+    counts = histogram(logits, labels)
+    order = np.argsort(logits)
+    p = 1 / (1 + np.exp(-logits[order].clip(-LOGIT_RANGE, LOGIT_RANGE)))
+    gaps = [abs(part.sum()) for part in np.array_split(p - labels[order], 20)]
+    assert calibration_error(counts) == pytest.approx(sum(gaps) / len(logits), abs=1e-3)
+    assert bin_logits(counts.device)[[0, -1]].tolist() == pytest.approx([-LOGIT_RANGE, LOGIT_RANGE], abs=1e-3)
+
+
+def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
+    written = Calibration(
+        method="isotonic", rows=10, maps={"click": Map(logits=[-1.0, 1.0], probabilities=[0.25, 0.75])}
+    )
+    assert Calibration.read(tmp_path) is None
+    written.write(tmp_path)
+    read = Calibration.read(tmp_path)
+    assert read == written
+    assert read.of("click")(torch.tensor([-9.0, 0.0, 9.0])).tolist() == [0.25, 0.5, 0.75]
+    assert read.of("buy")(torch.zeros(1)).item() == 0.5
+
+
+def test_platt_of_separable_rows_is_finite() -> None:
+    fitted = fit("platt", histogram(np.linspace(-3, 3, 50), (np.arange(50) == 49).astype(np.float64)))
+    assert fitted is not None
+    assert 0 < fitted.slope < 100
+    assert 0 < fitted(torch.tensor([16.0])).item() <= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"method": "platt", "rows": 1, "maps": {"click": {"slope": null}}}',
+        '{"method": "isotonic", "rows": 1, "maps": {"click": {"logits": [1, 2], "probabilities": [0.5]}}}',
+        '{"method": "isotonic", "rows": 1, "maps": {"click": {"logits": [2, 1], "probabilities": [0.5, 0.6]}}}',
+        '{"method": "platt", "rows": 1, "maps": {"click": {"exec": 1}}}',
+    ],
+)
+def test_a_file_that_is_no_calibration_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"calibration\.json: not a calibration"):
+        Calibration.read(tmp_path)
+
+
+def scores(rows: int = 3000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    groups = rng.integers(-5, 200, rows) ** 3
+    values = np.round(rng.normal(size=rows), 1).astype(np.float32)  # many ties
+    return groups, values, (rng.random(rows) < 0.3).astype(np.float32)
+
+
+def test_grouped_auc_of_a_loop() -> None:
+    groups, values, labels = scores()
+    each = []
+    for group in np.unique(groups):
+        mine = groups == group
+        if 0 < labels[mine].sum() < mine.sum():
+            each.append((roc_auc_score(labels[mine], values[mine]), mine.sum()))
+    assert len(each) < len(np.unique(groups))
+    aucs, rows = zip(*each, strict=True)
+    assert grouped_auc(groups, values, labels) == pytest.approx(np.average(aucs, weights=rows))
+    assert math.isnan(grouped_auc(groups[:0], values[:0], labels[:0]))
+    assert math.isnan(grouped_auc(np.arange(5), values[:5], labels[:5]))
+    assert math.isnan(GroupedAUC().compute())
+
+
+def grouped_on_a_rank() -> float:
+    with process_group("cpu", 60) as ranks:
+        metric, cut = GroupedAUC(), [0, 17, 3000]
+        part = slice(cut[ranks.rank], cut[ranks.rank + 1])
+        groups, values, labels = (torch.from_numpy(column[part]) for column in scores())
+        metric.update(groups, values, labels, torch.ones(len(groups)))
+        metric.update(groups[:5], values[:5], 1 - labels[:5], torch.zeros(5))  # padding
+        return metric.compute()
+
+
+@pytest.mark.distributed
+def test_a_group_on_two_ranks_is_one_group() -> None:
+    for together in run_ranks(2, grouped_on_a_rank):
+        assert together == pytest.approx(grouped_auc(*scores()))
+
+
+def test_json_is_what_is_stored(tmp_path: Path) -> None:
+    Calibration(method="platt", rows=3, maps={"click": Map(slope=0.5, offset=0.1)}).write(tmp_path)
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    assert stored["maps"]["click"]["slope"] == 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
