@@ -2,10 +2,10 @@
 
     python benchmarks/correlation.py --root data/correlation --jobs 2 --out benchmarks/results/correlation.json
 
-For every planted correlation a synthetic feed (`mtlrec synth feed --correlation C`, made below --root where it is not
-there), and on it every fusion kind with every seed. A kind's gain on a task is its AUC over all impressions less that
-of single_task with the same seed, which shares the embeddings and nothing else; shown are the mean over the seeds and
-twice its standard error. `--plot FILE` draws it.
+For every planted correlation a synthetic feed (`mtlrec synth feed --correlation C --splits 0.4 0.1 0.5`, made below
+--root where it is not there), and on it every fusion kind with every seed. A kind's gain on a task is its AUC over all
+impressions less that of single_task with the same seed, which shares the embeddings and nothing else; shown are the
+mean over the seeds and twice its standard error. `--plot FILE` draws it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     options = parse_arguments()
     settings: dict[str, Any] = {"set": options.set, "bayes_auc": {}}
     for correlation in options.correlations:
-        feed = ["--rows", str(options.rows), "--correlation", str(correlation)]
+        feed = ["--rows", str(options.rows), "--correlation", str(correlation), "--splits", "0.4", "0.1", "0.5"]
         schema = trials.synth_feed(options.root / str(correlation), *feed)
         settings["bayes_auc"][str(correlation)] = schema["bayes_auc"]
         settings.setdefault("rows", schema["rows"])
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     kinds = [name.removeprefix("feed_") for name in recipes() if name.startswith("feed_")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="a feed per correlation goes below it")
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--correlations", type=float, nargs="+", default=[-0.5, 0.0, 0.5, 1.0])
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--seeds", type=int, default=5)

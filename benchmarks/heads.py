@@ -2,8 +2,9 @@
 
     python benchmarks/heads.py --root data/feed_rare --jobs 2 --out benchmarks/results/heads.json
 
-The feed (`mtlrec synth feed --rate share=0.005`, made where --root has none) is the same for all; seeds differ in the
-weights' start and the order of rows. Of p(task) over all impressions of the test split: AUC, as a share of what the
+The feed (`mtlrec synth feed --rate share=0.005 --splits 0.4 0.1 0.5`, made where --root has none) is the same for all;
+half of its rows are tested on, so that a rare task has enough of them. Seeds differ in the weights' start and the order
+of rows. Of p(task) over all impressions of the test split: AUC, as a share of what the
 true probabilities reach; normalised entropy; calibration (predicted over observed positives); and the calibration
 error in percent of the mean of the labels.
 """
@@ -30,9 +31,10 @@ HEADS = {
 
 def main() -> None:
     options = parse_arguments()
-    schema = trials.synth_feed(options.root, "--rows", str(options.rows), "--rate", f"share={options.rate}")
+    feed = ["--rows", str(options.rows), "--rate", f"share={options.rate}", "--splits", "0.4", "0.1", "0.5"]
+    schema = trials.synth_feed(options.root, *feed)
     command = shlex.join(["python", "benchmarks/heads.py", *sys.argv[1:]])
-    settings = {"source": schema["source"], "recipe": options.recipe, "set": options.set}
+    settings = {"source": schema["source"], "rows": schema["rows"], "recipe": options.recipe, "set": options.set}
     binary = {task: label["positives"]["test"] for task, label in schema["labels"].items() if "positives" in label}
     rates = {task: positives / schema["rows"]["test"] for task, positives in binary.items()}
     results = trials.read(options.out, settings, command=command, bayes_auc=schema["bayes_auc"], rates=rates)
@@ -47,7 +49,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="the feed's folder; made if it is not there")
-    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rate", type=float, default=0.005, help="of share, over impressions")
     parser.add_argument("--recipe", default="feed_shared_bottom")
     parser.add_argument("--tasks", nargs="+", default=["share", "like", "long_view", "click"])

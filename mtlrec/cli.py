@@ -186,6 +186,9 @@ def synth_feed(
     rate: Annotated[
         list[str] | None, typer.Option(help="task=share of impressions; several times. share=0.005 makes it rare.")
     ] = None,
+    splits: Annotated[
+        tuple[float, float, float], typer.Option(help="Shares of train, valid and test, in the order of time.")
+    ] = (0.8, 0.1, 0.1),
     seed: Annotated[int, typer.Option()] = 0,
     as_json: Json = False,
 ) -> None:
@@ -193,7 +196,7 @@ def synth_feed(
     from mtlrec.data.synthetic import feed
 
     rates = dict(_rate(text) for text in rate or [])
-    _print_schema(feed(out, rows=rows, seed=seed, correlation=correlation, rates=rates), out, as_json)
+    _print_schema(feed(out, rows=rows, seed=seed, correlation=correlation, rates=rates, splits=splits), out, as_json)
 
 
 @prepare_app.command("census-income", epilog="Example: mtlrec prepare census-income --out data/census-income")
