@@ -88,6 +88,47 @@ def test_bad_values_name_file_column_and_value(column: str, value: pa.Array, mes
         collated(changed(column, value))
 
 
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        (pa.array([3, 1, 3, None], pa.int64()), [(0, 2)]),
+        (pa.array([3, 1, 3, 1], pa.int8()), [(0, 2), (1, 3)]),
+        (pa.array([3, 1, 3, None], pa.uint64()), [(0, 2)]),
+        (pa.array(["a", "b", "a", None]), [(0, 2)]),
+        (pa.array(["a", "", None, ""], pa.large_string()), [(1, 3)]),
+        (pa.array([None] * 4, pa.string()), [(0, 1), (1, 2), (2, 3)]),
+    ],
+    ids=str,
+)
+def test_equal_values_are_one_group_whatever_their_type(values: pa.Array, same: list[tuple[int, int]]) -> None:
+    job = toy_job(metrics={"group_by": "who"})
+    table = toy_table(4).append_column("who", values)
+    groups = Collator.of(job, with_groups=True)(TableBatch(table, 6, "here.parquet")).groups
+    assert groups is not None
+    assert groups.dtype == torch.int64
+    assert len(groups) == 6
+    pairs = [(a, b) for a in range(4) for b in range(a + 1, 4) if groups[a] == groups[b]]
+    assert set(same) <= set(pairs)
+    if len(same) < 3:
+        assert pairs == same
+    swapped = Collator.of(job, with_groups=True)(TableBatch(table.slice(2), 2, "there.parquet")).groups
+    assert swapped is not None
+    assert swapped.tolist() == groups[2:4].tolist()  # the same in every batch and on every rank
+    assert Collator.of(job)(TableBatch(table, 6, "here.parquet")).groups is None
+
+
+def test_groups_of_another_type_and_negative_weights_are_refused() -> None:
+    table = toy_table(4).append_column("who", pa.array([0.5, 1.0, 2.0, 3.0]))
+    with pytest.raises(
+        DataError, match=r"here\.parquet: column 'who' is double; metrics\.group_by takes integers or text"
+    ):
+        Collator.of(toy_job(metrics={"group_by": "who"}), with_groups=True)(TableBatch(table, 4, "here.parquet"))
+    tasks = [{"name": "click", "label": "is_click", "sample_weight": "importance"}]
+    table = changed("importance", pa.array([1.0, None, -0.5, 2.0]))
+    with pytest.raises(DataError, match=r"column 'importance' holds -0\.5; .* is >= 0 or null"):
+        Collator.of(toy_job(tasks=tasks))(TableBatch(table, 4, "here.parquet"))
+
+
 def test_decimals_and_booleans_are_numbers() -> None:
     decimals = pa.array([1, 2, 3, 4]).cast(pa.decimal128(21, 2))
     batch = collated(changed("price", decimals))

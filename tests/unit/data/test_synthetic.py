@@ -183,6 +183,9 @@ def test_a_split_may_be_empty(tmp_path: Path) -> None:
         ({"splits": (0.5, 0.1, 0.1)}, "splits"),
         ({"splits": (0.0, 0.5, 0.5)}, "splits"),
         ({"history": 0}, "history: 0"),
+        ({"rates": {"buy": 0.1}}, "rates: buy is no task of the feed; tasks are click, long_view"),
+        ({"rates": {"share": 0.0}}, "rates: share = 0 is out of reach"),
+        ({"rates": {"click": 0.1, "like": 0.1}}, "rates: like = 0.1 is out of reach; it lies between 0 and 0.0"),
     ],
 )
 def test_a_bad_argument_is_named_before_anything_is_written(tmp_path: Path, arguments: dict, message: str) -> None:
@@ -190,6 +193,17 @@ def test_a_bad_argument_is_named_before_anything_is_written(tmp_path: Path, argu
         synthetic.feed(tmp_path / "out", **({"rows": 100} | arguments))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_is_planted_and_the_rest_stays_as_it_was(tmp_path: Path, feed: pa.Table) -> None:
+    synthetic.feed(tmp_path, ROWS, users=2_000, items=500, rates={"share": 0.005, "like": 0.1})
+    rare = read_all(tmp_path)
+    assert rare["true_share"].to_numpy().mean() == pytest.approx(0.005, rel=0.02)
+    assert rare["share"].to_numpy().mean() == pytest.approx(0.005, rel=0.1)
+    assert rare["true_like"].to_numpy().mean() == pytest.approx(0.1, rel=0.02)
+    assert rare["true_click"].equals(feed["true_click"])
+    assert rare["true_long_view"].equals(feed["true_long_view"])
+    assert json.loads((tmp_path / "schema.json").read_text())["source"]["rate_share"] == 0.005
 
 
 @pytest.mark.slow

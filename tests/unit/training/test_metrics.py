@@ -12,7 +12,7 @@ from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from mtlrec.distributed.process_group import process_group
-from mtlrec.heads import ESMM
+from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import Kind
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
 from mtlrec.models.train_module import StepOutput
@@ -69,6 +69,35 @@ def test_metrics_match_sklearn_over_the_task_s_own_rows() -> None:
         assert got[name]["positives"] == y.sum()
     assert got["buy"]["entire_auc"] == pytest.approx(got["buy"]["auc"], abs=1e-4)  # ESMM's own space is the entire one
     assert got["buy"]["inconsistent_labels"] > 0
+
+
+def test_weights_count_and_the_entire_space_is_not_the_own_one() -> None:
+    """Conditional towers: AUC where the parent is 1, and of the product over all rows; by the rows' weights."""
+    torch.manual_seed(0)
+    spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=True, row_weights=[2, None])
+    head, loss = Independent(["click", "buy"], [None, 0], 4), MultiTaskLoss([TaskLoss()] * 2, spaces, [1.0, 1.0])
+    outputs = head(torch.randn(3000, 2, 4) * 2).detach()
+    labels = (torch.rand(3000, 3) < 0.4).float()
+    labels[:, 2] = torch.rand(3000) * 3
+    _, report = loss(outputs, labels, torch.ones_like(labels), torch.ones(3000))
+    metrics = TaskMetrics(["click", "buy"], ["binary", "binary"], [False, True], torch.device("cpu"))
+    metrics.update(StepOutput(outputs, report, ""))
+    got = metrics.compute()
+    click, buy, weight = labels[:, 0].numpy(), (labels[:, 0] * labels[:, 1]).numpy(), labels[:, 2].numpy()
+    p = outputs.value.sigmoid().numpy()
+    assert got["click"]["auc"] == pytest.approx(roc_auc_score(click, p[:, 0], sample_weight=weight), abs=1e-4)
+    assert got["click"]["log_loss"] == pytest.approx(log_loss(click, p[:, 0], sample_weight=weight), rel=1e-4)
+    assert got["click"]["calibration"] == pytest.approx((weight * p[:, 0]).sum() / (weight * click).sum(), rel=1e-4)
+    assert (got["click"]["rows"], got["click"]["positives"]) == (3000, click.sum())
+    clicked = click == 1
+    assert got["buy"]["rows"] == clicked.sum()
+    assert got["buy"]["auc"] == pytest.approx(roc_auc_score(buy[clicked], p[clicked, 1]), abs=1e-4)
+    product = p[:, 0].astype(np.float64) * p[:, 1]
+    assert got["buy"]["entire_auc"] == pytest.approx(roc_auc_score(buy, product), abs=1e-4)
+    assert got["buy"]["entire_calibration"] == pytest.approx(product.sum() / buy.sum(), rel=1e-4)
+    base = buy.mean()
+    entropy = -(base * math.log(base) + (1 - base) * math.log(1 - base))
+    assert got["buy"]["entire_ne"] == pytest.approx(log_loss(buy, product) / entropy, rel=1e-4)
 
 
 def test_metrics_match_torchrec() -> None:
