@@ -46,7 +46,11 @@ class Counterfactual:
     and d the imputed loss:
 
         inverse propensity    o e / q
-        doubly robust         d + o (e - d) / q, and for d itself o (e - d)^2 / q
+        doubly robust         d + o (e - d) / q + o (e - d)^2 / q
+
+    The square teaches the imputation tower alone: in it e is detached. Let through, its gradient multiplies a clicked
+    row's loss by 1 + 2 (e - d), which for a rare child weighs the positives many times over and makes p(child | parent)
+    as many times too large (docs/heads.md).
 
     Args:
         parents: index of the task each one follows, or None
@@ -84,4 +88,4 @@ class Counterfactual:
         if not self.doubly_robust:
             return inverse * error
         assert imputed is not None, "the head has no imputation towers"
-        return imputed + inverse * (error - imputed) + inverse * (error - imputed).square()
+        return imputed + inverse * (error - imputed) + inverse * (error.detach() - imputed).square()

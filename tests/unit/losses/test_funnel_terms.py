@@ -70,6 +70,25 @@ def test_the_propensity_takes_no_gradient() -> None:
     assert towers["task_buy"][1].weight.grad.abs().sum() > 0
 
 
+def test_the_imputation_error_teaches_the_imputation_tower_alone() -> None:
+    """To the conditional tower the doubly robust risk is the inverse propensity one, whatever is imputed."""
+    gradients = []
+    for doubly_robust in (False, True):
+        torch.manual_seed(0)
+        head = ESCM2(["click", "buy"], [None, 0], 4, [6], doubly_robust=True)
+        fused, labels = torch.randn(40, 2, 4), funnel_labels(40)[:, :2]
+        spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=False)
+        term = Counterfactual([None, 0], doubly_robust)
+        loss = MultiTaskLoss([TaskLoss()] * 2, spaces, [1.0, 1.0], funnel_term=term)
+        loss(head(fused), labels, torch.ones_like(labels), torch.ones(40))[0].backward()
+        gradients.append([p.grad.clone() for p in head.towers.parameters() if p.grad is not None])
+        assert head.imputations is not None
+        imputed = [p.grad for p in head.imputations.parameters()]
+        assert all(g is not None and g.abs().sum() > 0 for g in imputed) == doubly_robust
+    for inverse_propensity, robust in zip(*gradients, strict=True):
+        torch.testing.assert_close(inverse_propensity, robust)
+
+
 def test_a_parent_s_row_weight_is_not_its_label() -> None:
     """A clicked row that does not count for click is still a clicked row to buy."""
     torch.manual_seed(0)
