@@ -110,6 +110,7 @@ def evaluate(
     from mtlrec.training.evaluate import evaluate as evaluate_model
     from mtlrec.training.evaluate import evaluation_loader, fit_calibration
     from mtlrec.training.sharded import load_run
+    from mtlrec.training.telemetry import say
 
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
@@ -123,6 +124,9 @@ def evaluate(
             valid = evaluate_model(model.module, evaluation_loader(job, "valid", ranks), job, ranks)
             fitted = fit_calibration(valid, calibrate.value)
             on_first_rank(ranks, lambda: fitted.write(checkpoint))
+            left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
+            if left_out and ranks.is_first:
+                say(f"not calibrated, one label only in the valid split: {', '.join(left_out)}")
         calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
         metrics = evaluate_model(model.module, loader, job, ranks).compute(calibration)
         if ranks.is_first:

@@ -42,7 +42,7 @@ from mtlrec.config.model import (
     SharedBottomFusion,
     SingleTaskFusion,
 )
-from mtlrec.config.tasks import ColumnRule, Task
+from mtlrec.config.tasks import ColumnRule, LabelColumn, Task
 from mtlrec.config.training import DenseOptim, OptimConfig, Schedule, ShardingConfig, SparseOptim, TrainConfig
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "Heads",
     "IndependentHeads",
     "JobConfig",
+    "LabelColumn",
     "LocatedError",
     "LossConfig",
     "MMoEFusion",

@@ -38,12 +38,14 @@ def parse(text: str) -> Tree:
     """Raises ValueError with one line that shows what is wrong."""
     if len(text) > LONGEST:
         raise ValueError(f"is {len(text)} characters long; {LONGEST} are the most")
+    if "#" in text:
+        raise ValueError("holds a '#', behind which Python reads nothing; leave it out")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python has opinions on `1 < 2 is 3`
             expression = ast.parse(text.strip(), mode="eval").body
         return _tree(expression, text.strip())
-    except (SyntaxError, RecursionError, MemoryError) as error:
+    except (SyntaxError, UnicodeError, RecursionError, MemoryError) as error:
         at = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
         example = "click and not (bounced or watch_time < 3)"
         raise ValueError(f"is no expression{at}; write for example: {example}; {QUOTE}") from None

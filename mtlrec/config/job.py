@@ -24,7 +24,7 @@ from mtlrec.config.model import (
     ModelConfig,
     PLEFusion,
 )
-from mtlrec.config.tasks import ColumnRule, Task, check_columns, check_graph, check_options, label_columns
+from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
 
 
@@ -140,7 +140,7 @@ class JobConfig(Strict):
     # ---- derived, read-only
 
     @property
-    def label_columns(self) -> dict[str, ColumnRule]:
+    def label_columns(self) -> dict[str, LabelColumn]:
         """The columns that labels, spaces and weights need, in the order of `Batch.labels`, and what they may hold."""
         return label_columns(self.tasks)
 

@@ -48,7 +48,7 @@ class CAGradWeighting(Strict):
     """Conflict-averse gradients (Liu et al. 2021)."""
 
     kind: Literal["cagrad"]
-    c: NonNegative = Field(0.4, description="how far from the mean gradient; 0: the mean itself")
+    c: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.4, description="how far from the mean; 0: the mean itself")
 
 
 Weighting = Annotated[

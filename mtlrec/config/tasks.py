@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -98,6 +98,9 @@ def check_columns(tasks: Sequence[Task]) -> None:
         if task.is_binary and task.label in numbers:
             message = f"is the label of a {numbers[task.label]} task too, not 0 or 1"
             raise LocatedError(("tasks", index, "label"), message)
+        if task.sample_weight in (task.name, task.label):
+            message = "is the task's own label: one kind of row would be left"
+            raise LocatedError(("tasks", index, "sample_weight"), message)
         path = ("tasks", index, "space")
         try:
             condition = task.condition
@@ -114,21 +117,32 @@ def check_columns(tasks: Sequence[Task]) -> None:
                 raise LocatedError(path, f"'{name}' is no yes or no but {kind}; compare it: {name} > 0")
 
 
-def label_columns(tasks: Sequence[Task]) -> dict[str, ColumnRule]:
+class LabelColumn(NamedTuple):
+    """What a column may hold, and the key of the job that reads it first."""
+
+    rule: ColumnRule
+    key: str
+
+
+def label_columns(tasks: Sequence[Task]) -> dict[str, LabelColumn]:
     """The columns that labels, spaces and weights need, each once, labels first; the stricter rule counts."""
     names = {task.name for task in tasks}
-    needs: list[tuple[str, ColumnRule]] = []
     label_rules: dict[str, ColumnRule] = {"binary": "flag", "regression": "number", "watch_time": "non_negative"}
-    needs += [(task.label, label_rules[task.kind]) for task in tasks]
+    needs = [(task.label, LabelColumn(label_rules[task.kind], f"tasks.{task.name}.label")) for task in tasks]
     for task in tasks:
         condition = task.condition
         if condition is not None:
             flags = expression.flags(condition)
-            columns = [name for name in expression.names(condition) if name not in names]
-            needs += [(column, "flag" if column in flags else "number") for column in columns]
-    needs += [(task.sample_weight, "non_negative") for task in tasks if task.sample_weight is not None]
+            for column in expression.names(condition):
+                if column not in names:
+                    rule: ColumnRule = "flag" if column in flags else "number"
+                    needs.append((column, LabelColumn(rule, f"tasks.{task.name}.space")))
+    for task in tasks:
+        if task.sample_weight is not None:
+            needs.append((task.sample_weight, LabelColumn("non_negative", f"tasks.{task.name}.sample_weight")))
     strictness: list[ColumnRule] = ["number", "non_negative", "flag"]
-    rules: dict[str, ColumnRule] = {}
-    for column, rule in needs:
-        rules[column] = max(rule, rules.get(column, rule), key=strictness.index)
-    return rules
+    columns: dict[str, LabelColumn] = {}
+    for column, need in needs:
+        before = columns.setdefault(column, need)
+        columns[column] = before._replace(rule=max(before.rule, need.rule, key=strictness.index))
+    return columns

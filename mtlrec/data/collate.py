@@ -17,8 +17,8 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
-from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, SparseFeature, TableConfig
-from mtlrec.data.parquet import DataError, TableBatch
+from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, SparseFeature, TableConfig
+from mtlrec.data.parquet import DataError, Reader, TableBatch
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Collator:
 
     features: FeaturesConfig
     tables: dict[str, TableConfig]
-    labels: Mapping[str, ColumnRule]
+    labels: Mapping[str, LabelColumn]
     group_by: str | None = None
 
     @staticmethod
@@ -43,6 +43,20 @@ class Collator:
     def columns(self) -> list[str]:
         wanted = [*self.features.names, *self.labels]
         return list(dict.fromkeys(wanted if self.group_by is None else [*wanted, self.group_by]))
+
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """What reads each column. Of a column with several, the pickiest: text is a group, but no number."""
+        readers: dict[str, Reader] = {}
+        if self.group_by is not None:
+            readers[self.group_by] = Reader("metrics.group_by", _is_group, "integers or text")
+        numbers = {feature.name: f"features.dense.{feature.name}" for feature in self.features.dense}
+        numbers |= {name: label.key for name, label in self.labels.items()}
+        readers |= {name: Reader(key, _is_number, "numbers or booleans") for name, key in numbers.items()}
+        for feature in self.features.sparse:
+            key = f"features.sparse.{feature.name}"
+            readers[feature.name] = Reader(key, _is_ids, "integers or lists of integers")
+        return readers
 
     def __call__(self, rows: TableBatch) -> Batch:
         try:
@@ -68,26 +82,26 @@ class Collator:
     def _labels(self, table: pa.Table, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         labels = np.zeros((rows, len(self.labels)), np.float32)
         mask = np.zeros((rows, len(self.labels)), np.float32)
-        for index, (name, rule) in enumerate(self.labels.items()):
+        for index, (name, label) in enumerate(self.labels.items()):
             values = _floats(table[name], name)
             known = ~np.isnan(values)
-            _check_rule(values[known], name, rule)
+            _check_rule(values[known], name, label.rule)
             labels[: table.num_rows, index] = np.where(known, values, 0.0)
             mask[: table.num_rows, index] = known
         return torch.from_numpy(labels), torch.from_numpy(mask)
 
     def _groups(self, column: pa.ChunkedArray, rows: int) -> torch.Tensor:
         """[rows] int64. Integers as they are, text by a hash that is the same on every rank; null is a group too."""
-        if pa.types.is_integer(column.type):
+        if pa.types.is_integer(column.type) or pa.types.is_null(column.type):
             present = np.asarray(column.is_valid())
             ids = np.full(len(present), np.iinfo(np.int64).min)
             ids[present] = _int64(column.drop_null().combine_chunks())
-        elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        elif not _is_group(column.type):
+            raise DataError(f"column '{self.group_by}' is {column.type}; metrics.group_by takes integers or text")
+        else:
             coded = pc.fill_null(column, "\0").combine_chunks().dictionary_encode()
             digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist()]
             ids = np.frombuffer(b"".join(digests), np.int64)[np.asarray(coded.indices)]
-        else:
-            raise DataError(f"column '{self.group_by}' is {column.type}; metrics.group_by takes integers or text")
         return _pad(ids, rows)
 
     def _sparse(self, table: pa.Table, rows: int) -> KeyedJaggedTensor:
@@ -129,13 +143,22 @@ def _transformed(column: pa.ChunkedArray, feature: DenseFeature) -> np.ndarray:
 
 def _floats(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """[rows] float64, null as NaN."""
-    if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
-        raise DataError(f"column '{name}' is {column.type}; a dense feature or label is a number or a boolean")
+    if not (_is_number(column.type) or pa.types.is_null(column.type)):
+        raise DataError(f"column '{name}' is {column.type}; a dense feature, label, space or weight is a number")
     return np.array(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    is_exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
+    return is_exact or pa.types.is_floating(kind)
+
+
+def _is_group(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_ids(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or _is_list_of_integers(kind)
 
 
 def _ids(column: pa.ChunkedArray, feature: SparseFeature) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +166,8 @@ def _ids(column: pa.ChunkedArray, feature: SparseFeature) -> tuple[np.ndarray, n
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # combine_chunks keeps an empty column chunked
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_null(array.type):
+        array = pa.nulls(len(array), pa.int64())
     if pa.types.is_integer(array.type):
         present = array.drop_null()
         return _int64(present), np.asarray(array.is_valid()).astype(np.int32)

@@ -36,7 +36,7 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         self.collate = collate
-        self.groups = list_row_groups(data.root, patterns, collate.columns)
+        self.groups = list_row_groups(data.root, patterns, collate.columns, collate.readers)
         self.rows = sum(group.rows for group in self.groups)
         self.steps_per_epoch = steps_per_epoch(self.groups, data.batch_size, world_size)
         self.wait_s = 0.0

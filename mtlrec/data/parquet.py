@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -46,10 +46,21 @@ class Slice:
         return self.stop - self.start
 
 
-def list_row_groups(root: Path, patterns: Sequence[str], columns: Sequence[str]) -> list[RowGroup]:
-    """Reads the footers of every matching file, in sorted order, and checks that all `columns` are there.
+class Reader(NamedTuple):
+    """What reads a column: the job's key, the types it takes, and these in words."""
 
-    Raises DataError naming the pattern, file or column that is missing.
+    key: str
+    takes: Callable[[pa.DataType], bool]
+    wants: str
+
+
+def list_row_groups(
+    root: Path, patterns: Sequence[str], columns: Sequence[str], readers: Mapping[str, Reader] | None = None
+) -> list[RowGroup]:
+    """Reads the footers of every matching file, in sorted order, and checks that all `columns` are there, of types that
+    their readers take.
+
+    Raises DataError naming the pattern, file or column that is missing or of another type.
     """
     paths = list(dict.fromkeys(path for pattern in patterns for path in _matches(root, pattern)))
     groups: list[RowGroup] = []
@@ -58,7 +69,7 @@ def list_row_groups(root: Path, patterns: Sequence[str], columns: Sequence[str])
         metadata = _footer(path)
         schema = metadata.schema.to_arrow_schema()
         for column in columns:
-            _check_column(path, schema, column, types)
+            _check_column(path, schema, column, types, (readers or {}).get(column))
         groups += [RowGroup(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
     if not any(group.rows for group in groups):
         raise DataError(f"{', '.join(map(str, paths))}: no rows")
@@ -77,13 +88,20 @@ def _matches(root: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _check_column(path: Path, schema: pa.Schema, column: str, types: dict[str, tuple[Path, pa.DataType]]) -> None:
+def _check_column(
+    path: Path, schema: pa.Schema, column: str, types: dict[str, tuple[Path, pa.DataType]], reader: Reader | None
+) -> None:
     """There, once, and of a kind with the same column of the first file (`types` remembers it)."""
     count = schema.names.count(column)
     if count != 1:
         what = "no column" if count == 0 else f"{count} columns called"
-        raise DataError(f"{path}: {what} '{column}'; the file has {', '.join(schema.names)}")
+        by = f", which {reader.key} reads" if reader else ""
+        raise DataError(f"{path}: {what} '{column}'{by}; the file has {', '.join(schema.names)}")
     kind = schema.field(column).type
+    if pa.types.is_null(kind):  # nothing is known in this file
+        return
+    if reader and not reader.takes(kind):
+        raise DataError(f"{path}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
     first, first_kind = types.setdefault(column, (path, kind))
     for is_such in (pa.types.is_string, pa.types.is_nested):
         if is_such(kind) != is_such(first_kind):

@@ -251,7 +251,7 @@ def _check(
             raise ValueError(f"{name}: {value} is too small; give {smallest} or more")
     if not -1.0 <= correlation <= 1.0:
         raise ValueError(f"correlation: {correlation} is outside [-1, 1]; 0.5 is the default")
-    if len(splits) != 3 or min(splits) < 0 or abs(sum(splits) - 1) > 1e-6 or splits[0] * rows < 1:
+    if len(splits) != 3 or not min(splits) >= 0 or not abs(sum(splits) - 1) <= 1e-6 or splits[0] * rows < 1:
         raise ValueError(
             f"splits: {splits} are not three shares that sum to 1, with rows to train; give e.g. (0.8, 0.1, 0.1)"
         )

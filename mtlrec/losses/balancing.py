@@ -112,6 +112,10 @@ class GradientBalancing(Balancing):
     A row of the pooled embeddings belongs to one rank, so the ranks' matrices add up to that of the global batch. Rank
     0 turns the sum into coefficients and tells the others: some methods draw random numbers.
 
+    A method made for shared parameters may give a task a negative weight (Aligned-MTL does). Here the coefficients
+    multiply whole losses, a task's own tower among what they train, and a negative one would make it unlearn: they are
+    kept at 0 or above.
+
     A task without a gradient, whose space is empty in this batch, is left out: MGDA would follow it and stop.
 
     Args:
@@ -143,7 +147,7 @@ class GradientBalancing(Balancing):
         present = torch.nonzero(gram.diagonal() > 0).squeeze(1)
         if len(present) and bool(torch.isfinite(gram).all()):  # a loss that is not finite ends the step, not this
             gram = gram[present][:, present]
-            weights = self.weighting(gram / gram.trace())  # TorchJD takes what is small for nothing
+            weights = self.weighting(gram / gram.trace()).clamp(min=0)  # TorchJD takes what is small for nothing
             coefficients[present] = (weights * (len(present) if self.of_mean else 1)).to(coefficients.dtype)
 
     @staticmethod

@@ -25,6 +25,7 @@ class Populations(NamedTuple):
     entire_space: [B, T] 0/1, where p(task) over all impressions is compared with the target
     weights: [B, T] of the rows, 0 for padding
     changed: [T] rows whose label broke the funnel
+    missing: [T] rows of the parent's positives whose own label is unknown, and which are therefore in neither space
     """
 
     targets: Tensor
@@ -32,6 +33,7 @@ class Populations(NamedTuple):
     entire_space: Tensor
     weights: Tensor
     changed: Tensor
+    missing: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,14 @@ class SampleSpaces:
         entire: dict[int, Tensor] = {}
         space: dict[int, Tensor] = {}
         changed: dict[int, Tensor] = {}
+        missing: dict[int, Tensor] = {}
         for task in topological_order(self.parents):
             parent = self.parents[task]
             inherited[task] = present if parent is None else inherited[parent]
             inherited[task] = inherited[task] * self._condition(task, columns, known, targets, is_known)
+            missing[task] = torch.zeros_like(present).sum()
+            if parent is not None:
+                missing[task] = (inherited[task] * targets[parent] * (1 - is_known[task])).sum()
             inherited[task] = inherited[task] * is_known[task]
             has_weight = (row_weights[task] > 0).to(columns.dtype)
             entire[task] = inherited[task] * has_weight
@@ -89,6 +95,7 @@ class SampleSpaces:
             entire_space=torch.stack([entire[task] for task in tasks], dim=1),
             weights=torch.stack([row_weights[task] for task in tasks], dim=1),
             changed=torch.stack([changed[task] for task in tasks]),
+            missing=torch.stack([missing[task] for task in tasks]),
         )
 
     def _consistent(self, columns: Tensor, known: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:

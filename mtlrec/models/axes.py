@@ -14,7 +14,7 @@ from itertools import combinations
 
 from torch import nn
 
-from mtlrec import layers
+from mtlrec import heads, layers
 from mtlrec.config import JobConfig
 from mtlrec.layers.experts import ExpertBank, ExpertNorm
 from mtlrec.layers.gates import GateBank
@@ -34,6 +34,7 @@ def parameter_axes(model: MultiTaskModel, job: JobConfig) -> Axes:
     bottom = model.over_arch.bottom
     assert isinstance(bottom, Bottom)
     axes |= {f"over_arch.bottom.{name}": labels for name, labels in _bottom(bottom, job).items()}
+    axes |= {f"over_arch.heads.{name}": labels for name, labels in _heads(model.over_arch.heads, job).items()}
     fusion = _fusion(model.over_arch.fusion, bottom_columns(bottom, job), [task.name for task in job.tasks])
     return axes | {f"over_arch.fusion.{name}": labels for name, labels in fusion.items()}
 
@@ -114,6 +115,24 @@ def _fusion(fusion: object, columns: Labels, tasks: list[str]) -> Axes:
             experts = [(modules[slot], i) for slot, count in enumerate(counts) for i in range(count)]
             return _levels(levels, [modules] * len(levels), experts, columns, None)
     return {}
+
+
+def _heads(head: nn.Module, job: JobConfig) -> Axes:
+    """What a child reads of its parent means nothing under another parent."""
+    axes: Axes = {}
+    for task in job.tasks:
+        if task.given is None:
+            continue
+        match head:
+            case heads.AITM():
+                name = f"transfers.task_{task.name}.hand_on.0.weight"
+                axes[name] = (None, _units([task.given], head.state_dict()[name].shape[1]))
+            case heads.DBMTL():
+                name = f"relations.task_{task.name}.net.0.weight"
+                of_parent = head.state_dict()[f"logits.task_{task.given}.weight"].shape[1]
+                own = head.state_dict()[name].shape[1] - of_parent
+                axes[name] = (None, [*_units(["own"], own), *_units([("parent", task.given)], of_parent)])
+    return axes
 
 
 def _projections(tasks: list[str], width: int) -> Axes:

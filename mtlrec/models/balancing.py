@@ -9,6 +9,9 @@ from torch import Tensor
 from mtlrec import config as cfg
 from mtlrec.losses import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
 
+SMALLEST_NORM = 1e-8
+"""Below it, relative to the root of the gradients' summed squares, CAGrad sees the end of training. TorchJD's own 1e-4
+is reached by a task whose loss is in another unit, and all weights are then 0."""
 REMEDY = "pip install 'torchjd[cagrad,quadprog-projector]==0.18.*'"
 
 
@@ -32,7 +35,7 @@ def _torchjd_weighting(weighting: cfg.GradientWeighting | cfg.CAGradWeighting) -
 
         match weighting:
             case cfg.CAGradWeighting(c=c):
-                return aggregation.CAGradWeighting(c)
+                return aggregation.CAGradWeighting(c, norm_eps=SMALLEST_NORM)
             case cfg.GradientWeighting(kind="pcgrad"):
                 return aggregation.PCGradWeighting()
             case cfg.GradientWeighting(kind="mgda"):

@@ -43,6 +43,11 @@ class BinaryTally:
         total.histogram, total.totals = sum_over_ranks(self.histogram), sum_over_ranks(self.totals)
         return total
 
+    def histogram_of_rows(self) -> Tensor:
+        """The histogram with the rows' weights scaled to a mean of 1: what it adds up to is a number of rows."""
+        rows, weight = self.totals[0], self.totals[2]
+        return self.histogram * (rows / weight.clamp(min=torch.finfo(weight.dtype).tiny))
+
     def compute(self) -> dict[str, float]:
         """auc, ne (log loss over that of always predicting the mean), log_loss, calibration (predicted over observed
         positives), ece (see `calibration_error`), rows, positives."""

@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def read_job_state(checkpoint: Path) -> JobState:
         return JobState(position, dict(raw["data_order"]), dict(raw["config"]), dict(raw["plan"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({error!r})") from None
+
+
+def check_tasks(checkpoint: Path, saved: JobState, names: Sequence[str]) -> None:
+    """Raises CheckpointError unless the tasks are the checkpoint's, in its order: experts are kept by position."""
+    before = [str(task["name"]) for task in saved.config["tasks"]]
+    if before != list(names):
+        raise CheckpointError(
+            f"{checkpoint}: its tasks are {', '.join(before)}, the job's {', '.join(names)}; name the same in the same "
+            "order, or start a new run with --init-from, which moves weights by name"
+        )
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -39,18 +39,20 @@ def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ra
         for batch in loader.epoch():
             with autocast(job, ranks.device):
                 _, step = model(batch.to(ranks.device))
-            check_finite(step.outputs.value, job, step.origin)
+            check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
             metrics.update(step)
     model.train(was_training)
     return metrics
 
 
 def fit_calibration(metrics: TaskMetrics, method: Method) -> Calibration:
-    """Collective. A map per binary task; a task of one class only is left out."""
+    """Collective. A map per binary task; a task of one class only is left out, and ValueError raised where all are."""
     tallies = {name: metrics.predicted(task) for task, name in enumerate(metrics.tasks) if task in metrics.own}
-    maps = {name: fit(method, tally.histogram) for name, tally in tallies.items()}
-    rows = max((int(tally.totals[0].item()) for tally in tallies.values()), default=0)
+    maps = {name: fit(method, tally.histogram_of_rows()) for name, tally in tallies.items()}
     fitted = {name: one for name, one in maps.items() if one is not None}
+    if not fitted:
+        raise ValueError("--calibrate: no binary task has rows of both labels in the valid split; nothing was stored")
+    rows = max(int(tallies[name].totals[0].item()) for name in fitted)
     return Calibration(method=method, rows=rows, maps=fitted)
 
 

@@ -26,7 +26,8 @@ class TaskMetrics:
     """Accumulates `StepOutput`s; `compute` gives {task: {metric: value}}.
 
     Binary: those of `BinaryTally.compute`; with groups gauc; with a parent also entire_auc, entire_ne,
-    entire_calibration, entire_ece, of p(task) over all impressions, and inconsistent_labels. Regression and watch time:
+    entire_calibration, entire_ece, of p(task) over all impressions, inconsistent_labels, the rows whose label broke the
+    funnel, and missing_labels, the parent's positives without one. Regression and watch time:
     mse, mae, mean, predicted_mean, rows. Rows count by their weights. A figure that the rows cannot give (no rows, one
     class) is NaN.
     """
@@ -39,7 +40,7 @@ class TaskMetrics:
         self.entire = {task: BinaryTally(device) for task, parent in enumerate(has_parent) if parent}
         self.groups: dict[int, GroupedAUC] = {}
         self.errors = torch.zeros(len(self.tasks), 6, dtype=torch.float64, device=device)
-        self.changed = torch.zeros(len(self.tasks), dtype=torch.float64, device=device)
+        self.faults = torch.zeros(2, len(self.tasks), dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, step: StepOutput) -> None:
@@ -48,7 +49,7 @@ class TaskMetrics:
         entire = populations.entire_space * populations.weights
         targets = populations.targets.where(entire > 0, 0.0)  # outside, a label may be anything
         predictions = outputs.predictions(self.kinds)
-        self.changed += populations.changed
+        self.faults += torch.stack([populations.changed, populations.missing])
         for task, kind in enumerate(self.kinds):
             target, weight = targets[:, task], space[:, task]
             if kind != "binary":
@@ -72,7 +73,7 @@ class TaskMetrics:
 
         With a calibration also calibrated_ece, of the probabilities over all impressions as it maps them.
         """
-        errors, changed = sum_over_ranks(self.errors), sum_over_ranks(self.changed)
+        errors, faults = sum_over_ranks(self.errors), sum_over_ranks(self.faults)
         metrics: Metrics = {}
         for task, name in enumerate(self.tasks):
             if self.kinds[task] != "binary":
@@ -85,7 +86,8 @@ class TaskMetrics:
             if task in self.entire:
                 predicted = self.entire[task].over_ranks()
                 metrics[name] |= {f"entire_{key}": value for key, value in predicted.compute().items() if key in ENTIRE}
-                metrics[name]["inconsistent_labels"] = int(changed[task].item())
+                for index, fault in enumerate(("inconsistent_labels", "missing_labels")):
+                    metrics[name][fault] = int(faults[index, task].item())
             if calibration is not None:
                 metrics[name]["calibrated_ece"] = calibration_error(predicted.histogram, calibration.of(name))
         return metrics

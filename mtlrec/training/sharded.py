@@ -21,7 +21,7 @@ from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.build import build_train_module
-from mtlrec.training.checkpoint import CheckpointError, Checkpoints, load_tensors
+from mtlrec.training.checkpoint import CheckpointError, Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.training.optim import fuse_sparse_optimizer
 
 
@@ -70,6 +70,7 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
     checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no complete checkpoint; train it first")
+    check_tasks(checkpoint, read_job_state(checkpoint), [task.name for task in job.tasks])
     model = build_sharded(job.model_copy(update={"loss": LossConfig()}), ranks)
     state = model.state()
     load_tensors({"model": state}, checkpoint)

@@ -144,4 +144,4 @@ def _shown(name: str, value: float | None) -> str:
         return ""
     if math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if name in ("rows", "positives", "inconsistent_labels") else f"{value:.4f}"
+    return f"{value:,.0f}" if name in ("rows", "positives", "inconsistent_labels", "missing_labels") else f"{value:.4f}"

@@ -28,6 +28,7 @@ from mtlrec.training.checkpoint import (
     Checkpoints,
     JobState,
     Position,
+    check_tasks,
     load_tensors,
     read_job_state,
 )
@@ -97,6 +98,7 @@ class Trainer:
         if checkpoint is None:
             return self.position
         saved = read_job_state(checkpoint)
+        check_tasks(checkpoint, saved, [task.name for task in self.job.tasks])
         self._check_order_of_rows(checkpoint, saved)
         self.optimizers.materialise()
         tensors = self._tensors()
@@ -203,11 +205,11 @@ class Trainer:
         with clock.paused():
             if evaluates or saves:
                 self.model.average_running_statistics()
+            if saves:  # first: a fault in the valid split must not cost what was trained
+                self._save()
             if evaluates:
                 self.pipeline.detach()
                 self._evaluate("valid", telemetry)
-            if saves:
-                self._save()
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
         metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks).compute()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -65,3 +66,19 @@ def test_a_damaged_calibration_is_one_line(trained: Path, capsys: pytest.Capture
     assert "\n" not in error
     path.unlink()
     assert run_cli("evaluate", trained) == 0
+
+
+def test_a_split_of_one_label_calibrates_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pq.read_table(trained.parent / "data" / "valid")
+    table = table.set_column(table.column_names.index("is_click"), "is_click", pa.array(np.ones(table.num_rows)))
+    one, none = table, table.set_column(table.column_names.index("is_buy"), "is_buy", pa.array(np.ones(table.num_rows)))
+    for name, part in (("one", one), ("none", none)):
+        (trained.parent / "data" / name).mkdir(exist_ok=True)
+        pq.write_table(part, trained.parent / "data" / name / "part.parquet")
+    capsys.readouterr()
+    assert run_cli("evaluate", trained, "--calibrate", "platt", "--set", "data.valid=[none/*.parquet]") == 2
+    assert "no binary task has rows of both labels" in capsys.readouterr().err
+    assert not list(trained.glob("checkpoints/*/calibration.json"))
+    assert run_cli("evaluate", trained, "--calibrate", "platt", "--set", "data.valid=[one/*.parquet]") == 0
+    assert "not calibrated, one label only in the valid split: click" in capsys.readouterr().err
+    next(trained.glob("checkpoints/*/calibration.json")).unlink()

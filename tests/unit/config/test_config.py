@@ -41,6 +41,8 @@ MISTAKES = {
     "tasks.ratio.pos_weight=2": ["tasks.3.pos_weight = 2", "is for binary tasks; 'ratio' is regression"],
     "tasks.like.loss=huber": ["tasks.2.loss = 'huber'", "is for regression tasks; 'like' is binary"],
     "tasks.ratio.huber_delta=2": ["tasks.3.huber_delta = 2", "is for loss: huber"],
+    "tasks.like.sample_weight=is_like": ["tasks.2.sample_weight = 'is_like'", "the task's own label"],
+    "loss.weighting={kind: cagrad, c: 1}": ["loss.weighting.c = 1", "less than 1"],
     "tasks.like.pos_weight=0": ["tasks.2.pos_weight = 0", "greater than 0"],
     "tasks.like.label_smoothing=1": ["tasks.2.label_smoothing = 1", "less than 1"],
     "tasks.like.negative_sampling_rate=0": ["tasks.2.negative_sampling_rate = 0", "greater than 0"],
@@ -252,7 +254,9 @@ def test_label_columns_are_each_named_once_with_the_strictest_rule() -> None:
     tree["tasks"][1]["sample_weight"] = "importance"
     tree["tasks"][2]["space"] = "shown_like and watch_ratio > 0.5 and country == 2"
     tree["tasks"].append({"name": "time", "kind": "watch_time", "label": "watch_ratio", "space": "watch_ratio > 0"})
-    assert JobConfig.model_validate(tree).label_columns == {
+    columns = JobConfig.model_validate(tree).label_columns
+    assert columns["country"].key == "tasks.like.space"
+    assert {name: column.rule for name, column in columns.items()} == {
         "is_click": "flag",
         "is_buy": "flag",
         "is_like": "flag",

@@ -72,6 +72,8 @@ def test_names_and_flags() -> None:
         ("a and", "is no expression"),
         ("a = 1", "is no expression at character"),
         ("a & b", "'a & b' is neither"),
+        ("a # and b", "holds a '#'"),
+        ("\ud800", "is no expression"),
         ("f(a)", r"'f\(a\)' is neither"),
         ("a.b", "'a.b' is neither"),
         ("a[0]", "is neither"),

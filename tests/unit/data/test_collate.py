@@ -77,7 +77,11 @@ def test_null_lists_are_empty() -> None:
         ("recent_items", pa.array([[1], [None], [], []]), r"'recent_items' holds a null id"),
         ("item_id", pa.array(["a", "b", "c", "d"]), r"'item_id' is string; a sparse feature is an integer"),
         ("item_id", pa.array([1.0, 2.0, 3.0, 4.0]), r"'item_id' is double"),
-        ("age", pa.array(["a", "b", "c", "d"]), r"'age' is string; a dense feature or label is a number"),
+        (
+            "age",
+            pa.array(["a", "b", "c", "d"]),
+            r"'age' is string; a dense feature, label, space or weight is a number",
+        ),
         ("price", pa.array([1.0, -2.0, 3.0, 4.0]), r"'price' holds -2; log1p takes values >= 0"),
         ("is_click", pa.array([0.0, 1.0, 2.0, 0.0]), r"column 'is_click' holds 2; a binary label, .* is 0, 1 or null"),
         ("shown_like", pa.array([0, 1, 3, 0]), r"column 'shown_like' holds 3"),

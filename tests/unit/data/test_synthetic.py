@@ -182,6 +182,7 @@ def test_a_split_may_be_empty(tmp_path: Path) -> None:
         ({"rows_per_file": 0}, "rows_per_file: 0"),
         ({"splits": (0.5, 0.1, 0.1)}, "splits"),
         ({"splits": (0.0, 0.5, 0.5)}, "splits"),
+        ({"splits": (float("nan"), 0.5, 0.5)}, "splits"),
         ({"history": 0}, "history: 0"),
         ({"rates": {"buy": 0.1}}, "rates: buy is no task of the feed; tasks are click, long_view"),
         ({"rates": {"share": 0.0}}, "rates: share = 0 is out of reach"),

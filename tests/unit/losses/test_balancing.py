@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mtlrec.config import CAGradWeighting
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.losses import DynamicWeightAverage, GradientBalancing, MultiTaskLoss, SampleSpaces, TaskLoss, Uncertainty
 from mtlrec.losses.balancing import Balancing, Totals
+from mtlrec.models.balancing import build_balancing
 from tests.ranks import run_ranks
 
 TASKS = 3
@@ -204,6 +206,24 @@ def test_small_gradients_are_weighed_like_large_ones(kind: str) -> None:
         parts = scale * (gradients @ pooled)
         coefficients.append(weighting(kind)(Totals(parts.detach(), torch.ones(TASKS)), parts, pooled)[0])
     np.testing.assert_allclose(coefficients[0], coefficients[1], rtol=1e-4)
+
+
+def test_a_negative_weight_becomes_zero() -> None:
+    pooled = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    parts = torch.randn(TASKS, 5, dtype=torch.float64) @ pooled
+    balancing = GradientBalancing(lambda gram: torch.tensor([-0.5, 0.25, 2.0], dtype=torch.float64))
+    assert balancing(Totals(parts.detach(), torch.ones(TASKS)), parts, pooled)[0].tolist() == [0.0, 0.25, 2.0]  # type: ignore[union-attr]
+
+
+def test_cagrad_goes_on_where_a_loss_is_in_another_unit() -> None:
+    pytest.importorskip("torchjd", reason="TorchJD is not installed")
+    pooled = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    parts = torch.tensor([1.0, 1.0, 1e5], dtype=torch.float64) * (torch.randn(TASKS, 9, dtype=torch.float64) @ pooled)
+    balancing = build_balancing(CAGradWeighting(kind="cagrad"), TASKS)
+    coefficients, _ = balancing(Totals(parts.detach(), torch.ones(TASKS)), parts, pooled)
+    assert isinstance(coefficients, torch.Tensor)
+    assert (coefficients > 0).all()
 
 
 def test_uncertainty_of_a_task_without_rows_stands_still() -> None:

@@ -31,11 +31,11 @@ def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return labels * known, known, weights
 
 
-def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[Any, Any, Any, Any]:
-    """targets, space, entire_space, changed: one row and one task at a time."""
+def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[Any, ...]:
+    """targets, space, entire_space, changed, missing: one row and one task at a time."""
     count = len(labels)
     targets, space, entire = (np.zeros((count, 5)) for _ in range(3))
-    changed = np.zeros(5)
+    changed, missing = np.zeros(5), np.zeros(5)
     for i in range(count):
         if weights[i] == 0:
             continue
@@ -54,10 +54,11 @@ def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[A
             above = targets[i, parent]
             targets[i, task] = label * above
             inside = inside and entire[i, parent] == 1
+            missing[task] += inside and not is_known and above == 1
             changed[task] += inside and is_known and label == 1 and above == 0
             entire[i, task] = inside and (is_known or above == 0)
             space[i, task] = (inside and is_known and above == 1) if conditional else entire[i, task]
-    return targets, space, entire, changed
+    return targets, space, entire, changed, missing
 
 
 @pytest.mark.parametrize("conditional", [True, False])
@@ -65,10 +66,12 @@ def test_populations_match_a_loop(conditional: bool) -> None:
     labels, known, weights = rows(300)
     spaces = SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional)
     got = spaces(labels, known, weights)
-    targets, space, entire, changed = by_hand(labels.numpy(), known.numpy(), weights.numpy(), conditional)
+    targets, space, entire, changed, missing = by_hand(labels.numpy(), known.numpy(), weights.numpy(), conditional)
     np.testing.assert_array_equal(got.space, space)
     np.testing.assert_array_equal(got.entire_space, entire)
     np.testing.assert_array_equal(got.changed, changed)
+    np.testing.assert_array_equal(got.missing, missing)
+    assert missing[1:3].min() > 0
     np.testing.assert_array_equal(got.targets * got.space, targets * space)
     np.testing.assert_array_equal(got.targets * got.entire_space, targets * entire)
 

@@ -91,6 +91,16 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     assert read.of("buy")(torch.zeros(1)).item() == 0.5
 
 
+def test_small_row_weights_fit_as_rows_do() -> None:
+    logits, labels = overconfident(5000)
+    tally, z, log = BinaryTally(torch.device("cpu")), torch.from_numpy(logits), torch.nn.functional.logsigmoid
+    tally.update(log(z), log(-z), torch.from_numpy(labels), torch.full((5000,), 1e-4))
+    light, rows = fit("platt", tally.histogram_of_rows()), fit("platt", histogram(logits, labels))
+    assert light is not None
+    assert rows is not None
+    assert (light.slope, light.offset) == pytest.approx((rows.slope, rows.offset), abs=1e-5)
+
+
 def test_platt_of_separable_rows_is_finite() -> None:
     fitted = fit("platt", histogram(np.linspace(-3, 3, 50), (np.arange(50) == 49).astype(np.float64)))
     assert fitted is not None
