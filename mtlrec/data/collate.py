@@ -45,17 +45,19 @@ class Collator:
         return list(dict.fromkeys(wanted if self.group_by is None else [*wanted, self.group_by]))
 
     @property
-    def readers(self) -> dict[str, Reader]:
-        """What reads each column. Of a column with several, the pickiest: text is a group, but no number."""
-        readers: dict[str, Reader] = {}
+    def readers(self) -> dict[str, list[Reader]]:
+        """What reads each column."""
+        readers: dict[str, list[Reader]] = {column: [] for column in self.columns}
+        for dense in self.features.dense:
+            readers[dense.name].append(Reader(f"features.dense.{dense.name}", _is_number, "numbers or booleans"))
+        for sparse in self.features.sparse:
+            readers[sparse.name].append(
+                Reader(f"features.sparse.{sparse.name}", _is_ids, "integers or lists of integers")
+            )
+        for name, label in self.labels.items():
+            readers[name].append(Reader(label.key, _is_number, "numbers or booleans"))
         if self.group_by is not None:
-            readers[self.group_by] = Reader("metrics.group_by", _is_group, "integers or text")
-        numbers = {feature.name: f"features.dense.{feature.name}" for feature in self.features.dense}
-        numbers |= {name: label.key for name, label in self.labels.items()}
-        readers |= {name: Reader(key, _is_number, "numbers or booleans") for name, key in numbers.items()}
-        for feature in self.features.sparse:
-            key = f"features.sparse.{feature.name}"
-            readers[feature.name] = Reader(key, _is_ids, "integers or lists of integers")
+            readers[self.group_by].append(Reader("metrics.group_by", _is_group, "integers or text"))
         return readers
 
     def __call__(self, rows: TableBatch) -> Batch:

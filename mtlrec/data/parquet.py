@@ -55,7 +55,7 @@ class Reader(NamedTuple):
 
 
 def list_row_groups(
-    root: Path, patterns: Sequence[str], columns: Sequence[str], readers: Mapping[str, Reader] | None = None
+    root: Path, patterns: Sequence[str], columns: Sequence[str], readers: Mapping[str, Sequence[Reader]] | None = None
 ) -> list[RowGroup]:
     """Reads the footers of every matching file, in sorted order, and checks that all `columns` are there, of types that
     their readers take.
@@ -69,7 +69,7 @@ def list_row_groups(
         metadata = _footer(path)
         schema = metadata.schema.to_arrow_schema()
         for column in columns:
-            _check_column(path, schema, column, types, (readers or {}).get(column))
+            _check_column(path, schema, column, types, (readers or {}).get(column, ()))
         groups += [RowGroup(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
     if not any(group.rows for group in groups):
         raise DataError(f"{', '.join(map(str, paths))}: no rows")
@@ -89,19 +89,24 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 
 
 def _check_column(
-    path: Path, schema: pa.Schema, column: str, types: dict[str, tuple[Path, pa.DataType]], reader: Reader | None
+    path: Path,
+    schema: pa.Schema,
+    column: str,
+    types: dict[str, tuple[Path, pa.DataType]],
+    readers: Sequence[Reader],
 ) -> None:
     """There, once, and of a kind with the same column of the first file (`types` remembers it)."""
     count = schema.names.count(column)
     if count != 1:
         what = "no column" if count == 0 else f"{count} columns called"
-        by = f", which {reader.key} reads" if reader else ""
+        by = f", which {readers[0].key} reads" if readers else ""
         raise DataError(f"{path}: {what} '{column}'{by}; the file has {', '.join(schema.names)}")
     kind = schema.field(column).type
     if pa.types.is_null(kind):  # nothing is known in this file
         return
-    if reader and not reader.takes(kind):
-        raise DataError(f"{path}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
+    for reader in readers:
+        if not reader.takes(kind):
+            raise DataError(f"{path}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
     first, first_kind = types.setdefault(column, (path, kind))
     for is_such in (pa.types.is_string, pa.types.is_nested):
         if is_such(kind) != is_such(first_kind):

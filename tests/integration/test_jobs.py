@@ -254,7 +254,22 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key": (["--set", "train.epoch=2"], "train.epoch = 2: unknown key"),
     "no such file": (["--set", "data.train=[nothing.parquet]"], "no file matches"),
     "no test split": (["--set", "data.test=[later/*.parquet]"], "no file matches"),
-    "missing column": (["--set", "features.dense.age.name=size"], "no column 'size'; the file has"),
+    "missing column": (
+        ["--set", "features.dense.age.name=size"],
+        "no column 'size', which features.dense.size reads; the file has",
+    ),
+    "missing column of a space": (
+        ["--set", "tasks.like.space=shown_like and seen > 2"],
+        "no column 'seen', which tasks.like.space reads",
+    ),
+    "a group of another type": (
+        ["--set", "metrics.group_by=price"],
+        "column 'price' is float; metrics.group_by takes integers or text",
+    ),
+    "a weight of another type": (
+        ["--set", "tasks.like.sample_weight=recent_items"],
+        "'recent_items' is list<element: int64>; tasks.like.sample_weight takes numbers or booleans",
+    ),
     "id out of range": (["--set", "tables.item.rows=20"], "raise tables.item.rows"),
     "cuda on cpu": (["--set", "train.device=cuda"], "train.device is cuda"),
     "adam on cpu": (["--set", "optim.sparse.kind=adam"], "FBGEMM has no Adam on CPU"),
@@ -335,6 +350,50 @@ def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(
     assert len(capsys.readouterr().err.strip().splitlines()[-1]) > 0
     assert (run / "config.yaml").read_text() == before
     assert run_cli("evaluate", run) == 0
+
+
+def test_tasks_in_another_order_are_refused(
+    mid_epoch: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts are kept by position: a task's would be another's."""
+    config, run = mid_epoch
+    tree = yaml.safe_load(config.read_text())
+    tree["tasks"] = [tree["tasks"][index] for index in (2, 1, 0, 3)]
+    (tmp_path / "reordered.yaml").write_text(yaml.safe_dump(tree))
+    assert run_cli("train", tmp_path / "reordered.yaml", "-o", run, "--resume") == 2
+    said = capsys.readouterr().err
+    assert "its tasks are click, buy, like, ratio, the job's like, buy, click, ratio" in said
+    assert run_cli("evaluate", run, "--set", "tasks.like.name=love") == 2
+    assert "the job's click, buy, love, ratio" in capsys.readouterr().err
+
+
+def test_a_fault_in_the_valid_split_costs_nothing_that_was_trained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = toy_table(70).set_column(toy_table(1).column_names.index("is_click"), "is_click", pa.array([2.0] * 70))
+    (tmp_path / "bad").mkdir()
+    pq.write_table(bad, tmp_path / "bad" / "part.parquet")
+    config, run = write_job(tmp_path / "job.yaml", data), tmp_path / "run"
+    assert run_cli("train", config, "-o", run, "--set", f"data.valid=[{tmp_path}/bad/*.parquet]") == 2
+    assert "column 'is_click' holds 2" in capsys.readouterr().err
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000009"]
+
+
+@pytest.mark.parametrize("head", ["aitm", "dbmtl"])
+def test_a_child_under_another_parent_starts_without_what_it_read_of_the_old_one(
+    head: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = {"heads": {"kind": head, "tower_hidden": [8]}}
+    config = write_job(tmp_path / "job.yaml", data, model=heads, train={"max_steps": 1})
+    assert run_cli("train", config, "-o", tmp_path / "old") == 0
+    capsys.readouterr()
+    again = ["--init-from", tmp_path / "old", "-o", tmp_path / "new", "--set", "tasks.buy.given=like"]
+    assert run_cli("train", config, *again) == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if "started from" in line)
+    if head == "aitm":
+        assert "fresh: model.over_arch.heads.transfers.task_buy.hand_on.0.weight" in said
+    else:
+        assert "grown: model.over_arch.heads.relations.task_buy.net.0.weight (20%)" in said  # 8 of 8 + 32 columns
 
 
 @pytest.mark.parametrize("how", ["--resume", "restarted"])
