@@ -127,6 +127,8 @@ def evaluate(
             left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
             if left_out and ranks.is_first:
                 say(f"not calibrated, one label only in the valid split: {', '.join(left_out)}")
+            if ranks.is_first:
+                say(f"{calibrate.value} fitted on {fitted.rows:,} valid rows, kept in {checkpoint}; predict applies it")
         calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
         metrics = evaluate_model(model.module, loader, job, ranks).compute(calibration)
         if ranks.is_first:
@@ -161,7 +163,8 @@ def predict(
         rows = predict_rows(model.module, job, source, output, ranks, calibration)
         if ranks.is_first:
             by = f", calibrated ({calibration.method})" if calibration else ""
-            _print({"rows": rows, "output": str(output)}, as_json, f"{rows:,} rows scored into {output}{by}")
+            described = {"rows": rows, "output": str(output), "calibration": calibration and calibration.method}
+            _print(described, as_json, f"{rows:,} rows scored into {output}{by}")
 
 
 @app.command(epilog="Example: mtlrec recipes census_adatt_sp > job.yaml")
@@ -188,12 +191,12 @@ def synth_feed(
     rows: Annotated[int, typer.Option(help="Impressions over all splits.")] = 1_000_000,
     correlation: Annotated[float, typer.Option(help="Of the tasks' planted logits, -1 to 1.")] = 0.5,
     rate: Annotated[
-        list[str] | None, typer.Option(help="task=share of impressions; several times. share=0.005 makes it rare.")
+        list[str] | None, typer.Option(help="TASK=RATE over impressions, as in like=0.005; may be given several times.")
     ] = None,
     splits: Annotated[
         tuple[float, float, float], typer.Option(help="Shares of train, valid and test, in the order of time.")
     ] = (0.8, 0.1, 0.1),
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of the users, the videos and the draws.")] = 0,
     as_json: Json = False,
 ) -> None:
     """A short-video feed: click, long_view, like, share, watch_time, and the true probabilities beside them."""
@@ -281,17 +284,18 @@ def _report(final: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(jsonable(final)))
         return
     console = Console()
-    console = console if console.is_terminal else Console(width=160)  # a log is read without a terminal's edge
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=160)  # a log is read without a terminal's edge
     for split, metrics in final.items():
         console.print(metrics_table(metrics, split))
 
 
 def _rate(text: str) -> tuple[str, float]:
-    task, _, share = text.partition("=")
+    task, _, rate = text.partition("=")
     try:
-        return task, float(share)
+        return task, float(rate)
     except ValueError:
-        raise ConfigError(f"--rate {text}: write task=share, for example --rate share=0.005") from None
+        raise ConfigError(f"--rate {text}: write TASK=RATE, for example --rate like=0.005") from None
 
 
 def _print_schema(schema: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -129,13 +129,15 @@ def one_line(metrics: Metrics) -> str:
 
 
 def metrics_table(metrics: Metrics, title: str) -> Table:
-    """Tasks down, metrics across; a metric that a task does not have is left blank."""
+    """Metrics down, tasks across; what a task does not have is left blank."""
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     few = [task for task, values in metrics.items() if values.get("positives", math.inf) < MIN_TEST_POSITIVES]
     caption = f"undecidable, under {MIN_TEST_POSITIVES} positives: {', '.join(few)}" if few else None
-    table = Table("task", *names, title=title, caption=caption)
-    for task, values in metrics.items():
-        table.add_row(task, *(_shown(name, values.get(name)) for name in names))
+    table = Table("", title=title, caption=caption)
+    for task in metrics:
+        table.add_column(task, justify="right", overflow="fold")
+    for name in names:
+        table.add_row(name, *(_shown(name, values.get(name)) for values in metrics.values()))
     return table
 
 
