@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
-from mtlrec.heads.funnel import HeadOutput, sampling_shift, topological_order
+from mtlrec.heads.funnel import HeadOutput
+from mtlrec.heads.head import Head
 from mtlrec.heads.towers import by_task
 from mtlrec.layers.mlp import MLP
 
@@ -34,7 +34,7 @@ class Transfer(nn.Module):
         return (scores.softmax(dim=1) * self.value(both)).sum(dim=1)
 
 
-class AITM(nn.Module):
+class AITM(Head):
     """Tower k gives features q_k; a child's are z_k = attention over (q_k, g_k(z_parent)), a root's z_k = q_k.
 
     Every task predicts p(task) over all impressions from z_k and is trained on the root's whole space; nothing forces
@@ -53,9 +53,6 @@ class AITM(nn.Module):
         ValueError: where the edges form a cycle, or `tower_hidden` is empty.
     """
 
-    conditional = False
-    shift: Tensor
-
     def __init__(
         self,
         tasks: Sequence[str],
@@ -64,15 +61,13 @@ class AITM(nn.Module):
         tower_hidden: Sequence[int],
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tasks, parents, sampling_rates)
         if not tower_hidden:
             raise ValueError("tower_hidden must have at least one width: a task's features are what is handed on")
-        self.order, self.parents = topological_order(parents), list(parents)
         width = tower_hidden[-1]
         self.towers = by_task(tasks, lambda slot: MLP(input_dim, tower_hidden))
         self.transfers = by_task(tasks, lambda slot: nn.Identity() if parents[slot] is None else Transfer(width))
         self.logits = by_task(tasks, lambda slot: nn.Linear(width, 1))
-        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
@@ -83,5 +78,4 @@ class AITM(nn.Module):
             if parent is not None:
                 features[slot] = transfers[slot](features[slot], features[parent])
         logits = torch.cat([logit(z) for logit, z in zip(self.logits.values(), features, strict=True)], dim=1).float()
-        as_sampled = logits + self.shift if self.training else logits
-        return HeadOutput(logits, logsigmoid(as_sampled), logsigmoid(-as_sampled), logsigmoid(logits))
+        return self.over_impressions(logits)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
-from mtlrec.heads.funnel import HeadOutput, sampling_shift, topological_order
+from mtlrec.heads.funnel import HeadOutput
+from mtlrec.heads.head import Head
 from mtlrec.heads.towers import by_task
 from mtlrec.layers.mlp import MLP
 
 
-class DBMTL(nn.Module):
+class DBMTL(Head):
     """Tower k gives features h_k; r_k = MLP(h_k) of a root, MLP([h_k, r_parent]) of a child; logits are linear in r.
 
     Every task predicts p(task) over all impressions and is trained on the root's whole space; nothing forces
@@ -33,9 +33,6 @@ class DBMTL(nn.Module):
         ValueError: where the edges form a cycle, or `relation_hidden` is empty.
     """
 
-    conditional = False
-    shift: Tensor
-
     def __init__(
         self,
         tasks: Sequence[str],
@@ -45,17 +42,15 @@ class DBMTL(nn.Module):
         relation_hidden: Sequence[int] = (32,),
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(tasks, parents, sampling_rates)
         if not relation_hidden:
             raise ValueError("relation_hidden must have at least one width: its features are what a child reads")
-        self.order, self.parents = topological_order(parents), list(parents)
         width, own = relation_hidden[-1], (tower_hidden or [input_dim])[-1]
         self.towers = by_task(tasks, lambda slot: MLP(input_dim, tower_hidden))
         self.relations = by_task(
             tasks, lambda slot: MLP(own + (0 if parents[slot] is None else width), relation_hidden)
         )
         self.logits = by_task(tasks, lambda slot: nn.Linear(width, 1))
-        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
@@ -66,5 +61,4 @@ class DBMTL(nn.Module):
             inputs = features[slot] if parent is None else torch.cat([features[slot], features[parent]], dim=1)
             features[slot] = relations[slot](inputs)
         logits = torch.cat([logit(r) for logit, r in zip(self.logits.values(), features, strict=True)], dim=1).float()
-        as_sampled = logits + self.shift if self.training else logits
-        return HeadOutput(logits, logsigmoid(as_sampled), logsigmoid(-as_sampled), logsigmoid(logits))
+        return self.over_impressions(logits)

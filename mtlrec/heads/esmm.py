@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtlrec.heads.funnel import HeadOutput, chain, sampling_shift, topological_order
+from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.head import Head
 from mtlrec.heads.towers import Towers
 
 
-class ESMM(nn.Module):
+class ESMM(Head):
     """Tower k gives the conditional p(k | parent); the loss is taken on p(k), over the root's whole space.
 
     No tower is trained on a sample that its parent selected, so none inherits the selection's bias; and
@@ -29,10 +30,6 @@ class ESMM(nn.Module):
         ValueError: where the edges form a cycle.
     """
 
-    conditional = False
-
-    shift: Tensor
-
     def __init__(
         self,
         tasks: Sequence[str],
@@ -41,14 +38,11 @@ class ESMM(nn.Module):
         tower_hidden: Sequence[int] = (),
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        topological_order(parents)
-        self.parents = list(parents)
+        super().__init__(tasks, parents, sampling_rates)
         self.towers = Towers(tasks, input_dim, tower_hidden)
-        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
         logits = self.towers(fused)
-        log_p, log_not_p = chain(logits + self.shift if self.training else logits, self.parents)
+        log_p, log_not_p = chain(self.as_sampled(logits), self.parents)
         return HeadOutput(logits, log_p, log_not_p, log_p)

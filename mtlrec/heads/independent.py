@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch import Tensor
 
-from mtlrec.heads.funnel import HeadOutput, chain, sampling_shift, topological_order
+from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.head import Head
 from mtlrec.heads.towers import Towers
 
 
-class Independent(nn.Module):
+class Independent(Head):
     """A tower per task that shares nothing with the others.
 
     Tower k gives p(k | parent) and is trained where the parent is 1 (`conditional`); p(k) over all impressions is the
@@ -32,8 +32,6 @@ class Independent(nn.Module):
         ValueError: where the edges form a cycle.
     """
 
-    shift: Tensor
-
     def __init__(
         self,
         tasks: Sequence[str],
@@ -43,17 +41,12 @@ class Independent(nn.Module):
         entire_space: bool = False,
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        topological_order(parents)
-        self.parents = list(parents)
+        super().__init__(tasks, parents, sampling_rates)
         self.conditional = not entire_space
         self.towers = Towers(tasks, input_dim, tower_hidden)
-        self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
         logits = self.towers(fused)
-        as_sampled = logits + self.shift if self.training else logits
-        log_entire_p = chain(logits, self.parents)[0] if self.conditional else logsigmoid(logits)
-        log_p, log_not_p = logsigmoid(as_sampled), logsigmoid(-as_sampled)
-        return HeadOutput(logits, log_p, log_not_p, log_entire_p)
+        outputs = self.over_impressions(logits)
+        return outputs._replace(log_entire_p=chain(logits, self.parents)[0]) if self.conditional else outputs
