@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,20 @@ class CalibrationMethod(StrEnum):
     isotonic = "isotonic"
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        versions = ((name, metadata.version(name)) for name in ("mtlrec", "torch", "torchrec"))
+        print(", ".join(" ".join(pair) for pair in versions))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    pass
+
+
 @app.command(epilog="Example: mtlrec train census_adatt_sp --output runs/census --set data.root=data/census-income")
 def train(
     config: Config,
@@ -72,7 +87,9 @@ def train(
         trainer = Trainer(job, output, ranks)
         at = trainer.resume() if resume else trainer.position
         if at.step:
-            message = f"resumed after step {at.step} (epoch {at.epoch})"
+            message = (
+                f"resumed after step {at.step} (epoch {min(at.epoch + 1, job.train.epochs)} of {job.train.epochs})"
+            )
         elif init_from is not None:
             message = f"started from {init_from}: {trainer.init_from(init_from)}"
         else:

@@ -14,6 +14,7 @@ a tree of plain tuples, which the losses take as it is:
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +32,18 @@ COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Gt: ">",
     ast.GtE: ">=",
 }
+ELSEWHERE = {
+    "&&": "and",
+    "&": "and",
+    "AND": "and",
+    "||": "or",
+    "|": "or",
+    "OR": "or",
+    "NOT": "not",
+    "!": "not",
+    "=": "==",
+}
+"""How other languages write it."""
 MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -47,8 +60,7 @@ def parse(text: str) -> Tree:
         return _tree(expression, text.strip())
     except (SyntaxError, UnicodeError, RecursionError, MemoryError) as error:
         at = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
-        example = "click and not (bounced or watch_time < 3)"
-        raise ValueError(f"is no expression{at}; write for example: {example}; {QUOTE}") from None
+        raise ValueError(f"is no expression{at}; {_remedy(text)}") from None
 
 
 def names(tree: Tree) -> Iterator[str]:
@@ -89,9 +101,8 @@ def _tree(node: ast.expr, text: str) -> Tree:
             return pairs[0] if len(pairs) == 1 else ("and", *pairs)
     name = _name(node)
     if name is None:
-        raise ValueError(
-            f"{_shown(node, text)} is neither a task, a column nor a comparison of one with a number; {QUOTE}"
-        )
+        what = f"{_shown(node, text)} is neither a task, a column nor a comparison of one with a number"
+        raise ValueError(f"{what}; {_remedy(text)}")
     return ("holds", name)
 
 
@@ -103,8 +114,10 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, text: str) -> Tr
         name, number = _name(this), _number(other)
         if name is not None and number is not None:
             return (as_written, name, number)
-    remedy = f"compare a task or a column with a number of at most {LARGEST:.0f}"
-    raise ValueError(f"{_shown(left, text)} {sign} {_shown(right, text)}: {remedy}")
+    shown = f"{_shown(left, text)} {sign} {_shown(right, text)}"
+    if _name(left) is not None and _name(right) is not None:
+        raise ValueError(f"{shown} compares two names; one side must be a number")
+    raise ValueError(f"{shown}: compare a task or a column with a number of at most {LARGEST:.0f}")
 
 
 def _name(node: ast.expr) -> str | None:
@@ -124,6 +137,14 @@ def _number(node: ast.expr) -> float | None:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and abs(value) <= LARGEST:
             return float(value)
     return None
+
+
+def _remedy(text: str) -> str:
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", text)
+    foreign = re.search(r"&&?|\|\|?|\b(?:AND|OR|NOT)\b|!(?!=)|(?<![=<>!])=(?!=)", unquoted)
+    if foreign is not None:
+        return f"write '{ELSEWHERE[foreign[0]]}' for '{foreign[0]}'"
+    return f"write for example: click and not (bounced or watch_time < 3); {QUOTE}"
 
 
 def _shown(node: ast.expr, text: str) -> str:

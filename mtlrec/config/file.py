@@ -110,6 +110,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"--set {override}: write key.path=value, for example --set train.epochs=2")
+    if not text.strip():
+        raise ConfigError(f"--set {override}: no value; write {dotted}=null where it should hold nothing")
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):

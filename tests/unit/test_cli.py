@@ -1,6 +1,7 @@
 """The command line: help with an example for every verb, JSON that is nothing but JSON, statuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out)["name"] == "census_ple"
     assert run_cli("recipes", "census_mlp") == 2
     assert "recipes are census_adatt, census_adatt_sp" in capsys.readouterr().err
+
+
+def test_version_names_what_a_report_of_a_fault_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("--version") == 0
+    assert re.fullmatch(r"mtlrec [\d.]+, torch [\d.]+\S*, torchrec [\d.]+\S*\n", capsys.readouterr().out)
 
 
 def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
