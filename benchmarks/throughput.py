@@ -22,9 +22,8 @@ from mtlrec.batch import Batch
 from mtlrec.cli import quiet_libraries
 from mtlrec.config.file import load_config, recipes
 from mtlrec.data import synthetic
-from mtlrec.data.collate import Collator
-from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, process_group
+from mtlrec.training.loading import loader_of
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import build_sharded
 
@@ -41,7 +40,7 @@ class Runner:
         model = build_sharded(job, ranks)
         self.optimizers = Optimizers(model.module, job, total_steps=options.steps)
         self.pipeline: Any = TrainPipelineSparseDist(model.module, self.optimizers.combined, ranks.device)
-        self.loader = Loader(job.data, job.data.train, Collator.of(job), ranks.rank, ranks.world_size)
+        self.loader = loader_of(job, "train", ranks)
 
     def batches(self, count: int) -> list[Batch]:
         return [batch for batch, _ in zip(self.loader.epoch(), range(count), strict=False)]

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from mtlrec import cli_data
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config, parse_config, recipe_text
@@ -33,10 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-prepare_app = typer.Typer(help="Turn a public data set into Parquet and a schema.json.", no_args_is_help=True)
-synth_app = typer.Typer(help="Make a data set whose true probabilities are known.", no_args_is_help=True)
-app.add_typer(prepare_app, name="prepare")
-app.add_typer(synth_app, name="synth")
+app.add_typer(cli_data.prepare_app, name="prepare")
+app.add_typer(cli_data.synth_app, name="synth")
+app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml")(cli_data.inspect)
 
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
@@ -85,11 +85,11 @@ def train(
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         on_first_rank(ranks, lambda: _check_folder(output, resume, overwrite, init_from))
         trainer = Trainer(job, output, ranks)
-        at = trainer.resume() if resume else trainer.position
-        if at.step:
-            message = (
-                f"resumed after step {at.step} (epoch {min(at.epoch + 1, job.train.epochs)} of {job.train.epochs})"
-            )
+        if resume:
+            trainer.resume()
+        if trainer.step:
+            epoch = min(trainer.position.epoch + 1, job.train.epochs)
+            message = f"resumed after step {trainer.step} (epoch {epoch} of {job.train.epochs})"
         elif init_from is not None:
             message = f"started from {init_from}: {trainer.init_from(init_from)}"
         else:
@@ -102,7 +102,7 @@ def train(
         try:
             final = trainer.fit()
         except KeyboardInterrupt:
-            say(f"interrupted after step {trainer.position.step}; --resume goes on from the last checkpoint")
+            say(f"interrupted after step {trainer.step}; --resume goes on from the last checkpoint")
             raise
         if ranks.is_first:
             _report(final, as_json)
@@ -125,7 +125,8 @@ def evaluate(
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.training.calibration import Calibration
     from mtlrec.training.evaluate import evaluate as evaluate_model
-    from mtlrec.training.evaluate import evaluation_loader, fit_calibration
+    from mtlrec.training.evaluate import fit_calibration
+    from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
     from mtlrec.training.telemetry import say
 
@@ -133,12 +134,12 @@ def evaluate(
         raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        loader = evaluation_loader(job, split, ranks)
+        loader = loader_of(job, split, ranks)
         model = load_run(job, run, ranks)
         checkpoint = model.checkpoint
         assert checkpoint is not None
         if calibrate is not None:
-            valid = evaluate_model(model.module, evaluation_loader(job, "valid", ranks), job, ranks)
+            valid = evaluate_model(model.module, loader_of(job, "valid", ranks), job, ranks)
             fitted = fit_calibration(valid, calibrate.value)
             on_first_rank(ranks, lambda: fitted.write(checkpoint))
             left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
@@ -181,7 +182,7 @@ def predict(
         if ranks.is_first:
             by = f", calibrated ({calibration.method})" if calibration else ""
             described = {"rows": rows, "output": str(output), "calibration": calibration and calibration.method}
-            _print(described, as_json, f"{rows:,} rows scored into {output}{by}")
+            cli_data.print_(described, as_json, f"{rows:,} rows scored into {output}{by}")
 
 
 @app.command(epilog="Example: mtlrec recipes census_adatt_sp > job.yaml")
@@ -191,65 +192,15 @@ def recipes(
     """List the jobs that ship with the package, or print one."""
     if name is not None:
         text = recipe_text(name)
-        _print(yaml.safe_load(text), as_json, text.rstrip())
+        cli_data.print_(yaml.safe_load(text), as_json, text.rstrip())
     else:
-        _print(recipe_names(), as_json, "\n".join(recipe_names()))
+        cli_data.print_(recipe_names(), as_json, "\n".join(recipe_names()))
 
 
 @app.command(epilog="Example: mtlrec schema > mtlrec.schema.json")
 def schema() -> None:
     """Print the config's JSON Schema, for editors."""
     print(json.dumps(JobConfig.model_json_schema(), indent=2))
-
-
-@synth_app.command("feed", epilog="Example: mtlrec synth feed --out data/feed --rows 2000000")
-def synth_feed(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    rows: Annotated[int, typer.Option(help="Impressions over all splits.")] = 1_000_000,
-    correlation: Annotated[float, typer.Option(help="Of the tasks' planted logits, -1 to 1.")] = 0.5,
-    rate: Annotated[
-        list[str] | None, typer.Option(help="TASK=RATE over impressions, as in like=0.005; may be given several times.")
-    ] = None,
-    splits: Annotated[
-        tuple[float, float, float], typer.Option(help="Shares of train, valid and test, in the order of time.")
-    ] = (0.8, 0.1, 0.1),
-    seed: Annotated[int, typer.Option(help="Of the users, the videos and the draws.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """A short-video feed: click, long_view, like, share, watch_time, and the true probabilities beside them."""
-    from mtlrec.data.synthetic import feed
-
-    rates = dict(_rate(text) for text in rate or [])
-    _print_schema(feed(out, rows=rows, seed=seed, correlation=correlation, rates=rates, splits=splits), out, as_json)
-
-
-@prepare_app.command("census-income", epilog="Example: mtlrec prepare census-income --out data/census-income")
-def prepare_census_income(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    source: Annotated[
-        Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """UCI Census-Income (KDD): income, never_married, college."""
-    from mtlrec.data.prepare import census_income
-
-    _print_schema(census_income.prepare(source, out, seed=seed), out, as_json)
-
-
-@prepare_app.command("kuairand", epilog="Example: mtlrec prepare kuairand --source kuairand.tsv.gz --out data/kuairand")
-def prepare_kuairand(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    source: Annotated[
-        Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """KuaiRand: click, long_view, follow, comment, forward, profile_enter, like, watch_ratio; split by time."""
-    from mtlrec.data.prepare import kuairand
-
-    _print_schema(kuairand.prepare(source, out), out, as_json)
 
 
 # ---- the parts
@@ -293,35 +244,14 @@ def _job_of(run: Path, overrides: list[str]) -> JobConfig:
 
 
 def _report(final: dict[str, Any], as_json: bool) -> None:
-    from rich.console import Console
-
     from mtlrec.training.telemetry import jsonable, metrics_table
 
     if as_json:
         print(json.dumps(jsonable(final)))
         return
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=160)  # a log is read without a terminal's edge
+    console = cli_data.wide_console()
     for split, metrics in final.items():
         console.print(metrics_table(metrics, split))
-
-
-def _rate(text: str) -> tuple[str, float]:
-    task, _, rate = text.partition("=")
-    try:
-        return task, float(rate)
-    except ValueError:
-        raise ConfigError(f"--rate {text}: write TASK=RATE, for example --rate like=0.005") from None
-
-
-def _print_schema(schema: dict[str, Any], out: Path, as_json: bool) -> None:
-    rows = ", ".join(f"{split} {count:,}" for split, count in schema["rows"].items())
-    _print(schema, as_json, f"{out}: {rows} rows; schema.json describes them")
-
-
-def _print(value: Any, as_json: bool, text: str) -> None:
-    print(json.dumps(value) if as_json else text)
 
 
 def main() -> None:

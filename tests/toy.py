@@ -7,7 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
+from mtlrec.data.collate import collate
+from mtlrec.data.columns import Columns
+from mtlrec.data.files import File
+from mtlrec.data.loader import Loader
+from mtlrec.data.order import Piece
+from mtlrec.data.parquet import RowGroup, Rows, list_row_groups
 
 USERS, ITEMS = 50, 40
 
@@ -125,3 +132,23 @@ def write_toy(root: Path, train: tuple[int, ...] = (300, 257), valid: int = 150,
 def _write(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=70)
+
+
+def rows_of(table: pa.Table) -> Rows:
+    """As if read from a file of one row group."""
+    group = RowGroup(File("here.parquet", "here.parquet", "here.parquet", 0, None), 0, table.num_rows)
+    return Rows(table, (group,), (Piece(0, range(table.num_rows)),), (None,))
+
+
+def collated(table: pa.Table, rows: int | None = None, job: JobConfig | None = None) -> Batch:
+    """The table's rows as a batch, padded to `rows`."""
+    job = job or toy_job()
+    block = Columns.of(job, with_groups=True).block(rows_of(table))
+    names = [feature.name for feature in job.features.sparse]
+    return collate([(block, 0, len(block))], rows or len(block), names, job.features.is_weighted)
+
+
+def loader_of(job: JobConfig, rank: int = 0, world_size: int = 1, split: str = "train", **options: Any) -> Loader:
+    columns = Columns.of(job)
+    dataset = list_row_groups(job.data.root, getattr(job.data, split), columns.readers, job.data.on_error)
+    return Loader(job.data, dataset, columns, rank, world_size, **options)

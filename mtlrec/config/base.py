@@ -18,7 +18,7 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class LocatedError(ValueError):
-    """A rule that spans several keys was broken; `path` is the key to blame."""
+    """A rule that spans several keys was broken; `path` is the key to blame, from the section that raises it."""
 
     def __init__(self, path: Sequence[str | int], message: str) -> None:
         super().__init__(message)

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
-from mtlrec.config.base import Name, Positive, Strict
+from mtlrec.config.base import LocatedError, Name, Positive, Strict
+
+Column = Annotated[str, StringConstraints(min_length=1)]
+DenseStep = Literal["none", "clip", "log1p", "standardise"]
 
 
 class DataConfig(Strict):
-    """Where the rows are. `train`, `valid` and `test` are file names or globs, relative to `root`."""
+    """Where the rows are. `train`, `valid` and `test` are files, globs or folders below `root`."""
 
-    root: Path = Path(".")
+    root: str = Field(".", description="a folder, or a URI: s3://bucket/logs, gs://, hdfs://, or what fsspec opens")
     train: Annotated[list[str], Field(min_length=1)] = ["train/*.parquet"]
     valid: list[str] = ["valid/*.parquet"]
     test: list[str] = ["test/*.parquet"]
     batch_size: PositiveInt = Field(1024, description="rows per rank and step")
     shuffle: Literal["none", "row_group", "rows"] = "rows"
-    shuffle_buffer: PositiveInt = Field(65_536, description="rows that are shuffled among each other")
+    shuffle_buffer: PositiveInt = Field(131_072, description="rows that are shuffled among each other")
     prefetch: PositiveInt = Field(4, description="batches made ahead by the loader's thread")
+    read_ahead: PositiveInt = Field(2, description="row groups read ahead, each on a thread")
+    retries: NonNegativeInt = Field(3, description="how often a read over the network is tried again")
+    on_error: Literal["fail", "skip_file", "skip_row"] = Field(
+        "fail",
+        description="what a file that cannot be read or a bad value costs: the job, the file or row group, or the row",
+    )
+    max_skipped: NonNegativeInt = Field(10_000, description="rows per rank and epoch; with more the job fails")
+    statistics: str | None = Field(
+        None, description="what `mtlrec prepare stats` wrote: means, deviations and boundaries the features leave open"
+    )
     keys: list[str] = Field([], description="columns that `predict` carries over; empty: all of them")
 
 
@@ -30,30 +43,92 @@ class TableConfig(Strict):
 
 
 class DenseFeature(Strict):
-    """A numeric column. `standardise` takes (x - mean) / std; nulls become 0 after the transform."""
+    """A numeric column and its transforms, in their order; nulls become 0 after the last.
+
+    clip keeps values within `min` and `max`, log1p takes log(1 + x), standardise (x - mean) / std.
+    """
 
     name: Name
-    transform: Literal["none", "log1p", "standardise"] = "none"
+    column: Column | None = Field(None, description="where it is not the feature's name")
+    transform: DenseStep | Annotated[list[DenseStep], Field(min_length=1)] = "none"
+    min: float | None = None
+    max: float | None = None
     mean: float | None = None
     std: Positive | None = None
 
+    @property
+    def source(self) -> str:
+        return self.column or self.name
+
+    @property
+    def steps(self) -> list[DenseStep]:
+        return self.transform if isinstance(self.transform, list) else [self.transform]
+
     @model_validator(mode="after")
-    def _mean_and_std_belong_to_standardise(self) -> DenseFeature:
-        given = [value for value in (self.mean, self.std) if value is not None]
-        if self.transform == "standardise" and len(given) < 2:
+    def _numbers_belong_to_their_transform(self) -> DenseFeature:
+        for step, names in (("clip", ("min", "max")), ("standardise", ("mean", "std"))):
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and step not in self.steps:
+                raise LocatedError((given[0],), f"is for transform {step}")
+        if "clip" in self.steps and self.min is None and self.max is None:
+            raise ValueError("transform clip needs min, max or both")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise LocatedError(("min",), f"is not below max = {self.max:g}")
+        if (self.mean is None) != (self.std is None):
             raise ValueError("transform standardise needs both mean and std")
-        if self.transform != "standardise" and given:
-            raise ValueError("mean and std are for transform standardise only")
         return self
 
 
 class SparseFeature(Strict):
-    """A column of ids (one per row) or of lists of ids. Nulls and empty lists pool to a zero vector."""
+    """A column of ids, whole numbers or text, one per row or a list of them; or of numbers that are made ids.
+
+    none takes ids as they are, 0 to the table's rows - 1; modulo folds them into the table; hash takes XXH64 with
+    `seed`, folded likewise; vocabulary looks them up in a file of one value per line, row 0 for what is not there, row
+    n for line n; bucketize counts the `boundaries` at or below a number. Nulls and empty lists pool to a zero vector.
+    Ids may have weights, in a list beside theirs or in structs with them (a map's fields are key and value).
+    """
 
     name: Name
+    column: Column | None = Field(None, description="where it is not the feature's name")
     table: Name
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Literal["sum", "mean"] = Field("sum", description="mean divides by the number of ids, weighted or not")
+    transform: Literal["none", "modulo", "hash", "vocabulary", "bucketize"] = "none"
+    seed: NonNegativeInt = Field(0, description="of hash")
+    vocabulary: str | None = Field(None, description="the file, relative to data.root")
+    boundaries: list[float] | None = Field(None, description="in rising order")
+    weights: Column | None = Field(
+        None, description="of the ids: a column of lists beside it, or COLUMN.FIELD where its lists are of structs"
+    )
     max_length: PositiveInt | None = Field(None, description="longer lists keep their last max_length ids")
+    too_long: Literal["keep_last", "error"] = Field("keep_last", description="whether a longer list is bad input")
+
+    @property
+    def source(self) -> str:
+        return self.column or self.name
+
+    @property
+    def weight_field(self) -> str | None:
+        """Of the column's structs."""
+        prefix = f"{self.source}."
+        return self.weights.removeprefix(prefix) if self.weights and self.weights.startswith(prefix) else None
+
+    @property
+    def weight_column(self) -> str | None:
+        """Beside the ids' column."""
+        return self.weights if self.weight_field is None else None
+
+    @model_validator(mode="after")
+    def _options_belong_to_their_transform(self) -> SparseFeature:
+        for option, step in (("seed", "hash"), ("vocabulary", "vocabulary"), ("boundaries", "bucketize")):
+            if getattr(self, option) and self.transform != step:
+                raise LocatedError((option,), f"is for transform {step}")
+        if self.transform == "vocabulary" and self.vocabulary is None:
+            raise ValueError("transform vocabulary needs a file: vocabulary: words.txt")
+        if self.boundaries is not None and any(low >= high for low, high in pairwise(self.boundaries)):
+            raise LocatedError(("boundaries",), "do not rise")
+        if self.too_long == "error" and self.max_length is None:
+            raise LocatedError(("too_long",), "is for max_length")
+        return self
 
 
 class FeaturesConfig(Strict):
@@ -63,6 +138,18 @@ class FeaturesConfig(Strict):
     @property
     def names(self) -> list[str]:
         return [dense.name for dense in self.dense] + [sparse.name for sparse in self.sparse]
+
+    @property
+    def columns(self) -> list[str]:
+        """What is read of a file, each once."""
+        weights = [sparse.weight_column for sparse in self.sparse if sparse.weight_column is not None]
+        sources = [dense.source for dense in self.dense] + [sparse.source for sparse in self.sparse]
+        return list(dict.fromkeys([*sources, *weights]))
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether any feature's ids have weights; the others' then weigh 1."""
+        return any(sparse.weights is not None for sparse in self.sparse)
 
 
 class MetricsConfig(Strict):

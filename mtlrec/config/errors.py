@@ -43,15 +43,20 @@ def describe(error: ValidationError, tree: Any, written: Any, root: yaml.Node | 
 
 def _path(entry: Any, tree: Any) -> tuple[Key, ...]:
     cause = (entry.get("ctx") or {}).get("error")
-    if isinstance(cause, LocatedError):
-        return cause.path
     path = _in_the_yaml(entry["loc"], tree)
+    if isinstance(cause, LocatedError):
+        return (*path, *cause.path)
     return (*path, "kind") if entry["type"] == "union_tag_invalid" else path
 
 
 def _line_of(entry: Any, path: Sequence[Key], tree: Any, root: yaml.Node | None, where: str) -> str:
     cause = (entry.get("ctx") or {}).get("error")
     message = str(cause) if isinstance(cause, ValueError) else _plain(entry, path, tree)
+    return line_of(path, message, tree, root, where)
+
+
+def line_of(path: Sequence[Key], message: str, tree: Any, root: yaml.Node | None, where: str) -> str:
+    """The line that says what is wrong with the key at `path`."""
     key = ".".join(str(step) for step in path) or "job"
     value = _lookup(tree, path)
     shown = "" if (isinstance(value, dict | list) and len(str(value)) > 60) or value is None else f" = {value!r}"

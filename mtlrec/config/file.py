@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mtlrec.config.errors import ConfigError, describe, is_kind, models_at
-from mtlrec.config.job import JobConfig
+from mtlrec.config.base import LocatedError
+from mtlrec.config.errors import ConfigError, describe, is_kind, line_of, models_at
+from mtlrec.config.job import STATISTICS_TO_COME, JobConfig
+from mtlrec.config.statistics import fill_in
 
 
 def recipes() -> list[str]:
@@ -41,8 +43,10 @@ def _recipe_texts() -> dict[str, str]:
     return texts
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
+def load_config(source: str | Path, overrides: Sequence[str] = (), statistics_to_come: bool = False) -> JobConfig:
     """Reads a job from a YAML file or a recipe's name and applies `key.path=value` overrides.
+
+    With `statistics_to_come` the job may leave open what `mtlrec prepare stats` finds out.
 
     Raises ConfigError with one line per mistake: file and line, key, value, what is allowed.
     """
@@ -54,10 +58,12 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
         text = path.read_text(encoding="utf-8") if is_file else recipe_text(str(source))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
-    return parse_config(text, str(path) if is_file else f"recipe {source}", overrides)
+    return parse_config(text, str(path) if is_file else f"recipe {source}", overrides, statistics_to_come)
 
 
-def parse_config(text: str, where: str = "config", overrides: Sequence[str] = ()) -> JobConfig:
+def parse_config(
+    text: str, where: str = "config", overrides: Sequence[str] = (), statistics_to_come: bool = False
+) -> JobConfig:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_nodes(root, where)
@@ -75,7 +81,11 @@ def parse_config(text: str, where: str = "config", overrides: Sequence[str] = ()
     for override in overrides:
         apply_override(tree, override)
     try:
-        return JobConfig.model_validate(tree)
+        if not statistics_to_come:
+            fill_in(tree)
+        return JobConfig.model_validate(tree, context={STATISTICS_TO_COME: statistics_to_come})
+    except LocatedError as error:
+        raise ConfigError(line_of(error.path, str(error), tree, root, where)) from None
     except ValidationError as error:
         raise ConfigError("\n".join(describe(error, tree, yaml.safe_load(text), root, where))) from None
 

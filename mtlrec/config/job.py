@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from mtlrec.config.base import LocatedError, Name, Strict, listed
 from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
@@ -26,6 +26,9 @@ from mtlrec.config.model import (
 )
 from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
+
+STATISTICS_TO_COME = "statistics_to_come"
+"""In the context of a validation: the job may leave open what `mtlrec prepare stats` is about to find out."""
 
 
 class JobConfig(Strict):
@@ -49,12 +52,14 @@ class JobConfig(Strict):
         names = [task.name for task in tasks]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise LocatedError(("tasks", index, "name"), f"task '{name}' is declared twice; task names are unique")
+                raise LocatedError((index, "name"), f"task '{name}' is declared twice; task names are unique")
         return tasks
 
     @model_validator(mode="after")
-    def _check(self) -> JobConfig:
+    def _check(self, info: ValidationInfo) -> JobConfig:
         self._check_features()
+        if not (info.context or {}).get(STATISTICS_TO_COME):
+            self._check_statistics()
         check_options(self.tasks)
         check_graph(self.tasks)
         check_columns(self.tasks)
@@ -81,9 +86,26 @@ class JobConfig(Strict):
             if all(feature.table != table for feature in self.features.sparse):
                 raise LocatedError(("tables", table), "no feature reads this table; name it in a feature or remove it")
         for index, task in enumerate(self.tasks):
-            if task.label in seen:
+            if task.label in self.features.columns:
                 remedy = "a label among the inputs leaks the answer; remove it from features"
                 raise LocatedError(("tasks", index, "label"), f"is also a feature; {remedy}")
+
+    def _check_statistics(self) -> None:
+        remedy = "or run `mtlrec prepare stats` and name its file in data.statistics"
+        for index, dense in enumerate(self.features.dense):
+            if "standardise" in dense.steps and dense.mean is None:
+                message = f"standardise needs mean and std: give them, {remedy}"
+                raise LocatedError(("features", "dense", index, "transform"), message)
+        for index, sparse in enumerate(self.features.sparse):
+            path = ("features", "sparse", index, "boundaries")
+            if sparse.transform != "bucketize":
+                continue
+            if sparse.boundaries is None:
+                raise LocatedError(path[:-1], f"transform bucketize needs boundaries: give them, {remedy}")
+            rows = self.tables[sparse.table].rows
+            if len(sparse.boundaries) >= rows:
+                message = f"make {len(sparse.boundaries) + 1} buckets, table '{sparse.table}' has {rows} rows"
+                raise LocatedError(path, message)
 
     def _check_task_features(self) -> None:
         if all(task.features is None for task in self.tasks):

@@ -1,7 +1,8 @@
 """Batches made ahead on a thread, so that a rank does not wait for data.
 
-pyarrow and NumPy release the GIL while they read and copy. An error on the thread is raised where the batch is taken;
-leaving the loop early stops the thread.
+Row groups are read on threads of their own, one thread makes blocks and batches of them; pyarrow and NumPy release the
+GIL while they read and copy. An error on a thread is raised where the batch is taken; leaving the loop early stops
+them.
 """
 
 from __future__ import annotations
@@ -9,45 +10,103 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 
 from mtlrec.batch import Batch
 from mtlrec.config import DataConfig
-from mtlrec.data.collate import Collator
-from mtlrec.data.parquet import Shuffle, list_row_groups, read_batches, steps_per_epoch
+from mtlrec.data.block import Block
+from mtlrec.data.collate import Cut, collate, cut
+from mtlrec.data.columns import Columns
+from mtlrec.data.errors import DataError
+from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
+from mtlrec.data.parquet import Dataset, RowGroupReader, Rows, read_ahead
 
 
 class Loader:
     """The batches of one split for one rank.
 
     Every rank yields the same number of equally large batches per epoch; what a rank lacks is padding of weight 0.
-    `wait_s` adds up the seconds the consumer stood waiting.
+
+    Args:
+        dataset: `list_row_groups`' answer, the same on every rank
+        columns: what is read
+        say: takes a line for every file of which something is left out
+        keep: columns that blocks have as Arrow too (`Block.table`), beside those that are read; None keeps all
+
+    Attributes:
+        wait_s: seconds the consumer stood waiting
+        skipped: rows left out so far, of this rank and epoch
     """
 
     def __init__(
         self,
         data: DataConfig,
-        patterns: list[str],
-        collate: Collator,
+        dataset: Dataset,
+        columns: Columns,
         rank: int = 0,
         world_size: int = 1,
         shuffle: Shuffle = "none",
         seed: int = 0,
         pin_memory: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+        keep: Sequence[str] | None = (),
     ) -> None:
-        self.collate = collate
-        self.groups = list_row_groups(data.root, patterns, collate.columns, collate.readers)
-        self.rows = sum(group.rows for group in self.groups)
-        self.steps_per_epoch = steps_per_epoch(self.groups, data.batch_size, world_size)
-        self.wait_s = 0.0
-        self._data, self._rank, self._world_size = data, rank, world_size
-        self._shuffle, self._seed, self._pin_memory = shuffle, seed, pin_memory
+        self.dataset, self.columns = dataset, columns
+        self.rows = dataset.rows
+        self.wait_s, self.skipped = 0.0, 0
+        self._data, self._rank, self._say, self._pin_memory = data, rank, say, pin_memory
+        self._settings = Phase(
+            world_size, data.batch_size, shuffle, data.shuffle_buffer if shuffle == "rows" else 1, seed
+        )
+        self._groups = [group.rows for group in dataset.groups]
+        self._names = [feature.name for feature in columns.features.sparse]
+        self._has_table = keep is None or bool(keep)
+        read = None if keep is None else list(dict.fromkeys([*columns.readers, *keep]))
+        self._reader = RowGroupReader(dataset, read, data.on_error, data.retries)
+        self._told: set[str] = set()
+        self._known: tuple[object, EpochOrder] = (None, EpochOrder(self._groups, 0, [self._settings]))
+        self.steps_per_epoch = self._known[1].steps
+        if rank == 0:
+            for line in dataset.left_out:
+                say(f"left out: {line}")
 
-    def epoch(self, epoch: int = 0, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the batches of one epoch, from `start_step` on."""
+    # ---- positions
+
+    def steps_left(self, position: Position) -> int:
+        """Batches from `position` to the end of its epoch."""
+        order, steps = self._order(position)
+        return order.steps - steps
+
+    def after(self, position: Position, steps: int = 1) -> Position:
+        """Where a job stands that has taken `steps` more batches: an epoch that is over is the next one's beginning."""
+        order, taken = self._order(position)
+        if taken + steps >= order.steps:
+            return Position(position.epoch + 1)
+        over = tuple(phase for phase in self._phases(position)[:-1])
+        return Position(position.epoch, (*over, replace(self._settings, steps=taken + steps)))
+
+    def _order(self, position: Position) -> tuple[EpochOrder, int]:
+        """The current phase's order, and the batches of it that are taken."""
+        *over, current = self._phases(position)
+        key = (position.epoch, *over)
+        if key != self._known[0]:
+            self._known = key, EpochOrder(self._groups, position.epoch, [*over, self._settings])
+        return self._known[1], current.steps
+
+    def _phases(self, position: Position) -> list[Phase]:
+        """The position's, and a new one where it was left with other settings than now."""
+        over = list(position.phases)
+        goes_on = bool(over) and replace(over[-1], steps=0) == self._settings
+        return over if goes_on else [*(phase for phase in over if phase.steps), self._settings]
+
+    # ---- batches
+
+    def epoch(self, position: Position = Position()) -> Iterator[Batch]:  # noqa: B008
+        """Yields the batches from `position` to the end of its epoch."""
         made: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=self._data.prefetch)
         stop = threading.Event()
-        thread = threading.Thread(target=self._make, args=(epoch, start_step, made, stop), daemon=True)
+        thread = threading.Thread(target=self._make, args=(position, made, stop), daemon=True, name="mtlrec-batches")
         thread.start()
         try:
             while True:
@@ -63,36 +122,73 @@ class Loader:
             stop.set()
             thread.join()
 
+    def cuts(self, position: Position = Position()) -> Iterator[tuple[list[Cut], int]]:  # noqa: B008
+        """What each batch is made of, and the rows that all ranks bring to it; on the caller's thread."""
+        order, taken = self._order(position)
+        size = order.phase.batch_size
+        sizes = [min(size, order.most - step * size) for step in range(taken, order.steps)]
+        blocks = self._blocks(order.windows(self._rank, taken), position.epoch)
+        try:
+            yield from zip(cut(blocks, sizes, self._nothing), sizes, strict=True)
+        finally:
+            blocks.close()
+
+    def batch(self, cuts: list[Cut], rows: int) -> Batch:
+        batch = collate(cuts, rows, self._names, self.columns.features.is_weighted)
+        return batch.pin_memory() if self._pin_memory else batch
+
+    def _blocks(self, windows: list[Window], epoch: int) -> Generator[Block]:
+        self.skipped = 0
+        read = self._reader.windows(windows, self._data.read_ahead)
+        blocks = read_ahead(read, self._block, 1)
+        try:
+            for block in blocks:
+                if block.messages:
+                    self._account_for(block, epoch)
+                yield block
+        finally:
+            blocks.close()
+            read.close()
+
+    def _block(self, window_and_rows: tuple[Window, Rows]) -> Block:
+        window, rows = window_and_rows
+        table = rows.table if self._has_table else None
+        block = replace(self.columns.block(rows, self._data.on_error), table=table)
+        return block if window.order is None else block.taken(window.order)
+
+    def _account_for(self, block: Block, epoch: int) -> None:
+        """Says what was left out, once for each file. Raises DataError where it is more than the job allows."""
+        assert block.weights is not None
+        self.skipped += int((block.weights == 0).sum())
+        for file, message in block.messages.items():
+            if file not in self._told:
+                self._told.add(file)
+                self._say(f"left out: {message}")
+        if self.skipped > self._data.max_skipped:
+            *_, last = block.messages.values()
+            allowed = f"data.max_skipped allows {self._data.max_skipped:,}"
+            raise DataError(f"{self.skipped:,} rows were left out in epoch {epoch + 1}, {allowed}; the last was {last}")
+
+    def _nothing(self) -> Block:
+        table = self._reader.nothing()
+        return replace(self.columns.block(Rows(table, (), (), ())), table=table)
+
     def _make(
         self,
-        epoch: int,
-        start_step: int,
+        position: Position,
         made: queue.Queue[Batch | BaseException | None],
         stop: threading.Event,
     ) -> None:
+        epoch = self.cuts(position)
         try:
-            for batch in self._batches(epoch, start_step):
-                if not _put(made, batch, stop):
+            for cuts, rows in epoch:
+                if not _put(made, self.batch(cuts, rows), stop):
                     return
             _put(made, None, stop)
         except BaseException as error:  # handed to the consumer's thread, which raises it
             _put(made, error, stop)
-
-    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        for rows in read_batches(
-            self.groups,
-            self.collate.columns,
-            self._data.batch_size,
-            self._rank,
-            self._world_size,
-            self._shuffle,
-            self._data.shuffle_buffer,
-            self._seed,
-            epoch,
-            start_step,
-        ):
-            batch = self.collate(rows)
-            yield batch.pin_memory() if self._pin_memory else batch
+        finally:
+            epoch.close()  # type: ignore[attr-defined]
 
 
 def _put(

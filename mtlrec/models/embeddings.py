@@ -1,8 +1,9 @@
 """Pooled embeddings by feature name.
 
 TorchRec keeps pooling per table, the config per feature: tables always sum, and a mean feature is divided by its local
-lengths after the lookup. The order of keys in a sharded `KeyedTensor` depends on the plan, so features are always taken
-by name: a model that used `.values()` would read another order on another world size, without an error.
+lengths after the lookup, with weights as without. The order of keys in a sharded `KeyedTensor` depends on the plan, so
+features are always taken by name: a model that used `.values()` would read another order on another world size, without
+an error.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def embedding_tables(
         )
         for name, table in tables.items()
     ]
-    return EmbeddingBagCollection(tables=configs, device=device)
+    is_weighted = any(feature.weights is not None for feature in features)
+    return EmbeddingBagCollection(tables=configs, device=device, is_weighted=is_weighted)
 
 
 def _initialise(weight: Tensor) -> None:

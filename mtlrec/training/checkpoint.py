@@ -25,6 +25,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from mtlrec.data.order import Position
+
 STEP = "step_{:08d}"
 
 
@@ -33,23 +35,13 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where training stands: steps done, the epoch, and the steps done in it."""
-
-    step: int = 0
-    epoch: int = 0
-    epoch_step: int = 0
-
-
-@dataclass(frozen=True)
 class JobState:
-    """What is saved beside the tensors, as JSON.
+    """What is saved beside the tensors, as JSON: steps done, the position in the data, and what it counts in."""
 
-    `data_order` is all that an epoch's order of rows follows from, the number of ranks among it.
-    """
-
+    step: int
     position: Position
-    data_order: dict[str, Any]
+    files: str
+    ranks: int
     config: dict[str, Any]
     plan: dict[str, Any]
 
@@ -70,7 +62,7 @@ class Checkpoints:
 
     def save(self, tensors: dict[str, Any], state: JobState) -> None:
         """Collective. On return the checkpoint is complete and older ones beyond `keep` are gone."""
-        name = STEP.format(state.position.step)
+        name = STEP.format(state.step)
         writing = self.folder / f".writing_{name}"
         first = dist.get_rank() == 0
         if first:
@@ -97,8 +89,8 @@ class Checkpoints:
 def read_job_state(checkpoint: Path) -> JobState:
     try:
         raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
-        position = Position(**{key: int(value) for key, value in raw["position"].items()})
-        return JobState(position, dict(raw["data_order"]), dict(raw["config"]), dict(raw["plan"]))
+        position = Position.of(raw.pop("position"))
+        return JobState(position=position, **raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({error!r})") from None
 

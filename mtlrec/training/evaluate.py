@@ -6,20 +6,11 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.config import JobConfig
-from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.calibration import Calibration, Method, fit
 from mtlrec.training.metrics import TaskMetrics
 from mtlrec.training.sharded import autocast
-
-
-def evaluation_loader(job: JobConfig, split: str, ranks: Ranks) -> Loader:
-    """The rank's rows of train, valid or test, in the files' order. Raises DataError where files are missing."""
-    if not getattr(job.data, split):
-        raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
-    collate = Collator.of(job, with_groups=True)
-    return Loader(job.data, getattr(job.data, split), collate, ranks.rank, ranks.world_size)
 
 
 def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks) -> TaskMetrics:

@@ -14,15 +14,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
-from mtlrec.data.collate import Collator
-from mtlrec.data.parquet import DataError, RowGroup, list_row_groups, read_batches
-from mtlrec.distributed.process_group import Ranks
+from mtlrec.data.collate import rows_of
+from mtlrec.data.columns import Columns
+from mtlrec.data.errors import DataError
+from mtlrec.data.files import one_line
+from mtlrec.data.loader import Loader
+from mtlrec.data.parquet import Dataset, list_row_groups, read_schema
+from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.heads import HeadOutput
+from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.training.binary_metrics import logit_of
 from mtlrec.training.calibration import Calibration
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.sharded import autocast
+from mtlrec.training.telemetry import say
 
 
 @torch.no_grad()
@@ -40,31 +47,37 @@ def predict(
     `source` is a file or a folder of Parquet files. One rank writes the file `output`; several write
     `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
     """
-    collate = Collator.of(job, with_labels=False)
-    groups = _row_groups(source, output, [*collate.columns, *job.data.keys], ranks)
+    columns = Columns.of(job, with_labels=False)
+    dataset = on_first_rank(ranks, lambda: _row_groups(source, output, columns, job, ranks.world_size))
+    loader = Loader(job.data, dataset, columns, ranks.rank, ranks.world_size, say=say, keep=job.data.keys or None)
     names = [f"pred_{task.name}" for task in job.tasks]
-    kinds = [task.kind for task in job.tasks]
     network = model.module.model
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
-    with _writer(path, _schema(groups, job, names)) as writer:
-        for part in read_batches(groups, None, job.data.batch_size, ranks.rank, ranks.world_size):
-            batch = collate(part).to(ranks.device)
-            with autocast(job, ranks.device):
-                outputs = network(batch.dense, batch.sparse)
-            values = outputs.predictions(kinds)
-            if calibration is not None:
-                values = _calibrated(values, outputs, job, calibration)
-            values = values[: part.table.num_rows].cpu()
-            check_finite(values, job, part.origin)
-            scored = part.table.select([name for name in writer.schema.names if name not in names])
+    with _writer(path, _schema(dataset, job, names)) as writer:
+        for cuts, size in loader.cuts():
+            batch = loader.batch(cuts, size)
+            values = _scores(network, batch.to(ranks.device), job, calibration).cpu()
+            table = rows_of(cuts)
+            scored = table.select([name for name in writer.schema.names if name not in names])
+            left_out = (batch.weights == 0).numpy()[: table.num_rows]
             for index, name in enumerate(names):
-                scored = scored.append_column(name, pa.array(values[:, index].numpy()))
+                scores = pa.array(values[: table.num_rows, index].numpy(), mask=left_out)
+                scored = scored.append_column(name, scores)
             writer.write_table(scored.cast(writer.schema))
             rows += scored.num_rows
     dist.all_reduce(rows)
     return int(rows.item())
+
+
+def _scores(network: MultiTaskModel, batch: Batch, job: JobConfig, calibration: Calibration | None) -> Tensor:
+    """[B, T]."""
+    with autocast(job, batch.dense.device):
+        outputs = network(batch.dense, batch.sparse)
+    values = outputs.predictions([task.kind for task in job.tasks])
+    check_finite(values, job, batch.origin)
+    return values if calibration is None else _calibrated(values, outputs, job, calibration)
 
 
 def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration: Calibration) -> Tensor:
@@ -75,24 +88,26 @@ def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration
     return torch.stack(columns, dim=1)
 
 
-def _row_groups(source: Path, output: Path, columns: list[str], ranks: Ranks) -> list[RowGroup]:
+def _row_groups(source: Path, output: Path, columns: Columns, job: JobConfig, ranks: int) -> Dataset:
     """The input's, once it is clear that the output does not lie on top of it."""
-    root, patterns = (source, ["**/*.parquet"]) if source.is_dir() else (source.parent, [glob.escape(source.name)])
-    if output.is_dir() if ranks.world_size == 1 else output.is_file():
-        raise DataError(f"{output}: name {'the file to write' if ranks.world_size == 1 else 'a folder of parts'}")
+    root, pattern = (source, "**/*.parquet") if source.is_dir() else (source.parent, glob.escape(source.name))
+    if output.is_dir() if ranks == 1 else output.is_file():
+        raise DataError(f"{output}: name {'the file to write' if ranks == 1 else 'a folder of parts'}")
     if output.resolve() == source.resolve() or (source.is_dir() and source.resolve() in output.resolve().parents):
         raise DataError(f"{output}: lies in the input {source}; write the scores elsewhere")
-    return list_row_groups(root, patterns, columns)
+    readers = columns.readers
+    for key in job.data.keys:
+        readers.setdefault(key, [])
+    return list_row_groups(str(root), [pattern], readers, job.data.on_error, job.data.retries)
 
 
-def _schema(groups: list[RowGroup], job: JobConfig, names: list[str]) -> pa.Schema:
+def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
     """data.keys, or every column of the input, then the tasks' columns; wide enough for every file."""
-    first = groups[0].path
+    first = dataset.files[0].name
     try:
-        paths = dict.fromkeys(group.path for group in groups)
-        schema = pa.unify_schemas([pq.read_schema(path) for path in paths], promote_options="permissive")
+        schema = pa.unify_schemas([read_schema(dataset, file) for file in dataset.files], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{first} and the files beside it: {' '.join(str(error).split())}") from None
+        raise DataError(f"{first} and the files beside it: {one_line(error)}") from None
     kept = [schema.field(name) for name in job.data.keys or schema.names]
     taken = [field.name for field in kept if field.name in names]
     if taken:

@@ -16,9 +16,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
-from mtlrec.data.collate import Collator
 from mtlrec.data.loader import Loader
-from mtlrec.data.parquet import fingerprint
+from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import describe_plan
 from mtlrec.losses import DynamicWeightAverage, decayed_weights
@@ -27,12 +26,12 @@ from mtlrec.training.checkpoint import (
     CheckpointError,
     Checkpoints,
     JobState,
-    Position,
     check_tasks,
     load_tensors,
     read_job_state,
 )
-from mtlrec.training.evaluate import NonFinite, evaluate, evaluation_loader
+from mtlrec.training.evaluate import NonFinite, evaluate
+from mtlrec.training.loading import loader_of
 from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.sharded import autocast, build_sharded
@@ -49,19 +48,11 @@ class Trainer:
 
     def __init__(self, job: JobConfig, run: Path, ranks: Ranks) -> None:
         self.job, self.run, self.ranks = job, run, ranks
-        self.loader = Loader(
-            job.data,
-            job.data.train,
-            Collator.of(job),
-            ranks.rank,
-            ranks.world_size,
-            shuffle=job.data.shuffle,
-            seed=job.train.seed,
-            pin_memory=ranks.device.type == "cuda",
-        )
+        self.loader = loader_of(job, "train", ranks, training=True)
+        self.step, self.position = 0, Position()
         evaluated = [split for split in ("valid", "test") if getattr(job.data, split)]
-        self.evaluation_loaders = {split: evaluation_loader(job, split, ranks) for split in evaluated}
-        self.total_steps = self._steps_until_the_end(Position())
+        self.evaluation_loaders = {split: loader_of(job, split, ranks) for split in evaluated}
+        self.total_steps = self._steps_until_the_end()
         self.model = build_sharded(job, ranks)
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
@@ -69,7 +60,6 @@ class Trainer:
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
             self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )
-        self.position = Position()
 
     # ---- starting
 
@@ -88,63 +78,51 @@ class Trainer:
     def init_from(self, run: Path) -> WarmStart:
         return warm_start(self.model.module, self.job, run, self.ranks)
 
-    def resume(self) -> Position:
+    def resume(self) -> None:
         """Continues from the last checkpoint: weights, optimizers, random state, position in the data.
 
-        Without a checkpoint it stands at the beginning. Raises CheckpointError where the checkpoint does not fit the
-        model, or was made in mid-epoch and what the order of the rows follows from has changed since.
+        Without a checkpoint it stands at the beginning. On another number of ranks, or with another batch size or
+        shuffle, the rest of the epoch is dealt anew. Raises CheckpointError where the checkpoint does not fit the
+        model, or was made in mid-epoch and the files have changed since.
         """
         checkpoint = on_first_rank(self.ranks, self.checkpoints.latest)
         if checkpoint is None:
-            return self.position
+            return
         saved = read_job_state(checkpoint)
         check_tasks(checkpoint, saved, [task.name for task in self.job.tasks])
-        self._check_order_of_rows(checkpoint, saved)
+        self._check_files(checkpoint, saved)
         self.optimizers.materialise()
         tensors = self._tensors()
-        if saved.data_order.get("ranks") != self.ranks.world_size:
+        if saved.ranks != self.ranks.world_size:
             del tensors["random"]
         load_tensors(tensors, checkpoint)
-        self.optimizers.set_steps_done(saved.position.step)
+        self.optimizers.set_steps_done(saved.step)
         self.model.module.load_state_dict(tensors["model"])
         if "random" in tensors:
             _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
-        self.position = saved.position
-        self.total_steps = self.optimizers.total_steps = self._steps_until_the_end(saved.position)
-        return self.position
+        self.step, self.position = saved.step, saved.position
+        self.total_steps = self.optimizers.total_steps = self._steps_until_the_end()
 
-    def _check_order_of_rows(self, checkpoint: Path, saved: JobState) -> None:
-        now = self._data_order()
-        before = {key: saved.data_order.get(key) for key in now}
-        changed = [f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
-        if saved.position.epoch_step and changed:
+    def _check_files(self, checkpoint: Path, saved: JobState) -> None:
+        if saved.position.steps and saved.files != self.loader.dataset.fingerprint:
             raise CheckpointError(
-                f"{checkpoint}: saved in mid-epoch, and since then {', '.join(changed)}: the rows that are left cannot "
-                f"be told. Resume as it was, or start a new run with --init-from {self.run}"
+                f"{checkpoint}: saved in mid-epoch, and since then the files or their row groups have changed: the "
+                "rows that are left cannot be told. Resume on the files as they were, or start a new run with "
+                f"--init-from {self.run}"
             )
 
-    def _data_order(self) -> dict[str, Any]:
-        data = self.job.data
-        return {
-            "ranks": self.ranks.world_size,
-            "files": fingerprint(self.loader.groups),
-            "batch_size": data.batch_size,
-            "shuffle": data.shuffle,
-            "shuffle_buffer": data.shuffle_buffer,
-            "seed": self.job.train.seed,
-        }
-
-    def _steps_until_the_end(self, at: Position) -> int:
-        """The number of the last step. Epochs before `at` may have had another length, on another number of ranks."""
-        steps = at.step + (self.job.train.epochs - at.epoch) * self.loader.steps_per_epoch - at.epoch_step
-        return min(steps, self.job.train.max_steps or steps)
+    def _steps_until_the_end(self) -> int:
+        """The number of the last step. Epochs before may have had another length, on another number of ranks."""
+        epochs = self.job.train.epochs - self.position.epoch
+        left = self.loader.steps_left(self.position) + (epochs - 1) * self.loader.steps_per_epoch if epochs > 0 else 0
+        return min(self.step + left, self.job.train.max_steps or self.step + left)
 
     # ---- training
 
     def fit(self) -> dict[str, Metrics]:
         """Trains to the last step, saves, and returns the final metrics of the valid and test splits."""
-        with Telemetry(self.run, self.total_steps, self.position.step, self.ranks.is_first) as telemetry:
-            while self.position.step < self.total_steps:
+        with Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first) as telemetry:
+            while self.step < self.total_steps:
                 self._epoch(telemetry)
             self.pipeline.detach()
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
@@ -153,9 +131,8 @@ class Trainer:
     def _epoch(self, telemetry: Telemetry) -> None:
         """The rest of the current epoch, or of the job."""
         self.model.module.train()
-        steps = min(self.loader.steps_per_epoch - self.position.epoch_step, self.total_steps - self.position.step)
-        assert steps > 0, "the position does not fit the epoch"
-        batches = self.loader.epoch(self.position.epoch, self.position.epoch_step)
+        steps = min(self.loader.steps_left(self.position), self.total_steps - self.step)
+        batches = self.loader.epoch(self.position)
         clock = _Clock(self.loader, self.job.data.batch_size * self.ranks.world_size)
         try:
             for _ in range(steps):
@@ -167,19 +144,13 @@ class Trainer:
         self.pipeline.reset()  # a job that ends in mid-epoch leaves batches in the pipeline
 
     def _step(self, batches: Iterator[Batch]) -> StepOutput:
-        step = self.position.step
-        self.optimizers.set_learning_rates(step)
+        self.optimizers.set_learning_rates(self.step)
         self._set_task_weights()
         with autocast(self.job, self.ranks.device):
             done = self.pipeline.progress(batches)
-        self.position = self._after(self.position)
+        self.step, self.position = self.step + 1, self.loader.after(self.position)
         self._stop_if_not_finite(done)
         return done
-
-    def _after(self, at: Position) -> Position:
-        if at.epoch_step + 1 == self.loader.steps_per_epoch:
-            return Position(at.step + 1, at.epoch + 1, 0)
-        return Position(at.step + 1, at.epoch, at.epoch_step + 1)
 
     def _set_window(self) -> None:
         """Dynamic weight average compares epochs, unless the job gives a number of steps."""
@@ -190,7 +161,7 @@ class Trainer:
     def _set_task_weights(self) -> None:
         weighting = self.job.loss.weighting
         if isinstance(weighting, DecayWeighting):
-            time_ = self.position.epoch if weighting.unit == "epoch" else self.position.step
+            time_ = self.position.epoch if weighting.unit == "epoch" else self.step
             initial = [weighting.initial.get(task.name, task.weight) for task in self.job.tasks]
             rate = [weighting.rate.get(task.name, 1.0) for task in self.job.tasks]
             self.model.loss.set_weights(decayed_weights(initial, rate, time_))
@@ -198,10 +169,10 @@ class Trainer:
     # ---- between steps
 
     def _on_schedule(self, telemetry: Telemetry, clock: _Clock) -> None:
-        at, train = self.position, self.job.train
-        epoch_ends, job_ends = at.epoch_step == 0, at.step == self.total_steps
-        evaluates = "valid" in self.evaluation_loaders and _due(at.step, train.eval_every, epoch_ends) and not job_ends
-        saves = _due(at.step, train.checkpoint_every, epoch_ends) or job_ends
+        step, train = self.step, self.job.train
+        epoch_ends, job_ends = not self.position.steps, step == self.total_steps
+        evaluates = "valid" in self.evaluation_loaders and _due(step, train.eval_every, epoch_ends) and not job_ends
+        saves = _due(step, train.checkpoint_every, epoch_ends) or job_ends
         with clock.paused():
             if evaluates or saves:
                 self.model.average_running_statistics()
@@ -213,12 +184,14 @@ class Trainer:
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
         metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks).compute()
-        telemetry.evaluation(self.position.step, split, metrics)
+        telemetry.evaluation(self.step, split, metrics)
         return metrics
 
     def _save(self) -> None:
         plan = describe_plan(self.model.plan)
-        self.checkpoints.save(self._tensors(), JobState(self.position, self._data_order(), self.job.dump(), plan))
+        files, ranks = self.loader.dataset.fingerprint, self.ranks.world_size
+        state = JobState(self.step, self.position, files, ranks, self.job.dump(), plan)
+        self.checkpoints.save(self._tensors(), state)
 
     def _tensors(self) -> dict[str, Any]:
         return {
@@ -229,7 +202,7 @@ class Trainer:
 
     def _log(self, done: StepOutput, telemetry: Telemetry, clock: _Clock) -> None:
         clock.steps += 1
-        step = self.position.step
+        step = self.step
         if step % self.job.train.log_every and step != self.total_steps:
             return
         losses = done.report.losses.tolist()
@@ -252,7 +225,7 @@ class Trainer:
         dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
         files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
         raise NonFinite(
-            f"step {self.position.step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
+            f"step {self.step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
             "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
         )
 

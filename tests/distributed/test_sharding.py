@@ -14,15 +14,13 @@ from torchrec.optim import RowWiseAdagrad
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
-from mtlrec.data.collate import Collator
-from mtlrec.data.parquet import TableBatch
 from mtlrec.distributed.process_group import process_group
 from mtlrec.distributed.sharding import describe_plan
 from mtlrec.models.build import build_train_module
 from mtlrec.training.optim import EPS, Optimizers, learning_rate
 from mtlrec.training.sharded import build_sharded
 from tests.ranks import run_ranks
-from tests.toy import toy_job, toy_table
+from tests.toy import collated, toy_job, toy_table
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -53,12 +51,12 @@ SHARDS = {"data_parallel": 0, "table_wise": 1, "grid_shard": 4}
 
 def batches(job: JobConfig, rank: int, world_size: int) -> list[Batch]:
     """The rank's part of 20 global batches: one rank gets many more rows than the other, padded to the same size."""
-    collate, made = Collator.of(job), []
+    made = []
     for step in range(STEPS):
         table = toy_table(GLOBAL_BATCH, seed=step)
         first = 0 if rank == 0 else GLOBAL_BATCH // 4
         last = GLOBAL_BATCH if rank == world_size - 1 else GLOBAL_BATCH // 4
-        made.append(collate(TableBatch(table.slice(first, last - first), GLOBAL_BATCH, "toy")))
+        made.append(collated(table.slice(first, last - first), GLOBAL_BATCH, job))
     return made
 
 

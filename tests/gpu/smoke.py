@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
-from mtlrec.training.evaluate import evaluate, evaluation_loader
+from mtlrec.training.evaluate import evaluate
+from mtlrec.training.loading import loader_of
 from mtlrec.training.sharded import load_run
 from mtlrec.training.trainer import Trainer
 from tests.toy import toy_tree, write_toy
@@ -41,7 +42,7 @@ def main() -> None:
         run.mkdir(exist_ok=True)
         trained = Trainer(job, run, ranks).fit()
         model = load_run(job, run, ranks)
-        evaluated = evaluate(model.module, evaluation_loader(job, "test", ranks), job, ranks)
+        evaluated = evaluate(model.module, loader_of(job, "test", ranks), job, ranks)
         for task, metrics in trained["test"].items():
             name = "log_loss" if "log_loss" in metrics else "mse"
             assert math.isclose(metrics[name], evaluated[task][name], rel_tol=2e-2), (task, metrics, evaluated[task])

@@ -41,7 +41,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
     assert run_cli("recipes", "census_ple", "--json") == 0
     assert json.loads(capsys.readouterr().out)["name"] == "census_ple"
     assert run_cli("recipes", "census_mlp") == 2
-    assert "recipes are census_adatt, census_adatt_sp" in capsys.readouterr().err
+    assert "recipes are ali_ccp_adatt, ali_ccp_adatt_sp" in capsys.readouterr().err
 
 
 def test_version_names_what_a_report_of_a_fault_needs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A wrong config costs one line that names the key, the value, what is allowed and the line of the YAML."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from tests.toy import FUSIONS, toy_job, toy_tree
 def test_every_recipe_is_a_job_and_survives_its_own_dump(name: str) -> None:
     job = load_config(name)
     assert job.name == name
-    assert job.model.fusion.kind == name.partition("_")[2]
+    assert name.endswith(f"_{job.model.fusion.kind}")
     assert parse_config(yaml.safe_dump(job.dump())) == job
 
 
@@ -63,7 +64,18 @@ MISTAKES = {
     "features.sparse.item_id.table=items": ["features.sparse.1.table = 'items'", "no such table", "tables are"],
     "features.sparse.item_id.name=age": ["features.sparse.1.name = 'age'", "declared twice"],
     "features.dense.age.std=null": ["standardise needs both mean and std"],
-    "features.dense.price.mean=1": ["for transform standardise only"],
+    "features.dense.price.mean=1": ["features.dense.1.mean = 1", "is for transform standardise"],
+    "features.dense.price.transform=sqrt": ["features.dense.1.transform = 'sqrt'", "'none', 'clip', 'log1p' or"],
+    "features.dense.price.transform=[]": ["features.dense.1.transform = []", "'none', 'clip', 'log1p' or"],
+    "features.dense.price.transform=clip": ["features.dense.1", "transform clip needs min, max or both"],
+    "features.dense.price={name: price, transform: clip, min: 3, max: 2}": ["dense.1.min = 3", "is not below max = 2"],
+    "features.dense.price.transform=standardise": ["standardise needs mean and std", "mtlrec prepare stats"],
+    "features.sparse.item_id.seed=3": ["features.sparse.1.seed = 3", "is for transform hash"],
+    "features.sparse.item_id.transform=vocabulary": ["features.sparse.1", "needs a file: vocabulary: words.txt"],
+    "features.sparse.item_id.transform=bucketize": ["features.sparse.1", "needs boundaries: give them, or run"],
+    "features.sparse.item_id.too_long=error": ["features.sparse.1.too_long = 'error'", "is for max_length"],
+    "features.sparse.item_id={name: i, table: item, transform: bucketize, boundaries: [2, 2]}": ["do not rise"],
+    "data.on_error=skip": ["data.on_error = 'skip'", "'fail', 'skip_file' or 'skip_row'"],
     "tables.spare={rows: 5, dim: 4}": ["tables.spare", "no feature reads this table"],
     "tables.user.dim=6": ["tables.user.dim = 6", "multiple of 4"],
     "model.fusion.expert_hidden=[]": ["model.fusion.expert_hidden = []", "must not be empty"],
@@ -271,3 +283,60 @@ def test_label_columns_are_each_named_once_with_the_strictest_rule() -> None:
 def test_dump_is_plain_yaml() -> None:
     job = toy_job()
     assert JobConfig.model_validate(yaml.safe_load(yaml.safe_dump(job.dump()))) == job
+
+
+def test_more_buckets_than_rows_are_refused() -> None:
+    tree = toy_tree()
+    tree["features"]["sparse"].append(
+        {"name": "age_bucket", "column": "age", "table": "ages", "transform": "bucketize", "boundaries": [20, 40, 60]}
+    )
+    tree["tables"]["ages"] = {"rows": 4, "dim": 4}
+    assert JobConfig.model_validate(tree).features.sparse[3].source == "age"
+    with pytest.raises(
+        ConfigError, match=r"features\.sparse\.3\.boundaries.*: make 4 buckets, table 'ages' has 3 rows"
+    ):
+        parse_config(yaml.safe_dump(tree), overrides=["tables.ages.rows=3"])
+
+
+def test_a_label_is_no_feature_s_column() -> None:
+    tree = toy_tree()
+    tree["features"]["dense"].append({"name": "clicked", "column": "is_click"})
+    with pytest.raises(ConfigError, match=r"tasks\.0\.label = 'is_click': is also a feature"):
+        parse_config(yaml.safe_dump(tree))
+
+
+class TestStatistics:
+    def tree(self) -> dict[str, Any]:
+        tree = toy_tree()
+        tree["features"]["dense"][0] = {"name": "age", "transform": "standardise"}
+        bucket = {"name": "bucket", "column": "price", "table": "buckets", "transform": "bucketize"}
+        tree["features"]["sparse"].append(bucket)
+        tree["tables"]["buckets"] = {"rows": 8, "dim": 4}
+        return tree
+
+    def test_they_fill_what_is_left_open(self, tmp_path: Path) -> None:
+        file = tmp_path / "stats.json"
+        file.write_text('{"dense": {"age": {"mean": 3, "std": 2}}, "sparse": {"bucket": {"boundaries": [1, 2]}}}')
+        job = parse_config(yaml.safe_dump(self.tree()), overrides=[f"data.statistics={file}"])
+        assert (job.features.dense[0].mean, job.features.dense[0].std) == (3, 2)
+        assert job.features.sparse[3].boundaries == [1, 2]
+        file.unlink()
+        assert JobConfig.model_validate(job.dump()) == job  # a stored job needs the file no more
+        assert parse_config(yaml.safe_dump(job.dump())) == job
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "data.statistics = .*: cannot be read"),
+            ("[", "data.statistics = .*: is not what `mtlrec prepare stats` writes"),
+            ('{"dense": {"age": {}}, "sparse": {}}', "data.statistics = .*: is not what `mtlrec prepare stats` writes"),
+            ('{"dense": {}, "sparse": {}}', "features.dense.0.transform.*standardise needs mean and std"),
+        ],
+    )
+    def test_what_is_wrong_with_them(self, tmp_path: Path, content: str | None, message: str) -> None:
+        file = tmp_path / "stats.json"
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ConfigError, match=message) as caught:
+            parse_config(yaml.safe_dump(self.tree()), overrides=[f"data.statistics={file}"])
+        assert "\n" not in str(caught.value)

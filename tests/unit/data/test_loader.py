@@ -1,6 +1,8 @@
-"""The loader's thread: order, errors, an early end."""
+"""The loader: any position reached again bit by bit, other ranks in mid-epoch, threads, errors, an early end."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,37 +10,111 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mtlrec.data.collate import Collator
+from mtlrec.batch import Batch
+from mtlrec.config import JobConfig
+from mtlrec.data.errors import DataError
 from mtlrec.data.loader import Loader
-from mtlrec.data.parquet import DataError
-from tests.toy import toy_job, toy_table, write_toy
+from mtlrec.data.order import Position
+from tests.toy import loader_of, toy_job, toy_table, toy_tree, write_toy
+
+ROW_JOB = {
+    "tables": {"row": {"rows": 1000, "dim": 4}},
+    "features": {"sparse": [{"name": "row", "table": "row"}]},
+    "tasks": [{"name": "click", "label": "is_click"}],
+}
 
 
-def loader(root: Path, rank: int = 0, world_size: int = 1) -> Loader:
-    job = toy_job(root)
-    return Loader(job.data, job.data.train, Collator.of(job), rank, world_size, shuffle="rows", seed=3)
+def equal(one: Batch, other: Batch) -> bool:
+    pairs = [(one.dense, other.dense), (one.labels, other.labels), (one.label_mask, other.label_mask)]
+    pairs += [(one.weights, other.weights), (one.sparse.values(), other.sparse.values())]
+    return all(torch.equal(a, b) for a, b in [*pairs, (one.sparse.lengths(), other.sparse.lengths())])
+
+
+def shuffled(root: Path, rank: int = 0, world_size: int = 1) -> Loader:
+    return loader_of(toy_job(root), rank, world_size, shuffle="rows", seed=3)
 
 
 def test_an_epoch_can_be_entered_anywhere(tmp_path: Path) -> None:
-    ranks = [loader(write_toy(tmp_path), rank, 2) for rank in range(2)]
-    assert ranks[0].steps_per_epoch == ranks[1].steps_per_epoch == 5
-    for one in ranks:
-        whole = list(one.epoch(epoch=1))
+    write_toy(tmp_path)
+    for one in [shuffled(tmp_path, rank, 2) for rank in range(2)]:
+        assert one.steps_per_epoch == 5
+        start = Position(1)
+        whole = list(one.epoch(start))
         assert len(whole) == 5
-        for start in (0, 2, 5):
-            rest = list(one.epoch(epoch=1, start_step=start))
-            assert len(rest) == 5 - start
-            assert all(torch.equal(a.dense, b.dense) for a, b in zip(rest, whole[start:], strict=True))
-    weights = sum(float(batch.weights.sum()) for one in ranks for batch in one.epoch())
-    assert weights == 557
+        for steps in range(5):
+            position = one.after(start, steps) if steps else start
+            assert one.steps_left(position) == 5 - steps
+            rest = list(shuffled(tmp_path, one._rank, 2).epoch(Position.of(position.state_dict())))
+            assert all(equal(a, b) for a, b in zip(rest, whole[steps:], strict=True))
+        assert one.after(start, 5) == Position(2)
+    ranks = [shuffled(tmp_path, rank, 2) for rank in range(2)]
+    assert sum(float(batch.weights.sum()) for one in ranks for batch in one.epoch()) == 557
 
 
-def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
+    row_group=st.integers(1, 17),
+    worlds=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(0, 5)), min_size=1, max_size=3),
+    shuffle=st.sampled_from(["none", "row_group", "rows"]),
+    buffer=st.integers(1, 50),
+)
+def test_every_row_once_through_the_files(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    row_group: int,
+    worlds: list[tuple[int, int, int]],
+    shuffle: str,
+    buffer: int,
+) -> None:
+    """Ranks and batch sizes change in mid-epoch, and the ids say which rows were taken."""
+    root, first = tmp_path_factory.mktemp("data"), 0
+    for index, rows in enumerate(sizes):
+        table = pa.table({"row": np.arange(first, first + rows), "is_click": np.zeros(rows)})
+        pq.write_table(table, root / f"{index}.parquet", row_group_size=row_group)
+        first += rows
+    data = {"root": str(root), "train": ["*.parquet"], "shuffle_buffer": buffer}
+    seen: list[int] = []
+    position, last = Position(), len(worlds) - 1
+    for number, (ranks, batch_size, steps) in enumerate(worlds):
+        job = JobConfig.model_validate(toy_tree() | ROW_JOB | {"data": data | {"batch_size": batch_size}})
+        loaders = [loader_of(job, rank, ranks, shuffle=shuffle, seed=1) for rank in range(ranks)]
+        left = loaders[0].steps_left(position)
+        taken = left if number == last else min(steps, left)
+        for loader in loaders:
+            assert loader.steps_left(position) == left
+            batches = loader.epoch(position)
+            for batch, _ in zip(batches, range(taken), strict=False):
+                seen += batch.sparse.values().tolist()
+                assert batch.sparse.values().numel() == batch.weights.sum()
+            batches.close()  # type: ignore[attr-defined]
+        position = loaders[0].after(position, taken) if taken else position
+        if position.epoch:
+            break
+    assert position == Position(1)
+    assert sorted(seen) == list(range(sum(sizes)))
+
+
+def test_other_settings_begin_a_new_phase_and_the_same_go_on(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    one = shuffled(tmp_path)
+    position = one.after(Position(), 2)
+    assert len(one.after(position).phases) == 1
+    other = loader_of(toy_job(tmp_path), 1, 3, shuffle="rows", seed=3)
+    moved = other.after(position)
+    assert [phase.ranks for phase in moved.phases] == [1, 3]
+    assert other.steps_left(position) == -(-(557 - 128) // 3 // 64)
+    assert one.after(Position(0, (replace(position.phases[0], steps=0),))).phases[0].steps == 1
+
+
+def test_leaving_early_ends_the_threads(tmp_path: Path) -> None:
     before = threading.active_count()
-    batches = loader(write_toy(tmp_path)).epoch()
+    batches = shuffled(write_toy(tmp_path)).epoch()
     next(batches)
-    assert threading.active_count() == before + 1
+    assert threading.active_count() > before
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
 
@@ -48,5 +124,85 @@ def test_an_error_on_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
     table = toy_table(80, seed=5)
     table = table.set_column(table.column_names.index("item_id"), "item_id", pa.array(np.full(80, 1000)))
     pq.write_table(table, tmp_path / "train" / "part-9.parquet")
-    with pytest.raises(DataError, match=r"part-9\.parquet.*holds id 1000"):
-        list(loader(tmp_path).epoch())
+    with pytest.raises(DataError, match=r"part-9\.parquet: row group 0, row 0: column 'item_id' holds id 1000"):
+        list(shuffled(tmp_path).epoch())
+
+
+def test_a_rank_without_rows_takes_its_steps(tmp_path: Path) -> None:
+    write_toy(tmp_path, train=(3,))
+    loaders = [loader_of(toy_job(tmp_path), rank, 5) for rank in range(5)]
+    sizes = [[batch.weights.sum().item() for batch in loader.epoch()] for loader in loaders]
+    assert sizes == [[0], [1], [0], [1], [1]]
+
+
+# ---- what is broken
+
+
+def damaged(path: Path) -> None:
+    """The first row group's item ids."""
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    start = next(one.dictionary_page_offset for one in columns if one.path_in_schema == "item_id")
+    content = bytearray(path.read_bytes())
+    content[start : start + 40] = bytes(40)
+    path.write_bytes(content)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def bad_value(path: Path) -> None:
+    table = pq.read_table(path)
+    ids = table["item_id"].to_numpy().copy()
+    ids[5] = -3
+    table = table.set_column(table.column_names.index("item_id"), "item_id", pa.array(ids))
+    pq.write_table(table, path, row_group_size=70)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "on_error", "left_out", "said"),
+    [
+        (damaged, "skip_row", 70, "part-0.parquet: row group 0 cannot be read"),
+        (damaged, "skip_file", 70, "part-0.parquet: row group 0 cannot be read"),
+        (truncated, "skip_row", 300, "part-0.parquet: not a readable Parquet file"),
+        (truncated, "skip_file", 300, "part-0.parquet: not a readable Parquet file"),
+        (bad_value, "skip_row", 1, "part-0.parquet: row group 0, row 5: column 'item_id' holds id -3"),
+        (bad_value, "skip_file", 70, "part-0.parquet: row group 0, row 5: column 'item_id' holds id -3"),
+    ],
+)
+def test_what_is_broken_is_left_out_counted_and_said_once(
+    tmp_path: Path, spoil: Callable[[Path], None], on_error: str, left_out: int, said: str
+) -> None:
+    spoil(write_toy(tmp_path) / "train" / "part-0.parquet")
+    with pytest.raises(DataError, match=said):
+        list(loader_of(toy_job(tmp_path)).epoch())
+    lines: list[str] = []
+    loader = loader_of(toy_job(tmp_path, data={"on_error": on_error}), shuffle="rows", say=lines.append)
+    for _ in range(2):
+        batches = list(loader.epoch())
+        assert sum(batch.weights.sum().item() for batch in batches) == 557 - left_out
+    assert len(lines) == 1
+    assert said in lines[0]
+    weightless = torch.cat([batch.weights for batch in batches]) == 0
+    assert not torch.cat([batch.dense for batch in batches])[weightless].any()
+    assert not torch.cat([batch.label_mask for batch in batches])[weightless].any()
+    assert all(
+        batch.sparse.to_dict()[key].lengths()[batch.weights == 0].sum() == 0 for batch in batches for key in ["item_id"]
+    )
+    if left_out < 300:
+        assert loader.skipped == left_out
+        job = toy_job(tmp_path, data={"on_error": on_error, "max_skipped": left_out - 1})
+        with pytest.raises(DataError, match=rf"{left_out} rows were left out in epoch 1, data\.max_skipped allows"):
+            list(loader_of(job).epoch())
+        list(loader_of(toy_job(tmp_path, data={"on_error": on_error, "max_skipped": left_out})).epoch())
+
+
+def test_a_file_that_changes_is_said(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    loader = loader_of(toy_job(tmp_path))
+    list(loader.epoch())
+    path = tmp_path / "train" / "part-1.parquet"
+    pq.write_table(pq.read_table(path).slice(10), path)
+    with pytest.raises(DataError, match=r"part-1\.parquet: row group 0 has changed since the job began"):
+        list(loader.epoch())

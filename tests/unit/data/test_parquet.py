@@ -1,131 +1,140 @@
-"""Every row exactly once per epoch, on the same steps for every rank, and any position reached again."""
+"""Files found, their footers checked, their row groups read; what is wrong names the file and the column."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mtlrec.data.parquet import DataError, RowGroup, list_row_groups, read_batches, share, steps_per_epoch
+from mtlrec.data.errors import DataError
+from mtlrec.data.order import EpochOrder, Phase, Piece, Window
+from mtlrec.data.parquet import Dataset, Reader, RowGroupReader, is_number, list_row_groups, read_ahead
+
+NUMBER = {"row": [Reader("features.dense.row", is_number, "numbers")]}
 
 
-def write(folder: Path, sizes: list[int], row_group: int) -> list[RowGroup]:
+def write(folder: Path, sizes: list[int], row_group: int = 10) -> Path:
     first = 0
     for index, rows in enumerate(sizes):
         table = pa.table({"row": np.arange(first, first + rows)})
         pq.write_table(table, folder / f"{index:03d}.parquet", row_group_size=row_group)
         first += rows
-    return list_row_groups(folder, ["*.parquet"], ["row"])
+    return folder
 
 
-@settings(max_examples=60)
-@given(
-    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
-    row_group=st.integers(1, 17),
-    world_size=st.integers(1, 4),
-    batch_size=st.integers(1, 13),
-    shuffle=st.sampled_from(["none", "row_group", "rows"]),
-    buffer=st.integers(1, 50),
-    epoch=st.integers(0, 3),
-    stop=st.integers(0, 100),
-)
-def test_every_row_once_same_steps_and_resumable(
-    tmp_path_factory: pytest.TempPathFactory,
-    sizes: list[int],
-    row_group: int,
-    world_size: int,
-    batch_size: int,
-    shuffle: str,
-    buffer: int,
-    epoch: int,
-    stop: int,
-) -> None:
-    groups = write(tmp_path_factory.mktemp("data"), sizes, row_group)
-    steps = steps_per_epoch(groups, batch_size, world_size)
-    seen: list[int] = []
-    shapes = set()
-    for rank in range(world_size):
-        options = (["row"], batch_size, rank, world_size, shuffle, buffer, 7, epoch)
-        batches = list(read_batches(groups, *options))  # type: ignore[arg-type]
-        rows = [batch.table["row"].to_pylist() for batch in batches]
-        seen += [row for batch in rows for row in batch]
-        shapes.add(tuple(batch.padded_rows for batch in batches))
-        mine = len(share(sum(sizes), rank, world_size))
-        assert sum(len(batch) for batch in rows) == mine
-        assert [len(batch) for batch in rows[:-1]] == [min(batch_size, mine)] * (
-            len(rows) - 1
-        )  # only the end is padded
-        start = min(stop, steps)
-        again = read_batches(groups, *options, start)  # type: ignore[arg-type]
-        assert [batch.table["row"].to_pylist() for batch in again] == rows[start:]
-    assert sorted(seen) == list(range(sum(sizes)))
-    assert len(shapes) == 1, "ranks must take equally many, equally large batches"
-    assert len(shapes.pop()) == steps
+def rows_of(dataset: Dataset, **options: int) -> list[int]:
+    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 8)]).windows(0)
+    reader = RowGroupReader(dataset, ["row"])
+    return [row for _, rows in reader.windows(windows, **options) for row in rows.table["row"].to_pylist()]
 
 
-def test_shuffling_depends_on_seed_and_epoch_only(tmp_path: Path) -> None:
-    groups = write(tmp_path, [50, 50], 10)
+@pytest.mark.parametrize("ahead", [1, 3, 100])
+def test_row_groups_come_in_order(tmp_path: Path, ahead: int) -> None:
+    dataset = list_row_groups(str(write(tmp_path, [25, 0, 18])), ["*.parquet"], NUMBER)
+    assert [group.rows for group in dataset.groups] == [10, 10, 5, 10, 8]
+    assert rows_of(dataset, ahead=ahead) == list(range(43))
 
-    def order(seed: int, epoch: int, shuffle: str = "rows") -> list[int]:
-        batches = read_batches(groups, ["row"], 8, shuffle=shuffle, shuffle_buffer=30, seed=seed, epoch=epoch)  # type: ignore[arg-type]
-        return [row for batch in batches for row in batch.table["row"].to_pylist()]
 
-    assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1) != order(1, 1)
-    assert order(0, 0, "none") == list(range(100))
-    by_group = order(0, 0, "row_group")
-    assert by_group != list(range(100))
-    assert all(by_group[i : i + 10] == list(range(by_group[i], by_group[i] + 10)) for i in range(0, 100, 10))
+def test_pieces_of_a_row_group(tmp_path: Path) -> None:
+    dataset = list_row_groups(str(write(tmp_path, [25])), ["*.parquet"], NUMBER)
+    window = Window((Piece(1, range(3, 6)), Piece(2, np.array([0, 4]))), None)
+    ((_, rows),) = RowGroupReader(dataset, ["row"]).windows([window])
+    assert rows.table["row"].to_pylist() == [13, 14, 15, 20, 24]
+    assert rows.where(1).endswith("000.parquet: row group 1, row 4")
+    assert rows.where(4).endswith("000.parquet: row group 2, row 4")
+
+
+def test_hive_partitions_are_columns(tmp_path: Path) -> None:
+    for day, country in ((1, "de"), (2, "%2Fx"), (3, "__HIVE_DEFAULT_PARTITION__")):
+        folder = tmp_path / "log" / f"day={day}" / f"country={country}"
+        folder.mkdir(parents=True)
+        write(folder, [2])
+        (folder / "_SUCCESS").touch()
+    any_type = Reader("k", lambda kind: True, "")
+    readers = {"row": [any_type], "day": [any_type], "country": [any_type]}
+    dataset = list_row_groups(str(tmp_path), ["log"], readers)
+    windows = EpochOrder([2, 2, 2], 0, [Phase(1, 8, shuffle_buffer=10)]).windows(0)
+    ((_, rows),) = RowGroupReader(dataset, ["row", "day", "country"]).windows(windows)
+    assert rows.table["day"].to_pylist() == [1, 1, 2, 2, 3, 3]
+    assert rows.table["day"].type == pa.int64()
+    assert rows.table["country"].to_pylist() == ["de", "de", "/x", "/x", None, None]
+    ((_, everything),) = RowGroupReader(dataset, None).windows(windows)
+    assert everything.table.column_names == ["row", "day", "country"]
+    with pytest.raises(DataError, match="no column 'hour'; the file has row, day, country"):
+        list_row_groups(str(tmp_path), ["log"], {"hour": []})
 
 
 def test_mistakes_name_the_file_and_the_column(tmp_path: Path) -> None:
+    root = str(tmp_path)
     with pytest.raises(DataError, match=r"no file matches .*nothing-\*\.parquet"):
-        list_row_groups(tmp_path, ["nothing-*.parquet"], [])
-    write(tmp_path, [3], 10)
-    with pytest.raises(DataError, match=r"000\.parquet: no column 'age'; the file has row"):
-        list_row_groups(tmp_path, ["*.parquet"], ["age"])
-    (tmp_path / "001.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(DataError, match=r"001\.parquet: not a readable Parquet file"):
-        list_row_groups(tmp_path, ["*.parquet"], ["row"])
+        list_row_groups(root, ["nothing-*.parquet"], {})
+    write(tmp_path, [3])
+    with pytest.raises(DataError, match=r"000\.parquet: no column 'age', which age reads; the file has row"):
+        list_row_groups(root, ["*.parquet"], {"age": [Reader("age", is_number, "numbers")]})
+    pq.write_table(pa.table({"row": ["a"]}), tmp_path / "001.parquet")
+    with pytest.raises(DataError, match=r"001\.parquet: column 'row' is string; features\.dense\.row takes numbers"):
+        list_row_groups(root, ["*.parquet"], NUMBER)
+    with pytest.raises(DataError, match=r"001\.parquet: column 'row' is string, in .*000\.parquet it is int64"):
+        list_row_groups(root, ["*.parquet"], {"row": []})
+    for content in (b"PAR1 and then nothing", b""):
+        (tmp_path / "001.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"001\.parquet: not a readable Parquet file"):
+            list_row_groups(root, ["*.parquet"], NUMBER)
     (tmp_path / "empty").mkdir()
-    pq.write_table(pa.table({"row": pa.array([], pa.int64())}), tmp_path / "empty" / "000.parquet")
+    write(tmp_path / "empty", [0])
     with pytest.raises(DataError, match="no rows"):
-        list_row_groups(tmp_path / "empty", ["*.parquet"], ["row"])
+        list_row_groups(root, ["empty/*.parquet"], NUMBER)
+    (tmp_path / "002.parquet").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"002\.parquet: matches .* but is no file \(a broken link\?\)"):
+        list_row_groups(root, ["*.parquet"], NUMBER)
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(DataError, match="hollow: matches hollow but is a folder without files"):
+        list_row_groups(root, ["hollow"], NUMBER)
 
 
-def test_a_pattern_may_be_absolute(tmp_path: Path) -> None:
-    groups = write(tmp_path, [3, 4], 10)
-    assert list_row_groups(Path("elsewhere"), [f"{tmp_path}/*.parquet"], ["row"]) == groups
+def test_files_are_left_out_so_long_as_one_is_left(tmp_path: Path) -> None:
+    write(tmp_path, [3, 4])
+    (tmp_path / "001.parquet").write_bytes(b"")
+    dataset = list_row_groups(str(tmp_path), ["*.parquet"], NUMBER, on_error="skip_file")
+    assert dataset.rows == 3
+    assert len(dataset.left_out) == 1
+    assert "001.parquet: not a readable Parquet file" in dataset.left_out[0]
+    (tmp_path / "000.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no rows; .*000\.parquet: not a readable"):
+        list_row_groups(str(tmp_path), ["*.parquet"], NUMBER, on_error="skip_file")
 
 
-def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["*.parquet", "**/*.parquet", "00[01].parquet", "00?.parquet", "."])
+def test_patterns(tmp_path: Path, pattern: str) -> None:
     root = tmp_path / "br[x] ü*"
     root.mkdir()
-    assert len(write(root, [3, 4], 10)) == 2
+    write(root, [3, 4])
+    (root / ".hidden.parquet").write_bytes(b"")
+    assert rows_of(list_row_groups(str(root), [pattern, "001.parquet"], NUMBER)) == list(range(7))
 
 
-def test_what_matches_but_cannot_be_read_is_no_silent_loss(tmp_path: Path) -> None:
-    write(tmp_path, [3], 10)
-    (tmp_path / "001.parquet").mkdir()
-    with pytest.raises(DataError, match=r"001\.parquet: matches .* but is a folder or a broken link"):
-        list_row_groups(tmp_path, ["*.parquet"], ["row"])
+def test_a_pattern_may_be_absolute_and_a_root_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, [3, 4])
+    assert rows_of(list_row_groups("elsewhere", [f"{tmp_path}/*.parquet"], NUMBER)) == list(range(7))
+    monkeypatch.chdir(tmp_path.parent)
+    dataset = list_row_groups(tmp_path.name, ["*.parquet"], NUMBER)
+    assert dataset.fingerprint == list_row_groups(str(tmp_path), ["*.parquet"], NUMBER).fingerprint
+    assert dataset.files[0].name == f"{tmp_path.name}/000.parquet"
 
 
-def test_a_column_of_another_kind_names_both_files(tmp_path: Path) -> None:
-    write(tmp_path, [3], 10)
-    pq.write_table(pa.table({"row": ["a"]}), tmp_path / "001.parquet")
-    with pytest.raises(DataError, match=r"001\.parquet: column 'row' is string, in .*000\.parquet it is int64"):
-        list_row_groups(tmp_path, ["*.parquet"], ["row"])
+def test_reading_ahead_keeps_the_order_and_stops(tmp_path: Path) -> None:
+    started = []
 
+    def slow(item: int) -> int:
+        started.append(item)
+        time.sleep(0.01 * (item % 3))
+        return item
 
-def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
-    groups = write(tmp_path, [40], 10)
-    path = tmp_path / "000.parquet"
-    content = bytearray(path.read_bytes())
-    content[4:60] = bytes(56)
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"000\.parquet: row group 0 cannot be read"):
-        list(read_batches(groups, ["row"], 8))
+    assert list(read_ahead(range(20), slow, 4)) == list(range(20))
+    started.clear()
+    some = read_ahead(range(1000), slow, 4)
+    assert next(some) == 0
+    some.close()
+    assert len(started) < 20

@@ -1,0 +1,178 @@
+"""A window's Arrow columns become tensors: transforms, ids with lengths, labels with masks. No Python loop over rows.
+
+Ids are checked against their table here, because on a GPU the lookup itself would turn an id that is out of range into
+row 0 without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
+from mtlrec.data.block import Block
+from mtlrec.data.faults import Faults
+from mtlrec.data.hashing import hash_text
+from mtlrec.data.ids import is_ids, read_ids
+from mtlrec.data.memory import empty
+from mtlrec.data.parquet import OnError, Reader, Rows, is_number, is_text, plain
+from mtlrec.data.vocabulary import read_vocabulary
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What of a file a job reads, and as what.
+
+    `labels` are the columns that become `Batch.labels`, with what they may hold; `group_by` the one whose values
+    become `Batch.groups`; `vocabularies` by feature.
+    """
+
+    features: FeaturesConfig
+    tables: Mapping[str, TableConfig]
+    labels: Mapping[str, LabelColumn]
+    vocabularies: Mapping[str, pa.Array]
+    group_by: str | None = None
+
+    @staticmethod
+    def of(job: JobConfig, with_labels: bool = True, with_groups: bool = False) -> Columns:
+        """Reads the vocabularies. Raises DataError where one is missing or larger than its table."""
+        return Columns(
+            job.features,
+            job.tables,
+            job.label_columns if with_labels else {},
+            {
+                feature.name: read_vocabulary(job.data.root, feature, job.tables[feature.table].rows)
+                for feature in job.features.sparse
+                if feature.vocabulary is not None
+            },
+            job.metrics.group_by if with_groups else None,
+        )
+
+    @property
+    def readers(self) -> dict[str, list[Reader]]:
+        """The columns, each once, and what reads them."""
+        readers: dict[str, list[Reader]] = {column: [] for column in (*self.features.columns, *self.labels)}
+        for dense in self.features.dense:
+            readers[dense.source].append(Reader(f"features.dense.{dense.name}", is_number, "numbers or booleans"))
+        for sparse in self.features.sparse:
+            key = f"features.sparse.{sparse.name}"
+            readers[sparse.source].append(Reader(key, *is_ids(sparse)))
+            if sparse.weight_column is not None:
+                readers[sparse.weight_column].append(Reader(f"{key}.weights", _is_list_of_numbers, "lists of numbers"))
+        for name, label in self.labels.items():
+            readers[name].append(Reader(label.key, is_number, "numbers or booleans"))
+        if self.group_by is not None:
+            readers.setdefault(self.group_by, []).append(Reader("metrics.group_by", _is_group, "integers or text"))
+        return readers
+
+    def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
+        """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves the rows out."""
+        table = rows.table
+        faults = Faults(rows, on_error)
+        labels = [_label(table[name], name, label.rule, faults) for name, label in self.labels.items()]
+        block = Block(
+            rows=table.num_rows,
+            dense=[transformed(table[dense.source], dense, faults) for dense in self.features.dense],
+            labels=[values for values, _ in labels],
+            known=[known for _, known in labels],
+            ids=[
+                read_ids(table, sparse, self.tables[sparse.table].rows, self.vocabularies.get(sparse.name), faults)
+                for sparse in self.features.sparse
+            ],
+            groups=None if self.group_by is None else _groups(table[self.group_by]),
+            files=rows.files,
+        )
+        return block.without(faults.rows, faults.messages) if faults.rows is not None else block
+
+
+def _label(
+    column: pa.ChunkedArray, name: str, rule: ColumnRule, faults: Faults
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """[N] float32, 0 where it is not known; and where it is, or None for everywhere."""
+    values = numbers(column)
+    _check_rule(values, name, rule, faults)
+    unknown = np.isnan(values)
+    if not unknown.any():
+        return values.astype(np.float32, copy=False), None
+    return np.where(unknown, 0, values).astype(np.float32), (~unknown).astype(np.float32)
+
+
+def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, faults: Faults) -> None:
+    if rule == "flag":
+        wrong = (values != 0) & (values != 1) & ~np.isnan(values)
+        allowed = "a binary label, or a column that stands alone in a space, is 0, 1"
+    elif rule == "non_negative":
+        wrong, allowed = (values < 0) | np.isinf(values), "a watch time or a sample_weight is >= 0"
+    else:
+        wrong, allowed = np.isinf(values), "a label is a finite number"
+    faults.found(wrong, name, lambda row: f"holds {values[row]:g}; {allowed} or null")
+
+
+def transformed(column: pa.ChunkedArray, feature: DenseFeature, faults: Faults) -> np.ndarray:
+    """[N] float32: the feature's transforms in turn."""
+    # A time in milliseconds has more digits than float32, and standardise brings them out.
+    values = given = floats(column) if "standardise" in feature.steps else numbers(column)
+    for step in feature.steps:
+        if step == "clip":
+            values = np.clip(values, feature.min, feature.max)
+        elif step == "log1p":
+            if np.fmin.reduce(values, initial=0) < 0:
+                say = lambda row: f"holds {given[row]:g}; log1p takes values >= 0"  # noqa: E731
+                faults.found(values < 0, feature.source, say)
+                values = np.maximum(values, 0)
+            values = _log1p(values)
+        elif step == "standardise":
+            values = (values - (feature.mean or 0.0)) / (feature.std or 1.0)
+    values = values.astype(np.float32, copy=False)
+    if np.isfinite(values).all():
+        return values
+    faults.found(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
+    return np.where(np.isnan(values), np.float32(0), values)
+
+
+def _log1p(values: np.ndarray) -> np.ndarray:
+    """By torch, whose log1p is vectorised; in parts so small that it does not call in its other threads."""
+    out = empty(len(values), values.dtype.type)
+    np.copyto(out, values)
+    for part in torch.from_numpy(out).split(16_384):
+        part.log1p_()
+    return out
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """[N] float32, or float64 where the column's type does not fit in; null as NaN. Not to be written to."""
+    kind = column.type
+    if pa.types.is_float32(kind) or pa.types.is_float16(kind):
+        return np.asarray(column.to_numpy()).astype(np.float32, copy=False)
+    if kind in (pa.int8(), pa.uint8(), pa.int16(), pa.uint16(), pa.bool_()):
+        return np.asarray(pc.cast(column, pa.float32()).to_numpy())
+    return floats(column)
+
+
+def floats(column: pa.ChunkedArray) -> np.ndarray:
+    """[N] float64, null as NaN. Not to be written to."""
+    return np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), np.float64)
+
+
+def _groups(column: pa.ChunkedArray) -> np.ndarray:
+    """[N] int64. Integers as they are, text by a hash that is the same on every rank; null is a group too."""
+    if pa.types.is_integer(column.type) or pa.types.is_null(column.type):
+        present = np.asarray(column.is_valid())
+        ids = np.full(len(present), np.iinfo(np.int64).min)
+        ids[present] = np.asarray(column.drop_null().combine_chunks()).astype(np.int64)
+        return ids
+    text = pc.cast(column, pa.large_string()).fill_null("\0").combine_chunks()
+    return hash_text(text).astype(np.int64)
+
+
+def _is_group(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(plain(kind)) or is_text(plain(kind))
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_number(kind.value_type)

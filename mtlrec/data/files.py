@@ -1,0 +1,180 @@
+"""The files of a split, found by pattern, in sorted order, on a disk or in any store that pyarrow or fsspec opens.
+
+A root is a folder or a URI (`s3://bucket/logs?region=eu-west-1`, `gs://`, `hdfs://`, and what fsspec knows). A pattern
+below it is a file, a glob with `*`, `?`, `[ab]` and `**`, or a folder, of which every file is taken whose name does not
+begin with a dot or an underscore. `key=value` in the names of folders are columns, as Hive and Spark write them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow as pa
+from pyarrow import fs
+
+from mtlrec.data.errors import DataError
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it was when the job began; `name` is what messages call it, `key` what its store does."""
+
+    name: str
+    key: str
+    below_root: str
+    size: int
+    modified: int | None
+
+    @property
+    def partition(self) -> dict[str, str | None]:
+        """The columns that the folders' names give."""
+        pairs = [part.split("=", 1) for part in self.below_root.split("/")[:-1] if "=" in part.lstrip("=")]
+        return {unquote(column): None if value == HIVE_NULL else unquote(value) for column, value in pairs}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A root and the file system it lies in."""
+
+    root: str
+    system: fs.FileSystem
+    base: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.system, fs.LocalFileSystem)
+
+    def name(self, key: str) -> str:
+        if self.is_local:
+            return key
+        below = key.removeprefix(self.base).lstrip("/")
+        return f"{self.root.partition('?')[0].rstrip('/')}/{below}" if below else self.root
+
+
+@lru_cache(maxsize=8)
+def store_of(root: str) -> Store:
+    """Opens the file system of a root. Raises DataError where nothing knows its scheme or it cannot be reached."""
+    if "://" not in root:
+        return Store(root, fs.LocalFileSystem(), str(Path(root).expanduser()))
+    try:
+        system, base = _open(root)
+    except (pa.ArrowException, OSError, ValueError, ImportError, KeyError) as error:
+        raise DataError(f"data.root {_without_secrets(root)}: cannot be opened ({one_line(error)})") from None
+    return Store(_without_secrets(root), system, base.rstrip("/"))
+
+
+def _open(root: str) -> tuple[fs.FileSystem, str]:
+    try:
+        system, base = fs.FileSystem.from_uri(root)
+    except pa.ArrowInvalid as error:
+        if "nrecognized filesystem" not in str(error):
+            raise
+        import fsspec
+
+        foreign, base = fsspec.core.url_to_fs(root)
+        system = fs.PyFileSystem(fs.FSSpecHandler(foreign))
+    return system, base
+
+
+def _without_secrets(root: str) -> str:
+    """`s3://key:secret@bucket` is shown as `s3://bucket`."""
+    return re.sub(r"://[^/@]*@", "://", root)
+
+
+def find_files(store: Store, patterns: Sequence[str]) -> list[File]:
+    """Every file that matches, once, by pattern and then by name.
+
+    Raises DataError where a pattern matches nothing, or something that is neither a file nor a folder.
+    """
+    found: dict[str, File] = {}
+    for pattern in patterns:
+        if "://" in pattern:
+            raise DataError(f"{pattern}: a URI belongs into data.root; patterns are relative to it")
+        base, parts = store.base, pattern.split("/")
+        if pattern.startswith("/"):
+            if not store.is_local:
+                raise DataError(f"{pattern}: starts with a slash; patterns are relative to data.root {store.root}")
+            base = "/"
+        try:
+            infos = sorted(
+                _expand(store.system, base, [part for part in parts if part not in ("", ".")]),
+                key=lambda info: info.path,
+            )
+            if not infos:
+                where = store.name(f"{base.rstrip('/')}/{pattern.lstrip('/')}")
+                raise DataError(f"no file matches {where}; check data.root and the data.train/valid/test patterns")
+            for info in infos:
+                for file in _files_of(store, info, pattern):
+                    found.setdefault(file.key, file)
+        except OSError as error:
+            raise DataError(f"{store.name(base)}: cannot be listed ({one_line(error)})") from None
+    return list(found.values())
+
+
+def _files_of(store: Store, info: fs.FileInfo, pattern: str) -> Iterator[File]:
+    if info.type == fs.FileType.Directory:
+        inside = store.system.get_file_info(fs.FileSelector(info.path, recursive=True))
+        below = [one for one in inside if one.type == fs.FileType.File and not _is_hidden(one.path, info.path)]
+        if not below:
+            raise DataError(f"{store.name(info.path)}: matches {pattern} but is a folder without files")
+        infos = sorted(below, key=lambda one: one.path)
+    elif info.type == fs.FileType.File:
+        infos = [info]
+    else:
+        raise DataError(f"{store.name(info.path)}: matches {pattern} but is no file (a broken link?)")
+    for one in infos:
+        below_root = one.path.removeprefix(store.base).lstrip("/")
+        yield File(store.name(one.path), one.path, below_root, one.size or 0, one.mtime_ns)
+
+
+def _is_hidden(path: str, folder: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.removeprefix(folder).strip("/").split("/"))
+
+
+def _expand(system: fs.FileSystem, base: str, parts: Sequence[str]) -> list[fs.FileInfo]:
+    """What `parts` match below `base`, one part of the path at a time; only folders that can match are listed."""
+    if not parts:
+        info = system.get_file_info(base)
+        return [info] if info.type != fs.FileType.NotFound or _is_link(system, base) else []
+    head, *rest = parts
+    if head == "**":
+        entries = system.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True))
+        folders = [one.path for one in entries if one.type == fs.FileType.Directory]
+        if not rest:
+            return [one for one in entries if one.type != fs.FileType.Directory]
+        found = [info for folder in [base, *folders] for info in _expand(system, folder, rest)]
+        return list({info.path: info for info in found}.values())
+    if not re.search(r"[*?\[]", head):
+        return _expand(system, f"{base.rstrip('/')}/{head}" if base else head, rest)
+    found = []
+    if system.get_file_info(base).type == fs.FileType.Directory:
+        for one in _children(system, base):
+            name = Path(one.path).name
+            if fnmatchcase(name, head) and (head.startswith(".") or not name.startswith(".")):
+                found += _expand(system, one.path, rest) if rest else [one]
+    return found
+
+
+def _children(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    """Broken links too, which pyarrow does not list."""
+    if isinstance(system, fs.LocalFileSystem):
+        infos: list[fs.FileInfo] = system.get_file_info([str(path) for path in Path(folder).iterdir()])
+    else:
+        infos = system.get_file_info(fs.FileSelector(folder))
+    return infos
+
+
+def _is_link(system: fs.FileSystem, path: str) -> bool:
+    return isinstance(system, fs.LocalFileSystem) and Path(path).is_symlink()
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

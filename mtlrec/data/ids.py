@@ -1,0 +1,197 @@
+"""A column of ids, of lists of them, or of numbers that become ids -> ids one after another, lengths and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtlrec.config import SparseFeature
+from mtlrec.data.block import Ids
+from mtlrec.data.faults import Faults
+from mtlrec.data.hashing import hash_integers, hash_text
+from mtlrec.data.parquet import is_number, is_text, plain
+
+
+def is_ids(feature: SparseFeature) -> tuple[Callable[[pa.DataType], bool], str]:
+    """Whether the feature takes a column's type, and what it takes, in words."""
+    value, words = {
+        "none": (pa.types.is_integer, "integers"),
+        "modulo": (pa.types.is_integer, "integers"),
+        "bucketize": (is_number, "numbers"),
+    }.get(feature.transform, (lambda kind: pa.types.is_integer(kind) or is_text(kind), "integers or text"))
+
+    def takes(kind: pa.DataType) -> bool:
+        inner = _item_type(kind) if _is_list(kind) else kind
+        if feature.weight_field is not None:
+            fields = _fields(inner, feature.weight_field) if pa.types.is_struct(inner) else None
+            return fields is not None and value(plain(fields[0].type)) and is_number(fields[1].type)
+        return bool(value(plain(inner))) and (feature.weights is None or _is_list(kind))
+
+    if feature.weight_field is not None:
+        return takes, f"lists of structs of {feature.weight_field} and one other field, of {words}"
+    if feature.weights is not None:
+        return takes, f"lists of {words}"
+    remedy = "; text needs transform hash or vocabulary" if feature.transform in ("none", "modulo") else ""
+    return takes, f"{words} or lists of {words}{remedy}"
+
+
+class Flat(NamedTuple):
+    """Values of all rows one after another, how many each row has (None: one), and their weights."""
+
+    values: pa.Array
+    lengths: np.ndarray | None
+    weights: np.ndarray | None = None
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.ones(len(self.values), np.int32) if self.lengths is None else self.lengths
+
+
+def read_ids(table: pa.Table, feature: SparseFeature, rows: int, vocabulary: pa.Array | None, faults: Faults) -> Ids:
+    """The feature's ids, each below `rows`. What is not goes to `faults`, and is 0 until its row is left out."""
+    flat = _flat(table[feature.source], feature, faults)
+    if feature.weight_column is not None:
+        flat = _with_weights(flat, table[feature.weight_column], feature.weight_column, faults)
+    if feature.max_length is not None and flat.counts.max(initial=0) > feature.max_length:
+        flat = _shortened(flat, feature, feature.max_length, faults)
+    values = _numbered(flat, feature, rows, vocabulary, faults)
+    return Ids(values, flat.lengths, flat.weights, is_narrow=rows <= 2**31)
+
+
+def flat_values(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> pa.Array:
+    """The values of all rows one after another, before any transform."""
+    return _flat(column, feature, faults).values
+
+
+def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Flat:
+    array = _combined(column)
+    if pa.types.is_null(array.type):
+        return Flat(pa.array([], pa.int64()), np.zeros(len(array), np.int32))
+    if not _is_list(array.type):
+        if not array.null_count and not pa.types.is_floating(array.type):
+            return Flat(array, None)
+        unknown = pc.is_null(array, nan_is_null=True)
+        return Flat(array.filter(pc.invert(unknown)), 1 - np.asarray(unknown).astype(np.int32))
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int32)
+    values = array.flatten()  # skips what null rows hide, and honours the slice
+    weights = None
+    if pa.types.is_struct(values.type):
+        of_ids, of_weights = _fields(values.type, feature.weight_field or "") or (values.type[0], values.type[1])
+        weights = np.asarray(pc.cast(pc.struct_field(values, of_weights.name), pa.float32()).fill_null(np.nan))
+        values = pc.struct_field(values, of_ids.name)
+    if values.null_count:
+        missing = ~np.asarray(values.is_valid())
+        faults.found(_rows_of(missing, lengths), feature.source, lambda row: "holds a null in a list; drop them")
+        values = values.fill_null("" if is_text(plain(values.type)) else 0)
+    _check_weights(weights, lengths, feature.source, faults)
+    return Flat(values, lengths, weights)
+
+
+def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, faults: Faults) -> Flat:
+    array = _combined(column)
+    if pa.types.is_null(array.type):
+        array = pa.array([[]] * len(array), pa.list_(pa.float32()))
+    given = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int32)
+    weights = np.asarray(pc.cast(array.flatten(), pa.float32()).fill_null(np.nan))
+    lengths = flat.counts
+    wrong = given != lengths
+    if wrong.any():
+        faults.found(wrong, name, lambda row: f"holds {given[row]} weights for {lengths[row]} ids")
+        weights = Ids(weights, given).without(wrong).values
+        kept = ~np.repeat(wrong, lengths)
+        flat = Flat(flat.values.filter(pa.array(kept)), np.where(wrong, 0, lengths).astype(np.int32))
+    _check_weights(weights, flat.counts, name, faults)
+    return Flat(flat.values, flat.lengths, weights)
+
+
+def _check_weights(weights: np.ndarray | None, lengths: np.ndarray, column: str, faults: Faults) -> None:
+    if weights is not None and not np.isfinite(weights).all():
+        wrong = _rows_of(~np.isfinite(weights), lengths)
+        faults.found(wrong, column, lambda row: "holds a weight that is null or not finite")
+
+
+def _shortened(flat: Flat, feature: SparseFeature, most: int, faults: Faults) -> Flat:
+    """The last `most` ids of each row: position counted from the row's end decides."""
+    lengths = flat.counts
+    if feature.too_long == "error":
+        faults.found(lengths > most, feature.source, lambda row: f"holds {lengths[row]} ids; its max_length is {most}")
+    from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat.values))
+    kept = from_end <= most
+    weights = None if flat.weights is None else flat.weights[kept]
+    return Flat(flat.values.filter(pa.array(kept)), np.minimum(lengths, most), weights)
+
+
+def _numbered(flat: Flat, feature: SparseFeature, rows: int, vocabulary: pa.Array | None, faults: Faults) -> np.ndarray:
+    """[M] of an integer type."""
+    values = flat.values
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if feature.transform == "vocabulary":
+        found = pc.index_in(pc.cast(values, pa.string()), value_set=vocabulary)
+        return np.asarray(found.fill_null(-1)).astype(np.int64) + 1
+    if feature.transform == "bucketize":
+        numbers = np.asarray(pc.cast(values, pa.float64(), safe=False))
+        return np.searchsorted(feature.boundaries or [], numbers, side="right").astype(np.int64)
+    if feature.transform == "hash":
+        is_words = is_text(values.type)
+        hashes = hash_text(values, feature.seed) if is_words else hash_integers(np.asarray(values), feature.seed)
+        return (hashes % np.uint64(rows)).astype(np.int64)
+    ids = np.asarray(values)
+    if feature.transform == "modulo":
+        wide = ids if ids.dtype == np.uint64 else ids.astype(np.int64)
+        return (wide % wide.dtype.type(rows)).astype(np.int64)
+    return _in_range(ids, flat, feature, rows, faults)
+
+
+def _in_range(ids: np.ndarray, flat: Flat, feature: SparseFeature, rows: int, faults: Faults) -> np.ndarray:
+    is_signed = np.issubdtype(ids.dtype, np.signedinteger)
+    # A negative id seen as unsigned is larger than any table: one look instead of two.
+    if not len(ids) or ids.view(f"u{ids.dtype.itemsize}" if is_signed else ids.dtype).max() < rows:
+        return ids
+    wrong = (ids < 0) | (ids >= rows)
+    owners = np.repeat(np.arange(len(flat.counts)), flat.counts)
+
+    def say(row: int) -> str:
+        bad = ids[wrong & (owners == row)][0]
+        remedy = f"raise tables.{feature.table}.rows" if bad >= 0 else "ids are not negative"
+        return f"holds id {bad}, table '{feature.table}' has {rows} rows; {remedy}, or take a transform"
+
+    faults.found(_rows_of(wrong, flat.counts), feature.source, say)
+    return np.where(wrong, 0, ids)
+
+
+def _rows_of(wrong: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[M] bool of ids -> [N] bool of the rows they stand in."""
+    rows = np.zeros(len(lengths), bool)
+    rows[np.repeat(np.arange(len(lengths)), lengths)[wrong]] = True
+    return rows
+
+
+def _combined(column: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_map(column.type):
+        column = column.cast(pa.list_(_item_type(column.type)))
+    chunks = column.unify_dictionaries().chunks
+    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_such(kind) for is_such in (pa.types.is_list, pa.types.is_large_list, pa.types.is_map)) or (
+        pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _item_type(kind: pa.DataType) -> pa.DataType:
+    return pa.struct({"key": kind.key_type, "value": kind.item_type}) if pa.types.is_map(kind) else kind.value_type
+
+
+def _fields(struct: pa.StructType, of_weights: str) -> tuple[pa.Field, pa.Field] | None:
+    """The ids' and the weights' field of a struct of these two."""
+    fields = [struct.field(index) for index in range(struct.num_fields)]
+    weights = [one for one in fields if one.name == of_weights]
+    ids = [one for one in fields if one.name != of_weights]
+    return (ids[0], weights[0]) if len(ids) == len(weights) == 1 else None

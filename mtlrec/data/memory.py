@@ -1,0 +1,20 @@
+"""Memory for batches and their columns.
+
+Arrow's pool keeps the pages of what was freed; what malloc hands to a thread for an array of this size is often fresh,
+and the first touch of a fresh page costs as much as several copies of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+
+def empty(size: int, dtype: type[np.generic]) -> np.ndarray:
+    """[size] from Arrow's memory pool, its content undefined."""
+    return np.frombuffer(pa.allocate_buffer(size * np.dtype(dtype).itemsize), dtype, size)
+
+
+def concatenated(arrays: list[np.ndarray], size: int, dtype: type[np.generic]) -> np.ndarray:
+    """1-dimensional arrays one after another, `size` elements in all."""
+    return np.concatenate(arrays, out=empty(size, dtype), casting="same_kind") if arrays else empty(0, dtype)

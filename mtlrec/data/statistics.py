@@ -1,0 +1,176 @@
+"""One pass over the train split for what a job leaves open: means and deviations, boundaries, vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtlrec.config import DenseFeature, JobConfig, SparseFeature
+from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
+from mtlrec.data.columns import Columns, floats, transformed
+from mtlrec.data.errors import DataError
+from mtlrec.data.faults import Faults
+from mtlrec.data.files import store_of
+from mtlrec.data.ids import flat_values
+from mtlrec.data.order import EpochOrder, Phase
+from mtlrec.data.parquet import RowGroupReader, Rows, list_row_groups
+
+SAMPLE = 1_000_000
+"""Values of which boundaries are taken; exact up to so many rows."""
+
+
+@dataclass
+class Moments:
+    """Mean and deviation, a part at a time (Chan et al., 1983)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        if not len(values):
+            return
+        count, mean = len(values), float(values.mean())
+        squares = float(((values - mean) ** 2).sum())
+        both, apart = self.count + count, mean - self.mean
+        self.squares += squares + apart**2 * self.count * count / both
+        self.mean += apart * count / both
+        self.count = both
+
+    @property
+    def std(self) -> float:
+        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+
+
+@dataclass
+class Sample:
+    """A uniform sample of a stream (the values with the smallest random keys)."""
+
+    rng: np.random.Generator
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def add(self, values: np.ndarray) -> None:
+        self.values = np.concatenate([self.values, values])
+        self.keys = np.concatenate([self.keys, self.rng.random(len(values))])
+        if len(self.values) > SAMPLE:
+            kept = np.argpartition(self.keys, SAMPLE)[:SAMPLE]
+            self.values, self.keys = self.values[kept], self.keys[kept]
+
+
+@dataclass
+class Found:
+    """What the pass has found: `vocabularies` by feature, the most frequent value first."""
+
+    statistics: Statistics
+    vocabularies: dict[str, list[str]]
+    rows: int
+
+
+def find(
+    job: JobConfig, min_count: int = 1, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> Found:
+    """Reads the train split once, of its columns only those that are needed.
+
+    Args:
+        min_count: values of a vocabulary that are seen less often are left to row 0
+        progress: is told the rows read and the rows there are
+
+    Raises DataError for a column that has nothing to learn from, and for what any reading of it would refuse.
+    """
+    standardised = [one for one in job.features.dense if "standardise" in one.steps]
+    bucketised = [one for one in job.features.sparse if one.transform == "bucketize"]
+    worded = [one for one in job.features.sparse if one.transform == "vocabulary"]
+    readers = Columns(job.features, job.tables, {}, {}).readers
+    columns = [one.source for one in standardised] + [one.source for one in (*bucketised, *worded)]
+    wanted = {column: readers[column] for column in columns}
+    if not wanted:
+        raise DataError("nothing to find: no feature has transform standardise, bucketize or vocabulary")
+    dataset = list_row_groups(job.data.root, job.data.train, wanted, job.data.on_error, job.data.retries)
+    moments = {one.name: Moments() for one in standardised}
+    samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
+    counts: dict[str, pa.Table | None] = {one.name: None for one in worded}
+    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 1)]).windows(0)
+    reader = RowGroupReader(dataset, list(wanted), job.data.on_error, job.data.retries)
+    done = 0
+    for _, rows in reader.windows(windows, job.data.read_ahead):
+        faults = Faults(rows, job.data.on_error)
+        for dense in standardised:
+            moments[dense.name].add(_before_standardise(rows, dense, faults))
+        for sparse in bucketised:
+            values = floats(pa.chunked_array([flat_values(rows.table[sparse.source], sparse, faults)]))
+            samples[sparse.name].add(values)
+        for sparse in worded:
+            counts[sparse.name] = _counted(counts[sparse.name], flat_values(rows.table[sparse.source], sparse, faults))
+        done += rows.table.num_rows
+        if progress:
+            progress(done, dataset.rows)
+    statistics = Statistics(
+        dense={name: _dense(name, one) for name, one in moments.items()},
+        sparse={one.name: _boundaries(one, samples[one.name].values, job.tables[one.table].rows) for one in bucketised},
+    )
+    vocabularies = {one.name: _most_frequent(counts[one.name], job.tables[one.table].rows, min_count) for one in worded}
+    return Found(statistics, vocabularies, done)
+
+
+def write(found: Found, job: JobConfig, out: Path) -> list[str]:
+    """Writes the statistics to `out` and the vocabularies that are not there yet to their files; returns the names."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(found.statistics.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    written = [str(out)]
+    for feature in job.features.sparse:
+        if feature.vocabulary is None:
+            continue
+        store = store_of(job.data.root)
+        path = Path(store.base, feature.vocabulary)
+        if not store.is_local:
+            raise DataError(f"{feature.vocabulary}: vocabularies are written to a local data.root only")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(found.vocabularies[feature.name]) + "\n", encoding="utf-8")
+            written.append(str(path))
+    return written
+
+
+def _before_standardise(rows: Rows, feature: DenseFeature, faults: Faults) -> np.ndarray:
+    steps = feature.steps[: feature.steps.index("standardise")]
+    before = feature.model_copy(update={"transform": steps or "none"})
+    known = ~np.isnan(floats(rows.table[feature.source]))
+    return transformed(rows.table[feature.source], before, faults)[known]
+
+
+def _dense(name: str, moments: Moments) -> DenseStatistics:
+    if not moments.std:
+        raise DataError(f"features.dense.{name}: has {'one value' if moments.count else 'nulls'} only; remove it")
+    return DenseStatistics(mean=moments.mean, std=moments.std)
+
+
+def _boundaries(feature: SparseFeature, values: np.ndarray, rows: int) -> SparseStatistics:
+    """Of as many equally large buckets as the table has rows; values that are frequent make fewer of them."""
+    if not len(values):
+        raise DataError(f"features.sparse.{feature.name}: has nulls only; remove it")
+    cuts = np.quantile(values, np.arange(1, rows) / rows)
+    return SparseStatistics(boundaries=np.unique(cuts).tolist())
+
+
+def _counted(before: pa.Table | None, values: pa.Array) -> pa.Table:
+    words = pc.cast(values, pa.string())
+    here = pa.table({"word": words, "count": pa.repeat(pa.scalar(1, pa.int64()), len(words))})
+    both = here if before is None else pa.concat_tables([before, here])
+    return both.group_by("word").aggregate([("count", "sum")]).rename_columns(["word", "count"])
+
+
+def _most_frequent(counts: pa.Table | None, rows: int, min_count: int) -> list[str]:
+    if counts is None:
+        return []
+    ordered = counts.sort_by([("count", "descending"), ("word", "ascending")])
+    kept = ordered.filter(pc.greater_equal(ordered["count"], min_count))["word"].to_pylist()[: rows - 1]
+    broken = next((word for word in kept if "\n" in word), None)
+    if broken is not None:
+        raise DataError(f"value {broken!r} has a line break, which a vocabulary cannot hold; take transform hash")
+    return kept

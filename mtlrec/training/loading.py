@@ -1,0 +1,35 @@
+"""A split's loader: one rank lists the files, all take the same rows from what it found."""
+
+from __future__ import annotations
+
+from mtlrec.config import JobConfig
+from mtlrec.data.columns import Columns
+from mtlrec.data.loader import Loader
+from mtlrec.data.parquet import list_row_groups
+from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.training.telemetry import say
+
+
+def loader_of(job: JobConfig, split: str, ranks: Ranks, training: bool = False) -> Loader:
+    """The rank's rows of train, valid or test: shuffled for training, else in the files' order. Collective.
+
+    Raises DataError where files are missing or broken.
+    """
+    data, patterns = job.data, getattr(job.data, split)
+    if not patterns:
+        raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
+    columns = on_first_rank(ranks, lambda: Columns.of(job, with_groups=not training))
+    dataset = on_first_rank(
+        ranks, lambda: list_row_groups(data.root, patterns, columns.readers, data.on_error, data.retries)
+    )
+    return Loader(
+        data,
+        dataset,
+        columns,
+        ranks.rank,
+        ranks.world_size,
+        shuffle=data.shuffle if training else "none",
+        seed=job.train.seed,
+        pin_memory=ranks.device.type == "cuda",
+        say=say,
+    )

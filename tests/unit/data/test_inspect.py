@@ -1,0 +1,99 @@
+"""What inspect says against a plain count, and that what it proposes trains."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mtlrec.config.file import parse_config
+from mtlrec.data.errors import DataError
+from mtlrec.data.inspect import inspect, propose, render, split_root
+from tests.ranks import run_cli
+from tests.toy import toy_table, write_toy
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "pattern"),
+    [
+        ("logs/train", "logs", "train"),
+        ("logs/day=*/x.parquet", "logs", "day=*/x.parquet"),
+        ("/a/b/*.parquet", "/a/b", "*.parquet"),
+        ("a.parquet", ".", "a.parquet"),
+        ("s3://b/logs/2*/**?region=x", "s3://b/logs?region=x", "2*/**"),
+        ("/*.parquet", "/", "*.parquet"),
+    ],
+)
+def test_roots_and_patterns(path: str, root: str, pattern: str) -> None:
+    assert split_root(path) == (root, pattern)
+
+
+def test_columns_are_counted(tmp_path: Path) -> None:
+    table = pa.concat_tables([toy_table(300, 0), toy_table(257, 1)])
+    report = inspect(str(write_toy(tmp_path) / "train"))
+    assert (report.files, report.rows, report.row_groups) == (2, 557, 9)
+    columns = {column.name: column for column in report.columns}
+    for name in ("age", "user_id", "is_like", "item_id", "watch_ratio"):
+        values = table[name].to_pylist()
+        known = [value for value in values if value is not None]
+        assert columns[name].nulls == len(values) - len(known)
+        assert (columns[name].seen, columns[name].distinct) == (len(known), len(set(known)))
+        assert (columns[name].min, columns[name].max) == (min(known), max(known))
+        assert (columns[name].mean, columns[name].std) == pytest.approx((np.mean(known), np.std(known)))
+    lists = table["recent_items"].to_pylist()
+    items = [item for row in lists for item in row]
+    assert columns["recent_items"].distinct == len(set(items))
+    assert columns["recent_items"].max_length == max(map(len, lists))
+    assert columns["recent_items"].mean_length == pytest.approx(len(items) / len(lists))
+
+
+def test_the_proposal_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_toy(tmp_path / "data")
+    job = tmp_path / "job.yaml"
+    assert run_cli("inspect", tmp_path / "data" / "train", "--config", job) == 0
+    assert "557 rows" in capsys.readouterr().out
+    parsed = parse_config(job.read_text())
+    assert [task.name for task in parsed.tasks] == ["click", "buy", "like"]
+    assert "watch_ratio" in job.read_text().splitlines()[-1] or "watch_ratio" in job.read_text().splitlines()[-2]
+    assert run_cli("train", job, "-o", tmp_path / "run", "--set", "train.max_steps=2", "--set", "train.device=cpu") == 0
+    assert run_cli("inspect", tmp_path / "data" / "train", "--config", job) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_text_needs_hashing_and_odd_columns_are_left_out(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "country": ["de", "fr", None, "de"],
+            "big_id": [1, 10**12, 5, 7],
+            "constant": [1, 1, 1, 1],
+            "odd name": [1, 2, 3, 4],
+            "when": pa.array([1, 2, 3, 4], pa.timestamp("s")),
+            "tags": [["a"], ["b", "c"], [], None],
+            "price": [1.0, 1.0, 1.0, 500.0],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    proposal = propose(inspect(str(tmp_path / "a.parquet")), str(tmp_path / "a.parquet"), "job")
+    features = {feature["name"]: feature for feature in proposal.tree["features"]["sparse"]}
+    assert (
+        features["country"]["transform"] == features["big_id"]["transform"] == features["tags"]["transform"] == "hash"
+    )
+    assert features["tags"]["max_length"] == 2
+    assert proposal.left_out == ["constant", "odd name", "when"]
+    text = render(proposal)
+    assert "no 0/1 column with a name like a label" in text
+    tree = yaml.safe_load(text) | {"tasks": [{"name": "t", "label": "t"}]}
+    assert parse_config(yaml.safe_dump(tree)).features.sparse[0].name == "country"
+
+
+def test_json_and_a_missing_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_toy(tmp_path)
+    assert run_cli("inspect", tmp_path / "train" / "*.parquet", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 557
+    assert run_cli("inspect", tmp_path / "nowhere") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(DataError, match="no file matches"):
+        inspect(str(tmp_path / "*.csv"))

@@ -1,0 +1,114 @@
+"""Statistics in one pass against NumPy on the whole column, and a job that trains on them."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mtlrec.config.file import load_config
+from mtlrec.data import statistics
+from mtlrec.data.statistics import Moments, Sample
+from tests.ranks import run_cli
+from tests.toy import toy_table, toy_tree, write_toy
+
+
+def tree_of(root: Path) -> dict[str, Any]:
+    tree = toy_tree(root)
+    tree["features"]["dense"] = [
+        {"name": "age", "transform": "standardise"},
+        {"name": "price", "transform": ["log1p", "standardise"]},
+    ]
+    tree["features"]["sparse"] += [
+        {"name": "bucket", "column": "price", "table": "buckets", "transform": "bucketize"},
+        {
+            "name": "word",
+            "column": "recent_items",
+            "table": "words",
+            "transform": "vocabulary",
+            "vocabulary": "w/v.txt",
+        },
+    ]
+    tree["tables"] |= {"buckets": {"rows": 5, "dim": 4}, "words": {"rows": 9, "dim": 4}}
+    return tree
+
+
+def test_against_the_whole_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_toy(tmp_path / "data")
+    job, out = tmp_path / "job.yaml", tmp_path / "stats.json"
+    job.write_text(yaml.safe_dump(tree_of(tmp_path / "data")))
+    assert run_cli("train", job, "-o", tmp_path / "run") == 2
+    assert "standardise needs mean and std" in capsys.readouterr().err
+    assert run_cli("prepare", "stats", job, "--out", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["written"] == [str(out), str(tmp_path / "data" / "w" / "v.txt")]
+    table = pa.concat_tables([toy_table(300, 0), toy_table(257, 1)])
+    age = table["age"].drop_null().to_numpy()
+    price = table["price"].to_numpy().astype(np.float64)
+    found = json.loads(out.read_text())
+    assert found["dense"]["age"] == pytest.approx({"mean": age.mean(), "std": age.std()})
+    logs = np.log1p(price)
+    assert found["dense"]["price"] == pytest.approx({"mean": logs.mean(), "std": logs.std()}, rel=1e-5)
+    assert found["sparse"]["bucket"]["boundaries"] == pytest.approx(np.quantile(price, [0.2, 0.4, 0.6, 0.8]).tolist())
+    counts = Counter(item for row in table["recent_items"].to_pylist() for item in row)
+    words = sorted(map(str, counts), key=lambda word: (-counts[int(word)], word))[:8]
+    assert (tmp_path / "data" / "w" / "v.txt").read_text().split() == words
+    filled = ["--set", f"data.statistics={out}", "--set", "train.max_steps=2"]
+    assert run_cli("train", job, "-o", tmp_path / "run", *filled) == 0
+
+
+@pytest.mark.parametrize("parts", [1, 7])
+def test_moments_in_parts(parts: int) -> None:
+    values, moments = np.random.default_rng(0).normal(1e6, 3, 1000), Moments()
+    for part in np.array_split(values, parts):
+        moments.add(part)
+    moments.add(np.empty(0))
+    assert (moments.mean, moments.std) == pytest.approx((values.mean(), values.std()))
+
+
+def test_a_sample_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "SAMPLE", 1000)
+    sample = Sample(np.random.default_rng(0))
+    for part in np.array_split(np.arange(20_000.0), 13):
+        sample.add(part)
+    assert len(sample.values) == 1000
+    assert abs(sample.values.mean() - 10_000) < 4 * 20_000 / np.sqrt(12 * 1000)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("age", pa.array([3.0, 3.0, None]), "features.dense.age: has one value only"),
+        ("age", pa.array([None] * 3, pa.float64()), "features.dense.age: has nulls only"),
+        ("price", pa.array([None] * 3, pa.float64()), "has nulls only"),
+        ("recent_items", pa.array([["a\nb"], [], []]), "has a line break"),
+    ],
+)
+def test_nothing_to_learn_from(
+    tmp_path: Path, column: str, values: pa.Array, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = toy_table(3)
+    if column == "recent_items":
+        table = table.set_column(table.column_names.index("age"), "age", pa.array([1.0, 2.0, 3.0]))
+    (tmp_path / "train").mkdir()
+    table = table.set_column(table.column_names.index(column), column, values)
+    pq.write_table(table, tmp_path / "train" / "a.parquet")
+    tree = tree_of(tmp_path)
+    tree["features"]["sparse"] = [one for one in tree["features"]["sparse"] if one["name"] != "recent_items"]
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "s.json") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_a_job_that_leaves_nothing_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = toy_tree(write_toy(tmp_path))
+    tree["features"]["dense"] = []
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    assert load_config(tmp_path / "job.yaml", statistics_to_come=True)
+    assert run_cli("prepare", "stats", tmp_path / "job.yaml") == 2
+    assert "nothing to find" in capsys.readouterr().err
