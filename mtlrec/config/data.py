@@ -24,7 +24,9 @@ class DataConfig(Strict):
     shuffle: Literal["none", "row_group", "rows"] = "rows"
     shuffle_buffer: PositiveInt = Field(131_072, description="rows that are shuffled among each other")
     prefetch: PositiveInt = Field(4, description="batches made ahead by the loader's thread")
-    read_ahead: PositiveInt = Field(2, description="row groups read ahead, each on a thread")
+    read_ahead: PositiveInt = Field(
+        1, description="row groups read ahead, each on a thread; more for a store over the network, and more memory"
+    )
     retries: NonNegativeInt = Field(3, description="how often a read over the network is tried again")
     on_error: Literal["fail", "skip_file", "skip_row"] = Field(
         "fail",

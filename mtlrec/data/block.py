@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from mtlrec.data.memory import copied
+
 
 @dataclass(frozen=True)
 class Ids:
@@ -37,16 +39,14 @@ class Ids:
 
     def taken(self, rows: np.ndarray) -> Ids:
         """Of these rows, in their order."""
-        values = self.values
-        if self.is_narrow and values.dtype != np.int32:
-            values = np.asarray(pc.cast(pa.array(values), pa.int32(), safe=False))
+        narrow = np.int32 if self.is_narrow else np.int64
         if self.lengths is None:
-            weights = None if self.weights is None else _taken(self.weights, rows)
-            return Ids(_taken(values, rows), None, weights, self.is_narrow)
-        order, lengths, flat = (torch.from_numpy(array) for array in (rows, self.lengths, values))
-        of_ids = None if self.weights is None else torch.from_numpy(self.weights)
-        lengths, flat, of_ids = torch.ops.fbgemm.permute_1D_sparse_data(order, lengths, flat, of_ids, None)
-        return Ids(flat.numpy(), lengths.numpy(), None if of_ids is None else of_ids.numpy(), self.is_narrow)
+            of_ids = None if self.weights is None else _taken(self.weights, rows)
+            return Ids(_taken(copied(self.values, narrow), rows), None, of_ids, self.is_narrow)
+        arrays = (rows, self.lengths, copied(self.values, narrow))
+        weights = None if self.weights is None else torch.from_numpy(copied(self.weights, np.float32))
+        moved = torch.ops.fbgemm.permute_1D_sparse_data(*map(torch.from_numpy, arrays), weights, None)
+        return Ids(moved[1].numpy(), moved[0].numpy(), None if weights is None else moved[2].numpy(), self.is_narrow)
 
     def without(self, rows: np.ndarray) -> Ids:
         """No ids in the rows where `rows` [N] is true."""

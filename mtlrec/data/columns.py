@@ -19,7 +19,7 @@ from mtlrec.data.block import Block
 from mtlrec.data.faults import Faults
 from mtlrec.data.hashing import hash_text
 from mtlrec.data.ids import is_ids, read_ids
-from mtlrec.data.memory import empty
+from mtlrec.data.memory import copied
 from mtlrec.data.parquet import OnError, Reader, Rows, is_number, is_text, plain
 from mtlrec.data.vocabulary import read_vocabulary
 
@@ -137,8 +137,7 @@ def transformed(column: pa.ChunkedArray, feature: DenseFeature, faults: Faults) 
 
 def _log1p(values: np.ndarray) -> np.ndarray:
     """By torch, whose log1p is vectorised; in parts so small that it does not call in its other threads."""
-    out = empty(len(values), values.dtype.type)
-    np.copyto(out, values)
+    out = copied(values, values.dtype.type)
     for part in torch.from_numpy(out).split(16_384):
         part.log1p_()
     return out

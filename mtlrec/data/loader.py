@@ -20,7 +20,7 @@ from mtlrec.data.collate import Cut, collate, cut
 from mtlrec.data.columns import Columns
 from mtlrec.data.errors import DataError
 from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
-from mtlrec.data.parquet import Dataset, RowGroupReader, Rows, read_ahead
+from mtlrec.data.parquet import Dataset, RowGroupReader, Rows
 
 
 class Loader:
@@ -140,20 +140,20 @@ class Loader:
     def _blocks(self, windows: list[Window], epoch: int) -> Generator[Block]:
         self.skipped = 0
         read = self._reader.windows(windows, self._data.read_ahead)
-        blocks = read_ahead(read, self._block, 1)
         try:
-            for block in blocks:
+            for window, rows in read:
+                block = self._block(window, rows)
+                del rows  # before the batches are cut: it is as large as the block
                 if block.messages:
                     self._account_for(block, epoch)
                 yield block
         finally:
-            blocks.close()
             read.close()
 
-    def _block(self, window_and_rows: tuple[Window, Rows]) -> Block:
-        window, rows = window_and_rows
-        table = rows.table if self._has_table else None
-        block = replace(self.columns.block(rows, self._data.on_error), table=table)
+    def _block(self, window: Window, rows: Rows) -> Block:
+        block = self.columns.block(rows, self._data.on_error)
+        if self._has_table:
+            block = replace(block, table=rows.table)
         return block if window.order is None else block.taken(window.order)
 
     def _account_for(self, block: Block, epoch: int) -> None:

@@ -15,6 +15,13 @@ def empty(size: int, dtype: type[np.generic]) -> np.ndarray:
     return np.frombuffer(pa.allocate_buffer(size * np.dtype(dtype).itemsize), dtype, size)
 
 
+def copied(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """[N] as another type, whether or not it loses digits; to be written to, which Arrow's own arrays are not."""
+    out = empty(len(array), dtype)
+    np.copyto(out, array, casting="unsafe")
+    return out
+
+
 def concatenated(arrays: list[np.ndarray], size: int, dtype: type[np.generic]) -> np.ndarray:
     """1-dimensional arrays one after another, `size` elements in all."""
     return np.concatenate(arrays, out=empty(size, dtype), casting="same_kind") if arrays else empty(0, dtype)

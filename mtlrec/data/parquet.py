@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -23,6 +23,8 @@ from mtlrec.data.errors import DataError
 from mtlrec.data.files import File, Store, find_files, one_line, store_of
 from mtlrec.data.order import Piece, Window
 
+FIRST_PAUSE_S = 0.2
+"""Before a read over the network is tried again; the next pause is twice as long, and so on."""
 OnError = Literal["fail", "skip_file", "skip_row"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -222,13 +224,16 @@ class RowGroupReader:
         runs = [list(run) for _, run in groupby((piece for one in windows for piece in one.pieces), _group_of)]
         read = read_ahead(runs, self._read, ahead)
         try:
-            pieces = (result for results in read for result in results)
+            pieces = _one_by_one(read)
             for window in windows:
-                tables, faults = zip(*islice(pieces, len(window.pieces)), strict=True)
-                groups = tuple(self.dataset.groups[piece.group] for piece in window.pieces)
-                yield window, Rows(stacked(tables), groups, window.pieces, faults)
+                yield window, self._rows(window, list(islice(pieces, len(window.pieces))))
         finally:
             read.close()
+
+    def _rows(self, window: Window, pieces: Sequence[tuple[pa.Table, str | None]]) -> Rows:
+        tables, faults = zip(*pieces, strict=True)
+        groups = tuple(self.dataset.groups[piece.group] for piece in window.pieces)
+        return Rows(stacked(tables), groups, window.pieces, faults)
 
     def nothing(self) -> pa.Table:
         """No rows, of the first file's types."""
@@ -275,6 +280,13 @@ class RowGroupReader:
         return pa.table({column: pa.nulls(rows) for column in columns})
 
 
+def _one_by_one(runs: Iterable[list[Item]]) -> Iterator[Item]:
+    """The items of all runs; none is kept that has been taken."""
+    for run in runs:
+        while run:
+            yield run.pop(0)
+
+
 def _group_of(piece: Piece) -> int:
     return piece.group
 
@@ -303,14 +315,14 @@ def stacked(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def persistently(attempt: Callable[[], Result], store: Store, retries: int) -> Result:
-    """The attempt's result; where a store over the network fails, it is made again after 0.2, 0.4, 0.8 ... seconds."""
+    """The attempt's result; where a store over the network fails, it is made again, `retries` times."""
     for tried in range(retries):
         try:
             return attempt()
         except OSError:
             if store.is_local:
                 raise
-            time.sleep(0.2 * 2**tried)
+            time.sleep(FIRST_PAUSE_S * 2**tried)
     return attempt()
 
 

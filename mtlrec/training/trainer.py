@@ -35,7 +35,7 @@ from mtlrec.training.loading import loader_of
 from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.sharded import autocast, build_sharded
-from mtlrec.training.telemetry import Telemetry
+from mtlrec.training.telemetry import Telemetry, say
 from mtlrec.training.warm_start import WarmStart, warm_start
 
 
@@ -142,6 +142,16 @@ class Trainer:
         finally:
             batches.close()  # type: ignore[attr-defined]
         self.pipeline.reset()  # a job that ends in mid-epoch leaves batches in the pipeline
+        self._say_what_was_skipped()
+
+    def _say_what_was_skipped(self) -> None:
+        """Collective. The rows of this epoch that data.on_error has left out, of all ranks."""
+        if self.job.data.on_error == "fail":
+            return
+        skipped = torch.tensor([self.loader.skipped], device=self.ranks.device)
+        dist.all_reduce(skipped)
+        if self.ranks.is_first and skipped.item():
+            say(f"{int(skipped.item()):,} of the epoch's {self.loader.rows:,} rows were left out (data.on_error)")
 
     def _step(self, batches: Iterator[Batch]) -> StepOutput:
         self.optimizers.set_learning_rates(self.step)

@@ -16,11 +16,16 @@ VERBS = [
     ["train"],
     ["evaluate"],
     ["predict"],
+    ["inspect"],
     ["recipes"],
     ["schema"],
     ["synth", "feed"],
     ["prepare", "census-income"],
     ["prepare", "kuairand"],
+    ["prepare", "criteo"],
+    ["prepare", "ali-ccp"],
+    ["prepare", "aliexpress"],
+    ["prepare", "stats"],
 ]
 
 
@@ -62,7 +67,7 @@ def test_synth_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "rows" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["census-income", "kuairand"])
+@pytest.mark.parametrize("name", ["census-income", "kuairand", "criteo", "ali-ccp", "aliexpress"])
 def test_a_missing_source_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("prepare", name, "--source", tmp_path / "nothing.gz", "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err.strip().splitlines()

@@ -56,7 +56,7 @@ def test_the_proposal_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert run_cli("inspect", tmp_path / "data" / "train", "--config", job) == 0
     assert "557 rows" in capsys.readouterr().out
     parsed = parse_config(job.read_text())
-    assert [task.name for task in parsed.tasks] == ["click", "buy", "like"]
+    assert [task.name for task in parsed.tasks] == ["click", "buy", "like", "shown_like"]
     assert "watch_ratio" in job.read_text().splitlines()[-1] or "watch_ratio" in job.read_text().splitlines()[-2]
     assert run_cli("train", job, "-o", tmp_path / "run", "--set", "train.max_steps=2", "--set", "train.device=cpu") == 0
     assert run_cli("inspect", tmp_path / "data" / "train", "--config", job) == 2

@@ -1,0 +1,154 @@
+"""The same epoch from other stores: S3 (moto's server on loopback), and what fsspec opens; connections that drop."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import fsspec
+import pyarrow.fs as pafs
+import pytest
+import torch
+
+from mtlrec.batch import Batch
+from mtlrec.data import parquet
+from mtlrec.data.errors import DataError
+from mtlrec.data.files import store_of
+from tests.toy import loader_of, toy_job, write_toy
+
+server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def s3(toy: Path) -> Iterator[int]:
+    """A server's port, with the toy data in bucket `toys`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        running.start()
+        port = running.get_host_and_port()[1]
+        there = pafs.S3FileSystem(endpoint_override=f"127.0.0.1:{port}", scheme="http", allow_bucket_creation=True)
+        there.create_dir("toys")
+        pafs.copy_files(str(toy), "toys/data", destination_filesystem=there)
+        yield port
+        running.stop()
+
+
+def uri(port: int) -> str:
+    return f"s3://toys/data?endpoint_override=127.0.0.1:{port}&scheme=http"
+
+
+def epoch(root: str | Path, **data: object) -> list[Batch]:
+    return list(loader_of(toy_job(root, data=data), shuffle="rows", seed=3).epoch())
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.dense, b.dense) and torch.equal(a.sparse.values(), b.sparse.values())
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_s3_serves_the_same_epoch(toy: Path, s3: int) -> None:
+    assert same(epoch(uri(s3)), epoch(toy))
+
+
+def test_fsspec_serves_the_same_epoch(toy: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in (toy / "train").iterdir():
+        memory.pipe(f"/toys/train/{path.name}", path.read_bytes())
+    assert same(epoch("memory://toys"), epoch(toy))
+
+
+class Proxy:
+    """Between client and server; cuts the next `cuts` answers that are longer than a header, in their middle."""
+
+    def __init__(self, port: int) -> None:
+        self.server_port, self.cuts, self.cut = port, 0, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                upstream = socket.create_connection(("127.0.0.1", self.server_port))
+                threading.Thread(target=self._forward, args=(client, upstream), daemon=True).start()
+                threading.Thread(target=self._answer, args=(upstream, client), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(data)
+
+    def _answer(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if self.cuts and b"PAR1" not in data[:1500] and len(data) > 1500:
+                    self.cuts -= 1
+                    self.cut += 1
+                    sink.sendall(data[: len(data) // 2])
+                    sink.shutdown(socket.SHUT_RDWR)
+                    source.close()
+                    return
+                sink.sendall(data)
+
+
+def test_a_dropped_connection_is_tried_again_and_then_reported(
+    toy: Path, s3: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "FIRST_PAUSE_S", 0.01)
+    proxy = Proxy(s3)
+    loader = loader_of(toy_job(uri(proxy.port), data={"retries": 3}), shuffle="rows", seed=3)
+    impatient = loader_of(toy_job(uri(proxy.port), data={"retries": 0, "read_ahead": 1}))
+    proxy.cuts = 2
+    assert same(list(loader.epoch()), epoch(toy))
+    assert proxy.cut == 2
+    proxy.cuts = 10**6
+    with pytest.raises(DataError, match=r"s3://toys/data/train/part-\d\.parquet: row group \d cannot be read"):
+        list(impatient.epoch())
+
+
+def test_a_read_is_tried_as_often_as_told(s3: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(parquet.time, "sleep", pauses.append)
+    tried = []
+
+    def fail() -> None:
+        tried.append(1)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        parquet.persistently(fail, store_of(uri(s3)), 3)
+    assert len(tried) == 4
+    assert pauses == [0.2, 0.4, 0.8]
+    with pytest.raises(OSError, match="gone"):
+        parquet.persistently(fail, store_of("."), 3)
+    assert len(tried) == 5, "a local disk does not get better by waiting"
+
+
+def test_stores_that_cannot_be_opened_are_one_line_without_secrets(s3: int) -> None:
+    for root, message in (
+        ("nonsense://x", "data.root nonsense://x: cannot be opened"),
+        (
+            f"s3://key:hidden@nobucket/x?endpoint_override=127.0.0.1:{s3}&scheme=http",
+            "no file matches|cannot be listed",
+        ),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            loader_of(toy_job(root, data={"retries": 0}))
+        assert "\n" not in str(caught.value)
+        assert "hidden" not in str(caught.value)
+    with pytest.raises(DataError, match="starts with a slash; patterns are relative"):
+        loader_of(toy_job(uri(s3), data={"train": ["/x/*.parquet"]}))
+    with pytest.raises(DataError, match=r"a URI belongs into data\.root"):
+        loader_of(toy_job(".", data={"train": ["s3://x/*.parquet"]}))
