@@ -16,11 +16,12 @@ import torch
 
 from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
 from mtlrec.data.block import Block
+from mtlrec.data.dataset import OnError, Reader, is_number, is_text, plain
 from mtlrec.data.faults import Faults
 from mtlrec.data.hashing import hash_text
 from mtlrec.data.ids import is_ids, read_ids
 from mtlrec.data.memory import copied
-from mtlrec.data.parquet import OnError, Reader, Rows, is_number, is_text, plain
+from mtlrec.data.parquet import Rows
 from mtlrec.data.vocabulary import read_vocabulary
 
 

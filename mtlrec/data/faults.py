@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mtlrec.data.dataset import OnError
 from mtlrec.data.errors import DataError
-from mtlrec.data.parquet import OnError, Rows
+from mtlrec.data.parquet import Rows
 
 
 class Faults:

@@ -8,11 +8,13 @@ begin with a dot or an underscore. `key=value` in the names of folders are colum
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -21,6 +23,9 @@ from pyarrow import fs
 from mtlrec.data.errors import DataError
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+FIRST_PAUSE_S = 0.2
+"""Before a read over the network is tried again; the next pause is twice as long, and so on."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,18 @@ def _children(system: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
 
 def _is_link(system: fs.FileSystem, path: str) -> bool:
     return isinstance(system, fs.LocalFileSystem) and Path(path).is_symlink()
+
+
+def persistently(attempt: Callable[[], Result], store: Store, retries: int) -> Result:
+    """The attempt's result; where a store over the network fails, it is made again, `retries` times."""
+    for tried in range(retries):
+        try:
+            return attempt()
+        except OSError:
+            if store.is_local:
+                raise
+            time.sleep(FIRST_PAUSE_S * 2**tried)
+    return attempt()
 
 
 def one_line(error: BaseException) -> str:

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from mtlrec.config import SparseFeature
 from mtlrec.data.block import Ids
+from mtlrec.data.dataset import is_number, is_text, plain
 from mtlrec.data.faults import Faults
 from mtlrec.data.hashing import hash_integers, hash_text
-from mtlrec.data.parquet import is_number, is_text, plain
 
 
 def is_ids(feature: SparseFeature) -> tuple[Callable[[pa.DataType], bool], str]:

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from mtlrec.data.dataset import Dataset, is_number, is_text, list_row_groups, plain
 from mtlrec.data.errors import DataError
 from mtlrec.data.files import store_of
-from mtlrec.data.parquet import Dataset, RowGroupReader, is_number, is_text, list_row_groups, plain
+from mtlrec.data.parquet import RowGroupReader
 
 SAMPLED_GROUPS, SAMPLED_ROWS = 16, 20_000
 GLOB = re.compile(r"[*?\[]")

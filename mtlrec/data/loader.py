@@ -18,9 +18,10 @@ from mtlrec.config import DataConfig
 from mtlrec.data.block import Block
 from mtlrec.data.collate import Cut, collate, cut
 from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import Dataset
 from mtlrec.data.errors import DataError
 from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
-from mtlrec.data.parquet import Dataset, RowGroupReader, Rows
+from mtlrec.data.parquet import RowGroupReader, Rows
 
 
 class Loader:

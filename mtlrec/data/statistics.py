@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 from mtlrec.config import DenseFeature, JobConfig, SparseFeature
 from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
 from mtlrec.data.columns import Columns, floats, transformed
+from mtlrec.data.dataset import list_row_groups
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import Faults
 from mtlrec.data.files import store_of
 from mtlrec.data.ids import flat_values
 from mtlrec.data.order import EpochOrder, Phase
-from mtlrec.data.parquet import RowGroupReader, Rows, list_row_groups
+from mtlrec.data.parquet import RowGroupReader, Rows
 
 SAMPLE = 1_000_000
 """Values of which boundaries are taken; exact up to so many rows."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mtlrec.config import JobConfig
 from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import list_row_groups
 from mtlrec.data.loader import Loader
-from mtlrec.data.parquet import list_row_groups
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.training.telemetry import say
 

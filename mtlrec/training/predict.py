@@ -18,10 +18,10 @@ from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import Dataset, list_row_groups, read_schema
 from mtlrec.data.errors import DataError
 from mtlrec.data.files import one_line
 from mtlrec.data.loader import Loader
-from mtlrec.data.parquet import Dataset, list_row_groups, read_schema
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.heads import HeadOutput
 from mtlrec.models.multitask import MultiTaskModel

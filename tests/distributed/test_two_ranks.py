@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -156,3 +158,35 @@ def test_fewer_rows_than_ranks_and_an_uneven_end(tmp_path: Path) -> None:
     assert on_two_ranks("train", tmp_path / "job.yaml", "-o", tmp_path / "run") == [0, 0]
     assert last_metrics(tmp_path / "run", "test")["click/rows"] == 1
     assert last_metrics(tmp_path / "run", "valid")["click/rows"] == 3
+
+
+def spoil(root: Path) -> None:
+    """An id beyond its table in the last row of the train split, which is the last rank's."""
+    path = root / "train" / "part-1.parquet"
+    table = pq.read_table(path)
+    ids = table["item_id"].to_numpy().copy()
+    ids[-1] = 1000
+    pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", pa.array(ids)), path)
+
+
+def test_a_bad_row_on_one_rank_ends_all(tmp_path: Path) -> None:
+    spoil(write_toy(tmp_path / "data"))
+    config = write_job(tmp_path / "job.yaml", tmp_path / "data")
+    started = time.monotonic()
+    in_order = ["--set", "data.shuffle=none"]
+    assert on_two_ranks("train", config, "-o", tmp_path / "run", *in_order) == [1, 2]
+    assert time.monotonic() - started < 60  # train.timeout_s, after which a hanging rank would give up
+
+
+def test_a_bad_row_is_left_out_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(write_toy(tmp_path / "data"))
+    config, run = write_job(tmp_path / "job.yaml", tmp_path / "data"), tmp_path / "run"
+    assert on_two_ranks("train", config, "-o", run, "--set", "data.on_error=skip_row") == [0, 0]
+    said = capfd.readouterr().err
+    assert said.count("part-1.parquet: row group 0, row 256: column 'item_id' holds id 1000") == 1
+    assert said.count("1 of the epoch's 557 rows were left out (data.on_error)") == 2
+    assert position(run) == (10, {"epoch": 2, "phases": []})
+    scores = tmp_path / "scores.parquet"
+    bad = tmp_path / "data" / "train" / "part-1.parquet"
+    assert run_cli("predict", run, "--input", bad, "-o", scores) == 0  # as the run's config says
+    assert pq.read_table(scores)["pred_click"].is_null().to_pylist() == [False] * 256 + [True]

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mtlrec.data.ahead import read_ahead
+from mtlrec.data.dataset import Dataset, Reader, is_number, list_row_groups
 from mtlrec.data.errors import DataError
 from mtlrec.data.order import EpochOrder, Phase, Piece, Window
-from mtlrec.data.parquet import Dataset, Reader, RowGroupReader, is_number, list_row_groups, read_ahead
+from mtlrec.data.parquet import RowGroupReader
 
 NUMBER = {"row": [Reader("features.dense.row", is_number, "numbers")]}
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mtlrec.batch import Batch
-from mtlrec.data import parquet
+from mtlrec.data import files
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import store_of
+from mtlrec.data.files import persistently, store_of
 from tests.toy import loader_of, toy_job, write_toy
 
 server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
@@ -106,7 +106,7 @@ class Proxy:
 def test_a_dropped_connection_is_tried_again_and_then_reported(
     toy: Path, s3: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(files, "FIRST_PAUSE_S", 0.01)
     proxy = Proxy(s3)
     loader = loader_of(toy_job(uri(proxy.port), data={"retries": 3}), shuffle="rows", seed=3)
     impatient = loader_of(toy_job(uri(proxy.port), data={"retries": 0, "read_ahead": 1}))
@@ -120,7 +120,7 @@ def test_a_dropped_connection_is_tried_again_and_then_reported(
 
 def test_a_read_is_tried_as_often_as_told(s3: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(parquet.time, "sleep", pauses.append)
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
     tried = []
 
     def fail() -> None:
@@ -128,11 +128,11 @@ def test_a_read_is_tried_as_often_as_told(s3: int, monkeypatch: pytest.MonkeyPat
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        parquet.persistently(fail, store_of(uri(s3)), 3)
+        persistently(fail, store_of(uri(s3)), 3)
     assert len(tried) == 4
     assert pauses == [0.2, 0.4, 0.8]
     with pytest.raises(OSError, match="gone"):
-        parquet.persistently(fail, store_of("."), 3)
+        persistently(fail, store_of("."), 3)
     assert len(tried) == 5, "a local disk does not get better by waiting"
 
 

@@ -1,0 +1,176 @@
+"""The row groups of a split: listed from the footers, their columns checked.
+
+What one rank lists is plain data, so that it can be given to the others: all then agree on the rows, whatever a store
+shows them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtlrec.data.ahead import read_ahead
+from mtlrec.data.errors import DataError
+from mtlrec.data.files import File, Store, find_files, one_line, persistently, store_of
+
+OnError = Literal["fail", "skip_file", "skip_row"]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    file: File
+    index: int
+    rows: int
+
+
+class Reader(NamedTuple):
+    """What reads a column: the job's key, the types it takes, and these in words."""
+
+    key: str
+    takes: Callable[[pa.DataType], bool]
+    wants: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The row groups of a split, in the order of the files' names; `left_out` says which files are not among them."""
+
+    root: str
+    groups: tuple[RowGroup, ...]
+    partition_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(group.rows for group in self.groups)
+
+    @property
+    def files(self) -> list[File]:
+        return list(dict.fromkeys(group.file for group in self.groups))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names below the root and the row groups: equal where an epoch visits the same rows."""
+        names = ";".join(f"{group.file.below_root}/{group.index}:{group.rows}" for group in self.groups)
+        return hashlib.sha256(names.encode()).hexdigest()[:12]
+
+
+def list_row_groups(
+    root: str,
+    patterns: Sequence[str],
+    readers: Mapping[str, Sequence[Reader]],
+    on_error: OnError = "fail",
+    retries: int = 3,
+) -> Dataset:
+    """Reads the footers of every matching file and checks that the columns that are read (`readers`' keys) are there,
+    of types that their readers take.
+
+    Raises DataError naming the pattern, file or column; with another `on_error` than `fail`, a file that cannot be read
+    is left out instead, so long as one is left.
+    """
+    store = store_of(root)
+    files = find_files(store, patterns)
+    partition_types = _partition_types(files)
+    groups: list[RowGroup] = []
+    left_out: list[str] = []
+    first_types: dict[str, tuple[str, pa.DataType]] = {}
+    for file, found in zip(files, read_ahead(files, lambda file: _footer(store, file, retries), 8), strict=True):
+        try:
+            if isinstance(found, DataError):
+                raise found
+            for column, of in readers.items():
+                _check_column(file, _schema(found), partition_types, column, of, first_types)
+        except DataError as error:
+            if on_error == "fail":
+                raise
+            left_out.append(str(error))
+            continue
+        groups += [RowGroup(file, index, found.row_group(index).num_rows) for index in range(found.num_row_groups)]
+    if not any(group.rows for group in groups):
+        why = f"; {left_out[0]}" if left_out else ""
+        raise DataError(f"{', '.join(file.name for file in files[:3])}: no rows{why}")
+    return Dataset(root, tuple(group for group in groups if group.rows), partition_types, tuple(left_out))
+
+
+def _footer(store: Store, file: File, retries: int) -> pq.FileMetaData | DataError:
+    """An error is returned: whether it ends the listing is not known here."""
+    try:
+        with persistently(lambda: store.system.open_input_file(file.key), store, retries) as source:
+            return persistently(lambda: pq.read_metadata(source), store, retries)
+    except (pa.ArrowException, OSError) as error:
+        return DataError(f"{file.name}: not a readable Parquet file ({one_line(error)})")
+
+
+def _schema(metadata: pq.FileMetaData) -> pa.Schema:
+    return metadata.schema.to_arrow_schema()
+
+
+def _partition_types(files: Sequence[File]) -> dict[str, pa.DataType]:
+    """A column that the folders' names give is int64 where every value of it is a whole number, else text."""
+    values: dict[str, list[str | None]] = {}
+    for file in files:
+        for column, value in file.partition.items():
+            values.setdefault(column, []).append(value)
+    whole = {column: all(value is None or _is_whole(value) for value in given) for column, given in values.items()}
+    return {column: pa.int64() if is_whole else pa.string() for column, is_whole in whole.items()}
+
+
+def _is_whole(value: str) -> bool:
+    return value.removeprefix("-").isdecimal() and len(value) < 19
+
+
+def _check_column(
+    file: File,
+    schema: pa.Schema,
+    partition_types: Mapping[str, pa.DataType],
+    column: str,
+    readers: Sequence[Reader],
+    first_types: dict[str, tuple[str, pa.DataType]],
+) -> None:
+    """There, once, and of a kind with the same column of the first file (`first_types` remembers it)."""
+    count = schema.names.count(column)
+    in_names = column in file.partition
+    if count + in_names != 1:
+        what = "no column" if count + in_names == 0 else f"{count + in_names} columns called"
+        by = f", which {readers[0].key} reads" if readers else ""
+        raise DataError(
+            f"{file.name}: {what} '{column}'{by}; the file has {', '.join([*schema.names, *file.partition])}"
+        )
+    kind = partition_types[column] if in_names else plain(schema.field(column).type)
+    if pa.types.is_null(kind):  # nothing is known in this file
+        return
+    for reader in readers:
+        if not reader.takes(kind):
+            raise DataError(f"{file.name}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
+    first, first_kind = first_types.setdefault(column, (file.name, kind))
+    for is_such in (is_text, pa.types.is_nested):
+        if is_such(kind) != is_such(first_kind):
+            raise DataError(f"{file.name}: column '{column}' is {kind}, in {first} it is {first_kind}")
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values where they are kept as a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_number(kind: pa.DataType) -> bool:
+    is_exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
+    return is_exact or pa.types.is_floating(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def read_schema(dataset: Dataset, file: File) -> pa.Schema:
+    """The file's columns, those of its folders' names behind them."""
+    with store_of(dataset.root).system.open_input_file(file.key) as source:
+        schema = pq.read_schema(source)
+    for column in file.partition:
+        schema = schema.append(pa.field(column, dataset.partition_types[column]))
+    return schema.remove_metadata()
