@@ -1,8 +1,8 @@
 """Which rank takes which rows in which order: a function of the files' footers, the seed and the position alone.
 
 An epoch begins with every row group, in an order that seed and epoch decide. The ranks take contiguous shares of it,
-equal to within one row, and each reads its share in windows of `shuffle_buffer` rows, which are permuted among each
-other. So the whole order is known before a row is read, and a position in it is one number: the batches
+equal to within one row, and each reads its share in windows of up to `shuffle_buffer` rows, which are permuted among
+each other. So the whole order is known before a row is read, and a position in it is one number: the batches
 that every rank has taken.
 
 Nothing says that the ranks stay the same. When a job goes on with another number of them (or another batch size, or
@@ -176,7 +176,8 @@ def _whole(groups: Sequence[int], epoch: int, phase: Phase) -> list[Piece]:
 
 
 def _windows(share: Sequence[Piece], phase: Phase) -> list[list[Piece]]:
-    """Of `shuffle_buffer` rows each, but for the last; where nothing is permuted, of as many as a cache holds."""
+    """Of `shuffle_buffer` rows, or where nothing is permuted of `IN_ORDER`; from half of that on a window ends with a
+    row group, because columns of one need not be put together from several."""
     size = phase.shuffle_buffer if phase.shuffle == "rows" else IN_ORDER
     windows: list[list[Piece]] = []
     room = 0
@@ -189,4 +190,6 @@ def _windows(share: Sequence[Piece], phase: Phase) -> list[list[Piece]]:
             stop = min(len(piece), start + room)
             windows[-1].append(piece[start:stop])
             room, start = room - (stop - start), stop
+        if 2 * room <= size:
+            room = 0
     return windows

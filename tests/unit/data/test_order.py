@@ -79,10 +79,13 @@ def test_shuffling_depends_on_seed_and_epoch_only() -> None:
     assert all(by_group[i : i + 10] == list(range(by_group[i], by_group[i] + 10)) for i in range(0, 100, 10))
 
 
-def test_a_window_is_as_large_as_the_buffer_asks() -> None:
-    windows = EpochOrder([10] * 10, 0, [Phase(1, 8, "rows", 25)]).windows(0)
-    assert [len(window) for window in windows] == [25, 25, 25, 25]
-    assert [len(piece) for piece in windows[1].pieces] == [5, 10, 10]
+def test_a_window_is_no_larger_than_the_buffer() -> None:
+    windows = EpochOrder([10] * 10, 0, [Phase(1, 8, "rows", 35)]).windows(0)
+    assert [len(window) for window in windows] == [20] * 5, "from half of the buffer on it ends with a row group"
+    windows = EpochOrder([10] * 10, 0, [Phase(1, 8, "rows", 4)]).windows(0)
+    assert [len(window) for window in windows] == [4, 4, 2] * 10
+    windows = EpochOrder([100], 0, [Phase(1, 8, "rows", 40)]).windows(0)
+    assert [len(window) for window in windows] == [40, 40, 20]
 
 
 def test_ranks_permute_their_windows_differently() -> None:
