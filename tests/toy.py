@@ -117,6 +117,7 @@ def toy_table(rows: int, seed: int = 0) -> pa.Table:
             "watch_ratio": np.where(click, rng.gamma(2.0, 0.5, rows), 0.0),
             "watch_s": np.where(click, rng.gamma(2.0, 10.0, rows), 0.0),
             "importance": pa.array(rng.random(rows) * 2, mask=rng.random(rows) < 0.1),
+            "recent_weights": pa.ListArray.from_arrays(pa.array(offsets), pa.array(rng.random(offsets[-1]))),
         }
     )
 

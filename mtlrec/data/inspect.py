@@ -159,6 +159,8 @@ def propose(report: Report, path: str, name: str) -> Proposal:
     for column in report.columns:
         if not re.fullmatch(r"[A-Za-z_]\w*", column.name) or column.distinct is None or column.distinct < 2:
             left.append(column.name)
+        elif column.max_length is not None and re.search("float|double|decimal", column.type):
+            left.append(column.name)  # weights of another list's ids, it may be
         elif _is_flag(column) and (OUTCOMES.search(column.name) or column.name.startswith("is_")):
             tasks.append({"name": re.sub("^is_", "", column.name), "label": column.name})
         elif column.max_length is None and _is_measure(column):

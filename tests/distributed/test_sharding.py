@@ -29,9 +29,11 @@ TYPES = ["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wi
 SPARSE = {"rowwise_adagrad": 0.1, "adagrad": 0.1, "sgd": 1.0}
 
 
-def job_with(sharding: str, sparse: str) -> JobConfig:
+def job_with(sharding: str, sparse: str, weights: str | None = None) -> JobConfig:
     constraint = {"types": [sharding]}
+    recent = {"name": "recent_items", "table": "item", "pooling": "mean", "weights": weights}
     return toy_job(
+        features={"sparse": [{"name": "user_id", "table": "user"}, {"name": "item_id", "table": "item"}, recent]},
         tables={"user": {"rows": 50, "dim": 16}, "item": {"rows": 40, "dim": 16}},
         sharding={"constraints": {"user": constraint, "item": constraint}},
         optim={
@@ -43,8 +45,11 @@ def job_with(sharding: str, sparse: str) -> JobConfig:
 
 # Row-wise Adagrad keeps one mean of squares per row *and shard*: with a row cut into columns it is another optimizer.
 BY_COLUMN = ["column_wise", "table_column_wise", "grid_shard"]
-CASES = [(sharding, "adagrad" if sharding in BY_COLUMN else "rowwise_adagrad") for sharding in TYPES]
+CASES: list[tuple[str, ...]] = [
+    (sharding, "adagrad" if sharding in BY_COLUMN else "rowwise_adagrad") for sharding in TYPES
+]
 CASES += [(sharding, kind) for sharding in ("row_wise", "data_parallel") for kind in ("adagrad", "sgd")]
+CASES += [(sharding, "rowwise_adagrad", "recent_weights") for sharding in ("row_wise", "table_wise", "data_parallel")]
 # table of 50 x 16 or 40 x 16 on two ranks of one host: what the plan must have made of it
 SHARDS = {"data_parallel": 0, "table_wise": 1, "grid_shard": 4}
 
@@ -115,18 +120,18 @@ def fill(state: dict[str, Any], full: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def unsharded() -> dict[tuple[str, str], Any]:
+def unsharded() -> dict[tuple[str, ...], Any]:
     return {case: train_unsharded(job_with(*case)) for case in CASES}
 
 
 @pytest.fixture(scope="module")
-def sharded(unsharded: dict[tuple[str, str], Any]) -> Any:
+def sharded(unsharded: dict[tuple[str, ...], Any]) -> Any:
     starts = {case: start for case, (start, _) in unsharded.items()}
     return run_ranks(2, train_sharded, starts)
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_sharded_equals_unsharded(case: tuple[str, str], unsharded: Any, sharded: Any) -> None:
+def test_sharded_equals_unsharded(case: tuple[str, ...], unsharded: Any, sharded: Any) -> None:
     wanted = torch.tensor(unsharded[case][1])
     for plan, losses in (rank[case] for rank in sharded):
         assert {table["sharding_type"] for table in plan.values()} == {case[0]}

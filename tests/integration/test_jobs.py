@@ -31,6 +31,25 @@ EVERY_OPTION = [
     {"name": "ratio", "kind": "regression", "label": "watch_ratio", "space": "click", "loss": "huber"},
     {"name": "watch", "kind": "watch_time", "label": "watch_s", "space": "0 < watch_s <= 40", "weight": 0.1},
 ]
+WEIGHTED = {"name": "recent_items", "table": "item", "pooling": "mean", "weights": "recent_weights", "max_length": 5}
+EVERY_TRANSFORM = {
+    "dense": [
+        {"name": "age", "transform": ["clip", "standardise"], "min": 20, "max": 60, "mean": 40, "std": 10},
+        {"name": "price_in_logs", "column": "price", "transform": "log1p"},
+    ],
+    "sparse": [
+        {"name": "user_id", "table": "user", "transform": "hash", "seed": 3},
+        {"name": "item_id", "table": "item", "transform": "modulo"},
+        {
+            "name": "price_bucket",
+            "column": "price",
+            "table": "item",
+            "transform": "bucketize",
+            "boundaries": [5, 20, 50],
+        },
+        WEIGHTED,
+    ],
+}
 NEEDS_TORCHJD = ("pcgrad", "mgda", "upgrad", "aligned", "cagrad")
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -66,6 +85,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "unshuffled": {"data": {"shuffle": "none"}},
     "row_groups_shuffled": {"data": {"shuffle": "row_group"}},
     "replicated_tables": {"sharding": {"constraints": {"user": {"types": ["data_parallel"]}}, "ddr_gb": 1}},
+    "every_transform_and_weighted_ids": {"features": EVERY_TRANSFORM},
     "no_dense_features": {"features": {"dense": []}},
     "features_per_task_adatt_sp": {"tasks": FEATURES_PER_TASK},
     "features_per_task_ple": {
