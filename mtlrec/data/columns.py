@@ -6,7 +6,7 @@ row 0 without a word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
+from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
 from mtlrec.data.dataset import OnError, Reader, is_number, is_text, plain
 from mtlrec.data.faults import Faults
@@ -104,21 +105,33 @@ def _label(
 
 
 def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, faults: Faults) -> None:
+    too_large = np.abs(values) > np.finfo(np.float32).max
     if rule == "flag":
         wrong = (values != 0) & (values != 1) & ~np.isnan(values)
         allowed = "a binary label, or a column that stands alone in a space, is 0, 1"
     elif rule == "non_negative":
-        wrong, allowed = (values < 0) | np.isinf(values), "a watch time or a sample_weight is >= 0"
+        wrong, allowed = (values < 0) | too_large, "a watch time or a sample_weight is >= 0"
     else:
-        wrong, allowed = np.isinf(values), "a label is a finite number"
+        wrong, allowed = too_large, "a label is a finite number"
     faults.found(wrong, name, lambda row: f"holds {values[row]:g}; {allowed} or null")
 
 
 def transformed(column: pa.ChunkedArray, feature: DenseFeature, faults: Faults) -> np.ndarray:
     """[N] float32: the feature's transforms in turn."""
     # A time in milliseconds has more digits than float32, and standardise brings them out.
-    values = given = floats(column) if "standardise" in feature.steps else numbers(column)
-    for step in feature.steps:
+    given = floats(column) if "standardise" in feature.steps else numbers(column)
+    with np.errstate(over="ignore"):
+        values = through(given, feature, feature.steps, faults).astype(np.float32, copy=False)
+    if np.isfinite(values).all():
+        return values
+    faults.found(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
+    return np.where(np.isnan(values), np.float32(0), values)
+
+
+def through(given: np.ndarray, feature: DenseFeature, steps: Sequence[DenseStep], faults: Faults) -> np.ndarray:
+    """[N] of the type of `given`: these of the feature's transforms in turn."""
+    values = given
+    for step in steps:
         if step == "clip":
             values = np.clip(values, feature.min, feature.max)
         elif step == "log1p":
@@ -129,11 +142,7 @@ def transformed(column: pa.ChunkedArray, feature: DenseFeature, faults: Faults) 
             values = _log1p(values)
         elif step == "standardise":
             values = (values - (feature.mean or 0.0)) / (feature.std or 1.0)
-    values = values.astype(np.float32, copy=False)
-    if np.isfinite(values).all():
-        return values
-    faults.found(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
-    return np.where(np.isnan(values), np.float32(0), values)
+    return values
 
 
 def _log1p(values: np.ndarray) -> np.ndarray:

@@ -83,8 +83,10 @@ def list_row_groups(
         try:
             if isinstance(found, DataError):
                 raise found
+            types = dict(first_types)
             for column, of in readers.items():
-                _check_column(file, _schema(found), partition_types, column, of, first_types)
+                _check_column(file, _schema(found), partition_types, column, of, types)
+            first_types = types
         except DataError as error:
             if on_error == "fail":
                 raise
@@ -171,6 +173,6 @@ def read_schema(dataset: Dataset, file: File) -> pa.Schema:
     """The file's columns, those of its folders' names behind them."""
     with store_of(dataset.root).system.open_input_file(file.key) as source:
         schema = pq.read_schema(source)
-    for column in file.partition:
+    for column in set(file.partition) - set(schema.names):
         schema = schema.append(pa.field(column, dataset.partition_types[column]))
     return schema.remove_metadata()

@@ -72,7 +72,9 @@ def store_of(root: str) -> Store:
     try:
         system, base = _open(root)
     except (pa.ArrowException, OSError, ValueError, ImportError, KeyError) as error:
-        raise DataError(f"data.root {_without_secrets(root)}: cannot be opened ({one_line(error)})") from None
+        raise DataError(
+            f"data.root {_without_secrets(root)}: cannot be opened ({_without_secrets(one_line(error))})"
+        ) from None
     return Store(_without_secrets(root), system, base.rstrip("/"))
 
 
@@ -90,8 +92,8 @@ def _open(root: str) -> tuple[fs.FileSystem, str]:
 
 
 def _without_secrets(root: str) -> str:
-    """`s3://key:secret@bucket` is shown as `s3://bucket`."""
-    return re.sub(r"://[^/@]*@", "://", root)
+    """`s3://key:secret@bucket` is shown as `s3://bucket`, in a store's own messages too."""
+    return re.sub(r"://[^?\s@]*:[^?\s]*@", "://", root)
 
 
 def find_files(store: Store, patterns: Sequence[str]) -> list[File]:

@@ -27,7 +27,8 @@ def is_ids(feature: SparseFeature) -> tuple[Callable[[pa.DataType], bool], str]:
     def takes(kind: pa.DataType) -> bool:
         inner = _item_type(kind) if _is_list(kind) else kind
         if feature.weight_field is not None:
-            fields = _fields(inner, feature.weight_field) if pa.types.is_struct(inner) else None
+            is_pairs = _is_list(kind) and pa.types.is_struct(inner)
+            fields = _fields(inner, feature.weight_field) if is_pairs else None
             return fields is not None and value(plain(fields[0].type)) and is_number(fields[1].type)
         return bool(value(plain(inner))) and (feature.weights is None or _is_list(kind))
 
@@ -62,9 +63,10 @@ def read_ids(table: pa.Table, feature: SparseFeature, rows: int, vocabulary: pa.
     return Ids(values, flat.lengths, flat.weights, is_narrow=rows <= 2**31)
 
 
-def flat_values(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> pa.Array:
-    """The values of all rows one after another, before any transform."""
-    return _flat(column, feature, faults).values
+def flat_values(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> tuple[pa.Array, np.ndarray]:
+    """The values of all rows one after another, before any transform, and the row that each stands in."""
+    flat = _flat(column, feature, faults)
+    return flat.values, np.repeat(np.arange(len(flat.counts)), flat.counts)
 
 
 def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Flat:
@@ -148,9 +150,10 @@ def _numbered(flat: Flat, feature: SparseFeature, rows: int, vocabulary: pa.Arra
 
 
 def _in_range(ids: np.ndarray, flat: Flat, feature: SparseFeature, rows: int, faults: Faults) -> np.ndarray:
-    is_signed = np.issubdtype(ids.dtype, np.signedinteger)
-    # A negative id seen as unsigned is larger than any table: one look instead of two.
-    if not len(ids) or ids.view(f"u{ids.dtype.itemsize}" if is_signed else ids.dtype).max() < rows:
+    # Seen as unsigned, a negative id is half of the type's numbers or more: one look instead of two.
+    unsigned = ids.view(f"u{ids.dtype.itemsize}")
+    most = min(rows, 2 ** (8 * ids.dtype.itemsize - 1)) if np.issubdtype(ids.dtype, np.signedinteger) else rows
+    if not len(ids) or int(unsigned.max()) < most:
         return ids
     wrong = (ids < 0) | (ids >= rows)
     owners = np.repeat(np.arange(len(flat.counts)), flat.counts)

@@ -73,8 +73,9 @@ def split_root(path: str) -> tuple[str, str]:
     address, query = path.partition("?")[::2] if "://" in path else (path, "")
     parts = address.rstrip("/").split("/")
     first = next((index for index, part in enumerate(parts) if GLOB.search(part)), len(parts) - 1)
+    first = max(first, 3) if "://" in address else first  # scheme and host stay together
     root = "/".join(parts[:first]) or ("/" if address.startswith("/") else ".")
-    return root + (f"?{query}" if query else ""), "/".join(parts[first:])
+    return root + (f"?{query}" if query else ""), "/".join(parts[first:]) or "."
 
 
 def inspect(path: str) -> Report:
@@ -127,7 +128,7 @@ def _column(name: str, column: pa.ChunkedArray, nulls: int | None) -> ColumnRepo
         counts = pc.fill_null(pc.list_value_length(column), 0)
         lengths = {"mean_length": pc.mean(counts).as_py(), "max_length": pc.max(counts).as_py()}
         values = pc.list_flatten(column)
-    known = values.drop_null()
+    known = values.drop_null().cast(plain(values.type))
     is_plain = is_number(known.type) or is_text(plain(known.type))
     numbers = pc.cast(known, pa.float64(), safe=False) if is_number(known.type) and len(known) else None
     extremes = pc.min_max(known).as_py() if is_plain and len(known) and not pa.types.is_dictionary(known.type) else {}

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mtlrec.config import DenseFeature, JobConfig, SparseFeature
 from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
-from mtlrec.data.columns import Columns, floats, transformed
+from mtlrec.data.columns import Columns, floats, through
 from mtlrec.data.dataset import list_row_groups
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import Faults
@@ -101,13 +101,18 @@ def find(
     done = 0
     for _, rows in reader.windows(windows, job.data.read_ahead):
         faults = Faults(rows, job.data.on_error)
-        for dense in standardised:
-            moments[dense.name].add(_before_standardise(rows, dense, faults))
-        for sparse in bucketised:
-            values = floats(pa.chunked_array([flat_values(rows.table[sparse.source], sparse, faults)]))
-            samples[sparse.name].add(values)
-        for sparse in worded:
-            counts[sparse.name] = _counted(counts[sparse.name], flat_values(rows.table[sparse.source], sparse, faults))
+        numbers = [_before_standardise(rows, dense, faults) for dense in standardised]
+        flat = [flat_values(rows.table[sparse.source], sparse, faults) for sparse in (*bucketised, *worded)]
+        left_out = np.zeros(rows.table.num_rows, bool) if faults.rows is None else faults.rows
+        for dense, values in zip(standardised, numbers, strict=True):
+            moments[dense.name].add(values[~left_out & ~np.isnan(values)])
+        for sparse, (words, owners) in zip((*bucketised, *worded), flat, strict=True):
+            kept = words.filter(pa.array(~left_out[owners]))
+            if sparse.transform == "bucketize":
+                values = floats(pa.chunked_array([kept]))
+                samples[sparse.name].add(values[np.isfinite(values)])
+            else:
+                counts[sparse.name] = _counted(counts[sparse.name], kept)
         done += rows.table.num_rows
         if progress:
             progress(done, dataset.rows)
@@ -139,10 +144,11 @@ def write(found: Found, job: JobConfig, out: Path) -> list[str]:
 
 
 def _before_standardise(rows: Rows, feature: DenseFeature, faults: Faults) -> np.ndarray:
-    steps = feature.steps[: feature.steps.index("standardise")]
-    before = feature.model_copy(update={"transform": steps or "none"})
-    known = ~np.isnan(floats(rows.table[feature.source]))
-    return transformed(rows.table[feature.source], before, faults)[known]
+    """[N] float64, null as NaN."""
+    given = floats(rows.table[feature.source])
+    values = through(given, feature, feature.steps[: feature.steps.index("standardise")], faults)
+    faults.found(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
+    return values
 
 
 def _dense(name: str, moments: Moments) -> DenseStatistics:

@@ -17,7 +17,7 @@ def read_vocabulary(root: str, feature: SparseFeature, rows: int) -> pa.Array:
     where = f"features.sparse.{feature.name}.vocabulary: {store.name(key)}"
     try:
         with store.system.open_input_stream(key) as source:
-            lines = source.read().decode("utf-8").removesuffix("\n").split("\n")
+            lines = source.read().decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({one_line(error)})") from None
     except UnicodeDecodeError:

@@ -60,7 +60,8 @@ def predict(
             batch = loader.batch(cuts, size)
             values = _scores(network, batch.to(ranks.device), job, calibration).cpu()
             table = rows_of(cuts)
-            scored = table.select([name for name in writer.schema.names if name not in names])
+            kept = [field for field in writer.schema if field.name not in names]
+            scored = pa.table([_column(table, field) for field in kept], schema=pa.schema(kept))
             left_out = (batch.weights == 0).numpy()[: table.num_rows]
             for index, name in enumerate(names):
                 scores = pa.array(values[: table.num_rows, index].numpy(), mask=left_out)
@@ -95,10 +96,18 @@ def _row_groups(source: Path, output: Path, columns: Columns, job: JobConfig, ra
         raise DataError(f"{output}: name {'the file to write' if ranks == 1 else 'a folder of parts'}")
     if output.resolve() == source.resolve() or (source.is_dir() and source.resolve() in output.resolve().parents):
         raise DataError(f"{output}: lies in the input {source}; write the scores elsewhere")
+    if ranks > 1 and any(output.glob("part-*.parquet")):
+        raise DataError(f"{output}: already holds parts, perhaps of more ranks; remove them or name another folder")
     readers = columns.readers
     for key in job.data.keys:
         readers.setdefault(key, [])
     return list_row_groups(str(root), [pattern], readers, job.data.on_error, job.data.retries)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    """Nulls where the files of these rows lack it."""
+    there = field.name in table.column_names
+    return table[field.name].cast(field.type) if there else pa.chunked_array([pa.nulls(len(table), field.type)])
 
 
 def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
