@@ -64,6 +64,7 @@ def test_null_lists_are_empty() -> None:
     [
         ("item_id", pa.array([0, 1, 40, 2]), "row 2: column 'item_id' holds id 40, table 'item' has 40 rows; raise"),
         ("item_id", pa.array([0, 1, -1, 2]), "row 2: column 'item_id' holds id -1.*not negative"),
+        ("watch_ratio", pa.array([0, 1, 1e39, 2]), "row 2: column 'watch_ratio' holds 1e\\+39; a label is a finite"),
         (
             "item_id",
             pa.array([2**64 - 1, 0, 1, 2], pa.uint64()),

@@ -25,6 +25,7 @@ from tests.toy import toy_table, write_toy
         ("a.parquet", ".", "a.parquet"),
         ("s3://b/logs/2*/**?region=x", "s3://b/logs?region=x", "2*/**"),
         ("/*.parquet", "/", "*.parquet"),
+        ("s3://bucket", "s3://bucket", "."),
     ],
 )
 def test_roots_and_patterns(path: str, root: str, pattern: str) -> None:
@@ -73,6 +74,7 @@ def test_text_needs_hashing_and_odd_columns_are_left_out(tmp_path: Path) -> None
             "when": pa.array([1, 2, 3, 4], pa.timestamp("s")),
             "tags": [["a"], ["b", "c"], [], None],
             "price": [1.0, 1.0, 1.0, 500.0],
+            "kind": pa.array(["x", "y", "x", None]).dictionary_encode(),
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
@@ -81,6 +83,7 @@ def test_text_needs_hashing_and_odd_columns_are_left_out(tmp_path: Path) -> None
     assert (
         features["country"]["transform"] == features["big_id"]["transform"] == features["tags"]["transform"] == "hash"
     )
+    assert features["kind"]["transform"] == "hash"
     assert features["tags"]["max_length"] == 2
     assert proposal.left_out == ["constant", "odd name", "when"]
     text = render(proposal)

@@ -108,6 +108,14 @@ def test_files_are_left_out_so_long_as_one_is_left(tmp_path: Path) -> None:
         list_row_groups(str(tmp_path), ["*.parquet"], NUMBER, on_error="skip_file")
 
 
+def test_a_file_that_is_left_out_sets_no_types(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": ["a"]}), tmp_path / "a.parquet")
+    for name in "bc":
+        pq.write_table(pa.table({"x": [1], "y": [1]}), tmp_path / f"{name}.parquet")
+    dataset = list_row_groups(str(tmp_path), ["*.parquet"], {"x": [], "y": []}, on_error="skip_file")
+    assert [file.below_root for file in dataset.files] == ["b.parquet", "c.parquet"]
+
+
 @pytest.mark.parametrize("pattern", ["*.parquet", "**/*.parquet", "00[01].parquet", "00?.parquet", "."])
 def test_patterns(tmp_path: Path, pattern: str) -> None:
     root = tmp_path / "br[x] ü*"

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
+from mtlrec.config.job import STATISTICS_TO_COME
 from mtlrec.data import statistics
 from mtlrec.data.statistics import Moments, Sample
 from tests.ranks import run_cli
@@ -112,3 +114,19 @@ def test_a_job_that_leaves_nothing_open(tmp_path: Path, capsys: pytest.CaptureFi
     assert load_config(tmp_path / "job.yaml", statistics_to_come=True)
     assert run_cli("prepare", "stats", tmp_path / "job.yaml") == 2
     assert "nothing to find" in capsys.readouterr().err
+
+
+def test_many_digits_and_rows_that_are_left_out(tmp_path: Path) -> None:
+    table, tree = toy_table(600), toy_tree(tmp_path, data={"on_error": "skip_row"})
+    times = 1_700_000_000_000 + np.arange(600) * 100
+    prices = np.where(np.arange(600) == 7, np.inf, 1.0 + np.arange(600))
+    for name, values in (("age", times), ("price", prices)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    (tmp_path / "train").mkdir()
+    pq.write_table(table, tmp_path / "train" / "a.parquet")
+    tree["features"]["dense"] = [{"name": name, "transform": "standardise"} for name in ("age", "price")]
+    job = JobConfig.model_validate(tree, context={STATISTICS_TO_COME: True})
+    found, kept = statistics.find(job).statistics.dense, np.arange(600) != 7
+    assert found["age"].std == pytest.approx(times[kept].std())
+    assert found["age"].mean == pytest.approx(times[kept].mean(), rel=1e-12)
+    assert found["price"].mean == pytest.approx(prices[kept].mean())

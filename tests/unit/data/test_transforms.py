@@ -55,6 +55,15 @@ def test_modulo(kind: pa.DataType) -> None:
     assert not takes(job, pa.string())
 
 
+def test_a_negative_id_of_a_narrow_type_in_a_large_table() -> None:
+    tree = job_of().dump()
+    tree["tables"]["ids"]["rows"] = 100_000
+    for kind in (pa.int8(), pa.int16(), pa.int32()):
+        with pytest.raises(DataError, match="row 1: column 'x' holds id -1"):
+            batch_of(JobConfig.model_validate(tree), pa.array([1, -1], kind))
+        assert ids_of(batch_of(JobConfig.model_validate(tree), pa.array([1, 127], kind))) == [[1], [127]]
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_hash(seed: int) -> None:
     job = job_of({"transform": "hash", "seed": seed})
@@ -196,6 +205,7 @@ def test_bad_weights(weights: list[Any], message: str) -> None:
         ({"transform": "bucketize", "boundaries": [1]}, pa.float32(), True),
         ({"transform": "bucketize", "boundaries": [1]}, pa.string(), False),
         ({"weights": "w"}, pa.int32(), False),
+        ({"weights": "x.w"}, pa.struct({"id": pa.int64(), "w": pa.float32()}), False),
         ({"weights": "x.w"}, pa.list_(pa.struct({"id": pa.int64(), "v": pa.float32()})), False),
         ({"weights": "x.w"}, pa.list_(pa.struct({"id": pa.string(), "w": pa.float32()})), False),
         ({"weights": "x.w", "transform": "hash"}, pa.list_(pa.struct({"id": pa.string(), "w": pa.float32()})), True),
