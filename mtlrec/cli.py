@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -206,6 +207,7 @@ def schema() -> None:
 # ---- the parts
 
 
+PEER_IS_GONE = "(?i)connection closed by peer|connection reset by peer|broken pipe"  # gloo, of a rank that has ended
 RUN_FILES = ("plan.json", "metrics.jsonl", "events.out.tfevents.*", "checkpoints/step_*", "checkpoints/.writing_*")
 """What a run puts into its folder beside config.yaml, which it replaces."""
 
@@ -276,7 +278,7 @@ def run_command(command: Callable[[], Any]) -> int:
     except RuntimeError as error:
         if type(error).__module__.startswith("mtlrec."):
             _mistake(str(error))
-        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and "onnection closed by peer" in str(error):
+        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search(PEER_IS_GONE, str(error)):
             _mistake("another rank has ended; its own message says why")
         else:
             raise

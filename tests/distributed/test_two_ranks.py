@@ -168,6 +168,16 @@ def spoil(root: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", pa.array(ids)), path)
 
 
+def test_a_bad_row_on_one_rank_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    spoil(write_toy(tmp_path / "data"))
+    config = write_job(tmp_path / "job.yaml", tmp_path / "data")
+    in_order = ["--set", "data.shuffle=none"]
+    assert on_two_ranks("train", config, "-o", tmp_path / "run", *in_order) == [1, 2]
+    said = capfd.readouterr().err
+    assert "part-1.parquet: row group 0, row 256: column 'item_id' holds id 1000" in said
+    assert "another rank has ended; its own message says why" in said  # and not: waited in vain until train.timeout_s
+
+
 def test_a_bad_row_is_left_out_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     spoil(write_toy(tmp_path / "data"))
     config, run = write_job(tmp_path / "job.yaml", tmp_path / "data"), tmp_path / "run"

@@ -506,16 +506,12 @@ def test_scores_never_land_on_their_input(data: Path, tmp_path: Path, capsys: py
 def test_an_output_that_is_not_finite_names_task_and_file(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
-    assert run_cli("train", config, "-o", run) == 0
-    table = toy_table(30)
-    price = table["price"].to_numpy().copy()
-    price[7] = np.inf
-    bad = table.set_column(table.column_names.index("price"), "price", pa.array(price))
-    pq.write_table(bad, tmp_path / "bad.parquet")
-    assert run_cli("evaluate", run, "--set", f"data.test=[{tmp_path}/bad.parquet]") == 1
-    assert "click, buy, like, ratio is not finite; rows from" in capsys.readouterr().err
-    assert run_cli("predict", run, "--input", tmp_path / "bad.parquet", "-o", tmp_path / "scores.parquet") == 1
+    config = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}, data={"valid": [], "test": []})
+    assert run_cli("train", config, "-o", tmp_path / "run", "--set", "optim.dense.lr=1e30") == 0
+    assert run_cli("evaluate", tmp_path / "run", "--set", f"data.test=[{data}/test]") == 1
+    said = capsys.readouterr().err
+    assert re.search("the model's output for click.* is not finite; rows from .*test/part-0.parquet", said)
+    assert run_cli("predict", tmp_path / "run", "--input", data / "test", "-o", tmp_path / "scores.parquet") == 1
     assert not (tmp_path / "scores.parquet").exists()
 
 
@@ -541,7 +537,7 @@ def test_a_run_is_not_overwritten_by_accident(data: Path, tmp_path: Path, capsys
 def test_a_loss_that_is_not_finite_names_step_task_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_toy(tmp_path / "data")
     table = toy_table(64, seed=9)
-    ratio = np.where(np.arange(64) == 3, np.inf, np.array(table["watch_ratio"]))
+    ratio = np.where(np.arange(64) == 3, 1e30, np.array(table["watch_ratio"]))  # its square is not float32
     click = pa.array(np.ones(64, bool))
     table = table.set_column(table.column_names.index("watch_ratio"), "watch_ratio", pa.array(ratio))
     table = table.set_column(table.column_names.index("is_click"), "is_click", click)
