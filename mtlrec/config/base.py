@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -27,6 +28,11 @@ class LocatedError(ValueError):
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def without_secrets(text: str) -> str:
+    """`s3://key:secret@bucket` is shown as `s3://bucket`, wherever in a text it stands."""
+    return re.sub(r"://[^?\s@]*:[^?\s]*@", "://", text)
 
 
 def listed(items: Iterable[str]) -> str:

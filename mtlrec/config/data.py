@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
-from mtlrec.config.base import LocatedError, Name, Positive, Strict
+from mtlrec.config.base import LocatedError, Name, Positive, Strict, without_secrets
 
 Column = Annotated[str, StringConstraints(min_length=1)]
 DenseStep = Literal["none", "clip", "log1p", "standardise"]
@@ -37,6 +37,16 @@ class DataConfig(Strict):
         None, description="what `mtlrec prepare stats` wrote: means, deviations and boundaries the features leave open"
     )
     keys: list[str] = Field([], description="columns that `predict` carries over; empty: all of them")
+
+    @model_validator(mode="after")
+    def _keeps_no_secret(self) -> DataConfig:
+        if without_secrets(self.root) != self.root:
+            raise LocatedError(
+                ("root",),
+                "has a password in it, and a run keeps its job; give credentials by the environment or the store's own "
+                "settings, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
+        return self
 
 
 class TableConfig(Strict):

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mtlrec.config.base import LocatedError
+from mtlrec.config.base import LocatedError, without_secrets
 from mtlrec.config.job import JobConfig
 
 Key = str | int
@@ -59,7 +59,11 @@ def line_of(path: Sequence[Key], message: str, tree: Any, root: yaml.Node | None
     """The line that says what is wrong with the key at `path`."""
     key = ".".join(str(step) for step in path) or "job"
     value = _lookup(tree, path)
-    shown = "" if (isinstance(value, dict | list) and len(str(value)) > 60) or value is None else f" = {value!r}"
+    shown = (
+        ""
+        if (isinstance(value, dict | list) and len(str(value)) > 60) or value is None
+        else f" = {without_secrets(repr(value))}"
+    )
     line = _line(root, path)
     return f"{where}{f':{line}' if line else ''}: {key}{shown}: {message}"
 

@@ -78,15 +78,15 @@ def list_row_groups(
     partition_types = _partition_types(files)
     groups: list[RowGroup] = []
     left_out: list[str] = []
-    first_types: dict[str, tuple[str, pa.DataType]] = {}
+    known: dict[str, tuple[str, pa.DataType]] = {}
     for file, found in zip(files, read_ahead(files, lambda file: _footer(store, file, retries), 8), strict=True):
         try:
             if isinstance(found, DataError):
                 raise found
-            types = dict(first_types)
+            with_file = dict(known)
             for column, of in readers.items():
-                _check_column(file, _schema(found), partition_types, column, of, types)
-            first_types = types
+                _check_column(file, _schema(found), partition_types, column, of, with_file)
+            known = with_file
         except DataError as error:
             if on_error == "fail":
                 raise
@@ -132,9 +132,10 @@ def _check_column(
     partition_types: Mapping[str, pa.DataType],
     column: str,
     readers: Sequence[Reader],
-    first_types: dict[str, tuple[str, pa.DataType]],
+    known: dict[str, tuple[str, pa.DataType]],
 ) -> None:
-    """There, once, and of a kind with the same column of the first file (`first_types` remembers it)."""
+    """There, once, and of a type that goes together with the same column of the files before (`known`: the first
+    file's name and the type that holds them all)."""
     count = schema.names.count(column)
     in_names = column in file.partition
     if count + in_names != 1:
@@ -149,15 +150,50 @@ def _check_column(
     for reader in readers:
         if not reader.takes(kind):
             raise DataError(f"{file.name}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
-    first, first_kind = first_types.setdefault(column, (file.name, kind))
-    for is_such in (is_text, pa.types.is_nested):
-        if is_such(kind) != is_such(first_kind):
-            raise DataError(f"{file.name}: column '{column}' is {kind}, in {first} it is {first_kind}")
+    first, so_far = known.get(column, (file.name, kind))
+    try:
+        wide = common_schema([pa.schema([(column, one)]) for one in (so_far, kind)])
+    except DataError:
+        raise DataError(f"{file.name}: column '{column}' is {kind}, in {first} it is {so_far}") from None
+    known[column] = first, wide.field(column).type
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
     """The type of the values where they are kept as a dictionary."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """All columns of files that were not written alike, each of a type that holds every file's values: of int32 and
+    int64 the wider, of text and a dictionary of text the text, of booleans and integers integers.
+
+    Raises DataError where there is none, as for numbers and text.
+    """
+    kinds: dict[str, set[pa.DataType]] = {}
+    for schema in schemas:
+        for column in schema:
+            kinds.setdefault(column.name, set()).add(column.type)
+    loose = [
+        pa.schema([one.with_type(_loose(one.type)) if len(kinds[one.name]) > 1 else one for one in schema])
+        for schema in schemas
+    ]
+    try:
+        return pa.unify_schemas(loose, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"the files' columns have different types ({one_line(error)})") from None
+
+
+def _loose(kind: pa.DataType) -> pa.DataType:
+    """The type whose values Arrow brings together with those of others."""
+    kind = plain(kind)
+    if pa.types.is_boolean(kind):
+        return pa.uint8()
+    if pa.types.is_decimal(kind):
+        return pa.float64()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.list_(_loose(kind.value_type)) if is_list else kind
 
 
 def is_number(kind: pa.DataType) -> bool:

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 from pyarrow import fs
 
+from mtlrec.config.base import without_secrets
 from mtlrec.data.errors import DataError
 
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -73,9 +74,9 @@ def store_of(root: str) -> Store:
         system, base = _open(root)
     except (pa.ArrowException, OSError, ValueError, ImportError, KeyError) as error:
         raise DataError(
-            f"data.root {_without_secrets(root)}: cannot be opened ({_without_secrets(one_line(error))})"
+            f"data.root {without_secrets(root)}: cannot be opened ({without_secrets(one_line(error))})"
         ) from None
-    return Store(_without_secrets(root), system, base.rstrip("/"))
+    return Store(without_secrets(root), system, base.rstrip("/"))
 
 
 def _open(root: str) -> tuple[fs.FileSystem, str]:
@@ -91,9 +92,13 @@ def _open(root: str) -> tuple[fs.FileSystem, str]:
     return system, base
 
 
-def _without_secrets(root: str) -> str:
-    """`s3://key:secret@bucket` is shown as `s3://bucket`, in a store's own messages too."""
-    return re.sub(r"://[^?\s@]*:[^?\s]*@", "://", root)
+def above_partitions(folder: str) -> tuple[str, str]:
+    """`logs/date=2026-11-22/hour=3` -> (`logs`, `date=2026-11-22/hour=3`): a root under which those are columns."""
+    parts = folder.split("/")
+    first = len(parts)
+    while first and "=" in parts[first - 1].lstrip("="):
+        first -= 1
+    return "/".join(parts[:first]) or ("/" if folder.startswith("/") else "."), "/".join(parts[first:])
 
 
 def find_files(store: Store, patterns: Sequence[str]) -> list[File]:

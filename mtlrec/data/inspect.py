@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from mtlrec.config.base import without_secrets
 from mtlrec.data.dataset import Dataset, is_number, is_text, list_row_groups, plain
-from mtlrec.data.errors import DataError
-from mtlrec.data.files import store_of
-from mtlrec.data.parquet import RowGroupReader
+from mtlrec.data.files import above_partitions, store_of
+from mtlrec.data.parquet import RowGroupReader, stacked
 
 SAMPLED_GROUPS, SAMPLED_ROWS = 16, 20_000
 GLOB = re.compile(r"[*?\[]")
@@ -69,13 +69,13 @@ class Report:
 
 
 def split_root(path: str) -> tuple[str, str]:
-    """A path, glob or URI -> the root, which has no wildcards, and the pattern below it."""
+    """A path, glob or URI -> the root, which has no wildcards and no `key=value`, and the pattern below it."""
     address, query = path.partition("?")[::2] if "://" in path else (path, "")
     parts = address.rstrip("/").split("/")
     first = next((index for index, part in enumerate(parts) if GLOB.search(part)), len(parts) - 1)
     first = max(first, 3) if "://" in address else first  # scheme and host stay together
-    root = "/".join(parts[:first]) or ("/" if address.startswith("/") else ".")
-    return root + (f"?{query}" if query else ""), "/".join(parts[first:]) or "."
+    root, folders = above_partitions("/".join(parts[:first]) or ("/" if address.startswith("/") else "."))
+    return root + (f"?{query}" if query else ""), "/".join(([folders] if folders else []) + parts[first:]) or "."
 
 
 def inspect(path: str) -> Report:
@@ -99,10 +99,7 @@ def _sample(dataset: Dataset) -> pa.Table:
     few = Dataset(dataset.root, tuple(dataset.groups[index] for index in chosen), dataset.partition_types)
     reader = RowGroupReader(few, None)
     tables = [reader.first_rows(index, SAMPLED_ROWS) for index in range(len(few.groups))]
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the files' columns have different types ({' '.join(str(error).split())})") from None
+    return stacked(tables)
 
 
 def _nulls(dataset: Dataset) -> dict[str, int | None]:
@@ -173,7 +170,7 @@ def propose(report: Report, path: str, name: str) -> Proposal:
             sparse.append({"name": column.name, "table": column.name} | transform | lists)
     tree = {
         "name": name,
-        "data": {"root": root, "train": [pattern], "valid": [], "test": []},
+        "data": {"root": without_secrets(root), "train": [pattern], "valid": [], "test": []},
         "tables": tables,
         "features": {"dense": dense, "sparse": sparse},
         "tasks": tasks,

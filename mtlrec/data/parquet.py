@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtlrec.data.ahead import read_ahead
-from mtlrec.data.dataset import Dataset, OnError, RowGroup, is_text, read_schema
+from mtlrec.data.dataset import Dataset, OnError, RowGroup, common_schema, is_text, read_schema
 from mtlrec.data.errors import DataError
 from mtlrec.data.files import one_line, persistently, store_of
 from mtlrec.data.order import Piece, Window
@@ -139,8 +139,10 @@ def _rows_of(table: pa.Table, piece: Piece) -> pa.Table:
 
 
 def stacked(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table; a column that is int32 in one file and int64 in another becomes the wider."""
+    """One table, of the files' common types."""
     try:
         return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"the files' columns have different types ({one_line(error)})") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        schema = common_schema([table.schema for table in tables])
+    cast = [table.cast(pa.schema([schema.field(name) for name in table.schema.names])) for table in tables]
+    return pa.concat_tables(cast, promote_options="permissive")

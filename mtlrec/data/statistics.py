@@ -66,7 +66,7 @@ class Sample:
 
 @dataclass
 class Found:
-    """What the pass has found: `vocabularies` by feature, the most frequent value first."""
+    """What the pass has found: `vocabularies` by file, of all features that share it, the most frequent value first."""
 
     statistics: Statistics
     vocabularies: dict[str, list[str]]
@@ -95,7 +95,7 @@ def find(
     dataset = list_row_groups(job.data.root, job.data.train, wanted, job.data.on_error, job.data.retries)
     moments = {one.name: Moments() for one in standardised}
     samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
-    counts: dict[str, pa.Table | None] = {one.name: None for one in worded}
+    counts: dict[str, pa.Table] = {}
     windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 1)]).windows(0)
     reader = RowGroupReader(dataset, list(wanted), job.data.on_error, job.data.retries)
     done = 0
@@ -112,7 +112,7 @@ def find(
                 values = floats(pa.chunked_array([kept]))
                 samples[sparse.name].add(values[np.isfinite(values)])
             else:
-                counts[sparse.name] = _counted(counts[sparse.name], kept)
+                counts[str(sparse.vocabulary)] = _counted(counts.get(str(sparse.vocabulary)), kept)
         done += rows.table.num_rows
         if progress:
             progress(done, dataset.rows)
@@ -120,7 +120,8 @@ def find(
         dense={name: _dense(name, one) for name, one in moments.items()},
         sparse={one.name: _boundaries(one, samples[one.name].values, job.tables[one.table].rows) for one in bucketised},
     )
-    vocabularies = {one.name: _most_frequent(counts[one.name], job.tables[one.table].rows, min_count) for one in worded}
+    sizes = {file: min(job.tables[one.table].rows for one in worded if one.vocabulary == file) for file in counts}
+    vocabularies = {file: _most_frequent(counts[file], rows, min_count) for file, rows in sizes.items()}
     return Found(statistics, vocabularies, done)
 
 
@@ -129,16 +130,14 @@ def write(found: Found, job: JobConfig, out: Path) -> list[str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(found.statistics.model_dump_json(indent=1) + "\n", encoding="utf-8")
     written = [str(out)]
-    for feature in job.features.sparse:
-        if feature.vocabulary is None:
-            continue
+    for file, words in found.vocabularies.items():
         store = store_of(job.data.root)
-        path = Path(store.base, feature.vocabulary)
+        path = Path(store.base, file)
         if not store.is_local:
-            raise DataError(f"{feature.vocabulary}: vocabularies are written to a local data.root only")
+            raise DataError(f"{file}: vocabularies are written to a local data.root only")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(found.vocabularies[feature.name]) + "\n", encoding="utf-8")
+            path.write_text("\n".join(words) + "\n", encoding="utf-8")
             written.append(str(path))
     return written
 
@@ -172,9 +171,7 @@ def _counted(before: pa.Table | None, values: pa.Array) -> pa.Table:
     return both.group_by("word").aggregate([("count", "sum")]).rename_columns(["word", "count"])
 
 
-def _most_frequent(counts: pa.Table | None, rows: int, min_count: int) -> list[str]:
-    if counts is None:
-        return []
+def _most_frequent(counts: pa.Table, rows: int, min_count: int) -> list[str]:
     ordered = counts.sort_by([("count", "descending"), ("word", "ascending")])
     kept = ordered.filter(pc.greater_equal(ordered["count"], min_count))["word"].to_pylist()[: rows - 1]
     broken = next((word for word in kept if "\n" in word), None)

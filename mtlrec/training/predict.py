@@ -18,9 +18,9 @@ from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import Dataset, list_row_groups, read_schema
+from mtlrec.data.dataset import Dataset, common_schema, list_row_groups, read_schema
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import one_line
+from mtlrec.data.files import above_partitions
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.heads import HeadOutput
@@ -91,7 +91,9 @@ def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration
 
 def _row_groups(source: Path, output: Path, columns: Columns, job: JobConfig, ranks: int) -> Dataset:
     """The input's, once it is clear that the output does not lie on top of it."""
-    root, pattern = (source, "**/*.parquet") if source.is_dir() else (source.parent, glob.escape(source.name))
+    folder, pattern = (source, "**/*.parquet") if source.is_dir() else (source.parent, glob.escape(source.name))
+    root, folders = above_partitions(str(folder))
+    pattern = f"{glob.escape(folders)}/{pattern}" if folders else pattern
     if output.is_dir() if ranks == 1 else output.is_file():
         raise DataError(f"{output}: name {'the file to write' if ranks == 1 else 'a folder of parts'}")
     if output.resolve() == source.resolve() or (source.is_dir() and source.resolve() in output.resolve().parents):
@@ -101,7 +103,7 @@ def _row_groups(source: Path, output: Path, columns: Columns, job: JobConfig, ra
     readers = columns.readers
     for key in job.data.keys:
         readers.setdefault(key, [])
-    return list_row_groups(str(root), [pattern], readers, job.data.on_error, job.data.retries)
+    return list_row_groups(root, [pattern], readers, job.data.on_error, job.data.retries)
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
@@ -113,10 +115,7 @@ def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
 def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
     """data.keys, or every column of the input, then the tasks' columns; wide enough for every file."""
     first = dataset.files[0].name
-    try:
-        schema = pa.unify_schemas([read_schema(dataset, file) for file in dataset.files], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{first} and the files beside it: {one_line(error)}") from None
+    schema = common_schema([read_schema(dataset, file) for file in dataset.files])
     kept = [schema.field(name) for name in job.data.keys or schema.names]
     taken = [field.name for field in kept if field.name in names]
     if taken:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -524,6 +525,27 @@ def test_files_may_differ_in_the_width_of_their_integers(tmp_path: Path) -> None
     assert run_cli("train", config, "-o", tmp_path / "run") == 0
     assert run_cli("predict", tmp_path / "run", "--input", root / "train", "-o", tmp_path / "scores.parquet") == 0
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == 557 + 70
+
+
+def test_predict_sees_the_columns_of_folders_names(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "valid", "test"):
+        for hour in (3, 7):
+            (root / split / f"hour={hour}").mkdir(parents=True)
+            pq.write_table(toy_table(60, hour), root / split / f"hour={hour}" / "part.parquet")
+    tree = toy_tree(root, data={split: [split] for split in ("train", "valid", "test")})
+    tree["tables"]["hours"] = {"rows": 24, "dim": 4}
+    tree["features"]["sparse"].append({"name": "hour", "table": "hours"})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    assert run_cli("train", tmp_path / "job.yaml", "-o", tmp_path / "run", "--set", "train.max_steps=2") == 0
+    scores = {}
+    for name in ("", "hour=7", "hour=7/part.parquet"):
+        out = tmp_path / "scores.parquet"
+        assert run_cli("predict", tmp_path / "run", "--input", root / "test" / name, "-o", out) == 0
+        table = pq.read_table(out)
+        scores[name] = table.filter(pc.equal(table["hour"], 7))
+        assert scores[name].num_rows == 60
+    assert scores[""] == scores["hour=7"] == scores["hour=7/part.parquet"]
 
 
 def test_a_run_is_not_overwritten_by_accident(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,10 @@ from tests.toy import toy_table, write_toy
         ("s3://b/logs/2*/**?region=x", "s3://b/logs?region=x", "2*/**"),
         ("/*.parquet", "/", "*.parquet"),
         ("s3://bucket", "s3://bucket", "."),
+        ("/logs/day=1/hour=2/*.parquet", "/logs", "day=1/hour=2/*.parquet"),
+        ("day=1/a.parquet", ".", "day=1/a.parquet"),
+        ("s3://b/day=1/x.parquet?region=x", "s3://b?region=x", "day=1/x.parquet"),
+        ("/day=1/=x/*.parquet", "/day=1/=x", "*.parquet"),
     ],
 )
 def test_roots_and_patterns(path: str, root: str, pattern: str) -> None:

@@ -39,6 +39,55 @@ def test_row_groups_come_in_order(tmp_path: Path, ahead: int) -> None:
     assert rows_of(dataset, ahead=ahead) == list(range(43))
 
 
+WORDS, FLAGS = ["a", None, "b"], [True, None, False]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        (pa.array(FLAGS), pa.array([3, None, 4]), [1, None, 0, 3, None, 4]),
+        (pa.array([1, None, 2]), pa.array([1.5, 2.5, None]).cast(pa.decimal128(4, 1)), [1, None, 2, 1.5, 2.5, None]),
+        (pa.array([1.5, None, 2], pa.float16()), pa.array(FLAGS), [1.5, None, 2, 1, None, 0]),
+        (pa.array(WORDS).dictionary_encode(), pa.array(WORDS), WORDS * 2),
+        (pa.array(WORDS), pa.array([None] * 3), [*WORDS, None, None, None]),
+        (
+            pa.array([[1], None, []], pa.list_(pa.int8())),
+            pa.array([[2**40], [], None]),
+            [[1], None, [], [2**40], [], None],
+        ),
+        (pa.array([FLAGS] * 3), pa.array([[3]] * 3), [[1, None, 0]] * 3 + [[3]] * 3),
+    ],
+)
+def test_files_that_were_not_written_alike_are_read_together(
+    tmp_path: Path, first: pa.Array, second: pa.Array, together: list[object]
+) -> None:
+    for index, values in enumerate((first, second)):
+        pq.write_table(pa.table({"row": values}), tmp_path / f"{index}.parquet")
+    dataset = list_row_groups(str(tmp_path), ["*.parquet"], {"row": [Reader("k", lambda kind: True, "")]})
+    window = Window((Piece(0, range(3)), Piece(1, range(3))), None)
+    ((_, rows),) = RowGroupReader(dataset, ["row"]).windows([window])
+    assert rows.table["row"].to_pylist() == together
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pa.array(WORDS), pa.array([1, 2, 3])),
+        (pa.array([[1], [2], []]), pa.array([1, 2, 3])),
+        (pa.array(FLAGS), pa.array(WORDS)),
+    ],
+)
+def test_types_that_do_not_go_together_are_told_when_listed(tmp_path: Path, first: pa.Array, second: pa.Array) -> None:
+    for index, values in enumerate((first, second)):
+        pq.write_table(pa.table({"row": values}), tmp_path / f"{index}.parquet")
+    readers = {"row": [Reader("k", lambda kind: True, "")]}
+    with pytest.raises(DataError, match=r"1\.parquet: column 'row' is .*, in .*0\.parquet it is"):
+        list_row_groups(str(tmp_path), ["*.parquet"], readers)
+    dataset = list_row_groups(str(tmp_path), ["*.parquet"], readers, on_error="skip_file")
+    assert [file.below_root for file in dataset.files] == ["0.parquet"]
+    assert len(dataset.left_out) == 1
+
+
 def test_pieces_of_a_row_group(tmp_path: Path) -> None:
     dataset = list_row_groups(str(write(tmp_path, [25])), ["*.parquet"], NUMBER)
     window = Window((Piece(1, range(3, 6)), Piece(2, np.array([0, 4]))), None)

@@ -63,6 +63,25 @@ def test_against_the_whole_column(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_cli("train", job, "-o", tmp_path / "run", *filled) == 0
 
 
+def test_features_that_share_a_vocabulary_are_counted_together(tmp_path: Path) -> None:
+    root = write_toy(tmp_path / "data", train=(300,))
+    tree = tree_of(root)
+    shared = {"transform": "vocabulary", "vocabulary": "items.txt", "table": "words"}
+    tree["features"]["sparse"] = [
+        {"name": "recent", "column": "recent_items"} | shared,
+        {"name": "item", "column": "item_id"} | shared | {"table": "few"},
+    ]
+    tree["tables"] = {"words": {"rows": 9, "dim": 4}, "few": {"rows": 5, "dim": 4}}
+    tree["features"]["dense"] = []
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "stats.json") == 0
+    table = toy_table(300, 0)
+    counts = Counter(item for row in table["recent_items"].to_pylist() for item in row)
+    counts.update(table["item_id"].to_pylist())
+    words = sorted(map(str, counts), key=lambda word: (-counts[int(word)], word))[:4]
+    assert (root / "items.txt").read_text().split() == words, "as many as the smaller table has rows for"
+
+
 @pytest.mark.parametrize("parts", [1, 7])
 def test_moments_in_parts(parts: int) -> None:
     values, moments = np.random.default_rng(0).normal(1e6, 3, 1000), Moments()
