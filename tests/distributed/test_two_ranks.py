@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.integration.test_jobs import curve, final_tensors, killed_after, write_job
+from tests.jobs import curve, final_tensors, killed_after, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import FUSIONS, toy_tree, write_toy
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.test_jobs import write_job
+from tests.jobs import write_job
 from tests.ranks import run_cli
 from tests.toy import write_toy
 

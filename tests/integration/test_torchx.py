@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_jobs import curve, write_job
+from tests.jobs import curve, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import write_toy
 

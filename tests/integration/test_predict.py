@@ -1,0 +1,93 @@
+"""Scores: which columns stand beside them, whence they are read, and where they are never written."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.jobs import write_job
+from tests.ranks import run_cli
+from tests.toy import toy_table, toy_tree, write_toy
+
+
+def test_scores_never_land_on_their_input(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
+    assert run_cli("train", config, "-o", run) == 0
+    source = tmp_path / "rows" / "x.parquet"
+    source.parent.mkdir()
+    pq.write_table(toy_table(30), source)
+    for given, out in (
+        (source, source),
+        (source.parent, source.parent / "scores.parquet"),
+        (source.parent, source.parent),
+    ):
+        assert run_cli("predict", run, "--input", given, "-o", out, "--set", "data.keys=[row]") == 2
+        assert re.search("write the scores elsewhere|name the file to write", capsys.readouterr().err)
+    assert pq.read_table(source).num_rows == 30
+
+
+def test_an_output_that_is_not_finite_names_task_and_file(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}, data={"valid": [], "test": []})
+    assert run_cli("train", config, "-o", tmp_path / "run", "--set", "optim.dense.lr=1e30") == 0
+    assert run_cli("evaluate", tmp_path / "run", "--set", f"data.test=[{data}/test]") == 1
+    said = capsys.readouterr().err
+    assert re.search("the model's output for click.* is not finite; rows from .*test/part-0.parquet", said)
+    assert run_cli("predict", tmp_path / "run", "--input", data / "test", "-o", tmp_path / "scores.parquet") == 1
+    assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_files_may_differ_in_the_width_of_their_integers(tmp_path: Path) -> None:
+    root = write_toy(tmp_path / "data")
+    table = toy_table(70, seed=3)
+    wide = table.set_column(table.column_names.index("item_id"), "item_id", table["item_id"].cast(pa.int64()))
+    pq.write_table(wide, root / "train" / "part-7.parquet")
+    config = write_job(tmp_path / "job.yaml", root, data={"shuffle": "none", "shuffle_buffer": 1})
+    assert run_cli("train", config, "-o", tmp_path / "run") == 0
+    assert run_cli("predict", tmp_path / "run", "--input", root / "train", "-o", tmp_path / "scores.parquet") == 0
+    assert pq.read_table(tmp_path / "scores.parquet").num_rows == 557 + 70
+
+
+def test_predict_sees_the_columns_of_folders_names(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "valid", "test"):
+        for hour in (3, 7):
+            (root / split / f"hour={hour}").mkdir(parents=True)
+            pq.write_table(toy_table(60, hour), root / split / f"hour={hour}" / "part.parquet")
+    tree = toy_tree(root, data={split: [split] for split in ("train", "valid", "test")})
+    tree["tables"]["hours"] = {"rows": 24, "dim": 4}
+    tree["features"]["sparse"].append({"name": "hour", "table": "hours"})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    assert run_cli("train", tmp_path / "job.yaml", "-o", tmp_path / "run", "--set", "train.max_steps=2") == 0
+    scores = {}
+    for name in ("", "hour=7", "hour=7/part.parquet"):
+        out = tmp_path / "scores.parquet"
+        assert run_cli("predict", tmp_path / "run", "--input", root / "test" / name, "-o", out) == 0
+        table = pq.read_table(out)
+        scores[name] = table.filter(pc.equal(table["hour"], 7))
+        assert scores[name].num_rows == 60
+    assert scores[""] == scores["hour=7"] == scores["hour=7/part.parquet"]
+
+
+def test_predict_keeps_the_named_keys_only(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
+    assert run_cli("train", config, "-o", run) == 0
+    out = tmp_path / "scored.parquet"
+    unlabelled = tmp_path / "unlabelled.parquet"
+    source = pq.read_table(data / "test").drop_columns(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"])
+    pq.write_table(source, unlabelled)
+    assert run_cli("predict", run, "--input", unlabelled, "-o", out, "--set", "data.keys=[row]") == 0
+    table = pq.read_table(out)
+    assert table.column_names == ["row", "pred_click", "pred_buy", "pred_like", "pred_ratio"]
+    assert table["row"].equals(source["row"])
+    assert (np.array(table["pred_buy"]) <= np.array(table["pred_click"])).all()
+    assert run_cli("predict", run, "--input", out, "-o", out) == 2
+    capsys.readouterr()
+    assert run_cli("predict", run, "--input", tmp_path / "none", "-o", out) == 2
+    assert "no such file or folder" in capsys.readouterr().err
