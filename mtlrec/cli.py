@@ -140,7 +140,7 @@ def evaluate(
         checkpoint = model.checkpoint
         assert checkpoint is not None
         if calibrate is not None:
-            valid = evaluate_model(model.module, loader_of(job, "valid", ranks), job, ranks)
+            valid = evaluate_model(model.module, loader_of(job, "valid", ranks), job, ranks, "calibrate")
             fitted = fit_calibration(valid, calibrate.value)
             on_first_rank(ranks, lambda: fitted.write(checkpoint))
             left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
@@ -149,7 +149,7 @@ def evaluate(
             if ranks.is_first:
                 say(f"{calibrate.value} fitted on {fitted.rows:,} valid rows, kept in {checkpoint}; predict applies it")
         calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
-        metrics = evaluate_model(model.module, loader, job, ranks).compute(calibration)
+        metrics = evaluate_model(model.module, loader, job, ranks, "evaluate").compute(calibration)
         if ranks.is_first:
             _report({split: metrics}, as_json)
 

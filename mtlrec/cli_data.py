@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import TaskID
 
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config
@@ -21,6 +24,9 @@ synth_app = typer.Typer(help="Make a data set whose true probabilities are known
 
 Out = Annotated[Path, typer.Option(help="The folder to write.")]
 Folder = Annotated[Path, typer.Option(help="The publisher's file or a folder of them.")]
+FolderOrDownload = Annotated[
+    Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
 
@@ -98,9 +104,7 @@ def synth_feed(
 @prepare_app.command("census-income", epilog="Example: mtlrec prepare census-income --out data/census-income")
 def prepare_census_income(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    source: Annotated[
-        Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
-    ] = None,
+    source: FolderOrDownload = None,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -113,9 +117,7 @@ def prepare_census_income(
 @prepare_app.command("kuairand", epilog="Example: mtlrec prepare kuairand --source kuairand.tsv.gz --out data/kuairand")
 def prepare_kuairand(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    source: Annotated[
-        Path | None, typer.Option(help="The publisher's file or a folder of them; default: download.")
-    ] = None,
+    source: FolderOrDownload = None,
     as_json: Json = False,
 ) -> None:
     """KuaiRand: click, long_view, follow, comment, forward, profile_enter, like, watch_ratio; split by time."""
@@ -129,7 +131,9 @@ def prepare_criteo(source: Folder, out: Out, as_json: Json = False) -> None:
     """Criteo's click logs: Kaggle's train.txt, or day_0 to day_23 of the terabyte; click. Split by time."""
     from mtlrec.data.prepare import criteo
 
-    print_schema(criteo.prepare(source, out), out, as_json)
+    with _rows_told(as_json) as progress:
+        schema = criteo.prepare(source, out, progress=progress)
+    print_schema(schema, out, as_json)
 
 
 @prepare_app.command("ali-ccp", epilog="Example: mtlrec prepare ali-ccp --source ali_ccp --out data/ali_ccp")
@@ -143,7 +147,9 @@ def prepare_ali_ccp(
     """Ali-CCP: click and buy on Taobao, with histories of a user as weighted lists."""
     from mtlrec.data.prepare import ali_ccp
 
-    print_schema(ali_ccp.prepare(source, out, min_count=min_count, history=history), out, as_json)
+    with _rows_told(as_json) as progress:
+        schema = ali_ccp.prepare(source, out, min_count=min_count, history=history, progress=progress)
+    print_schema(schema, out, as_json)
 
 
 @prepare_app.command("aliexpress", epilog="Example: mtlrec prepare aliexpress --source AliExpress_NL --out data/nl")
@@ -151,7 +157,9 @@ def prepare_aliexpress(source: Folder, out: Out, as_json: Json = False) -> None:
     """AliExpress search, one country: click and conversion."""
     from mtlrec.data.prepare import aliexpress
 
-    print_schema(aliexpress.prepare(source, out), out, as_json)
+    with _rows_told(as_json) as progress:
+        schema = aliexpress.prepare(source, out, progress=progress)
+    print_schema(schema, out, as_json)
 
 
 @prepare_app.command("stats", epilog="Example: mtlrec prepare stats job.yaml --out stats.json")
@@ -169,7 +177,7 @@ def prepare_stats(
     from mtlrec.data import statistics
 
     job = load_config(config, set_ or [], statistics_to_come=True)
-    with Progress(transient=True, disable=as_json) as bar:
+    with Progress(transient=True, disable=as_json, console=Console(stderr=True)) as bar:
         task = bar.add_task("reading", total=None)
         found = statistics.find(
             job, min_count, progress=lambda done, rows: bar.update(task, completed=done, total=rows)
@@ -177,6 +185,23 @@ def prepare_stats(
     written = statistics.write(found, job, out)
     described = {"rows": found.rows, "written": written} | found.statistics.model_dump()
     print_(described, as_json, f"{found.rows:,} rows read; written: {', '.join(written)}")
+
+
+@contextmanager
+def _rows_told(as_json: bool) -> Iterator[Callable[[str, int], None]]:
+    """A line on the screen for every file and split, with the rows of it so far."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:,} rows"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=as_json) as screen:
+        tasks: dict[str, TaskID] = {}
+
+        def told(what: str, rows: int) -> None:
+            if what not in tasks:
+                tasks[what] = screen.add_task(what, total=None)
+            screen.update(tasks[what], completed=rows)
+
+        yield told
 
 
 def _rate(text: str) -> tuple[str, float]:

@@ -18,34 +18,12 @@ from mtlrec.data.errors import DataError
 from mtlrec.data.faults import Faults
 from mtlrec.data.files import store_of
 from mtlrec.data.ids import flat_values
+from mtlrec.data.moments import Moments
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.parquet import RowGroupReader, Rows
 
 SAMPLE = 1_000_000
 """Values of which boundaries are taken; exact up to so many rows."""
-
-
-@dataclass
-class Moments:
-    """Mean and deviation, a part at a time (Chan et al., 1983)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: np.ndarray) -> None:
-        if not len(values):
-            return
-        count, mean = len(values), float(values.mean())
-        squares = float(((values - mean) ** 2).sum())
-        both, apart = self.count + count, mean - self.mean
-        self.squares += squares + apart**2 * self.count * count / both
-        self.mean += apart * count / both
-        self.count = both
-
-    @property
-    def std(self) -> float:
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
 
 
 @dataclass

@@ -11,10 +11,16 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.calibration import Calibration, Method, fit
 from mtlrec.training.metrics import TaskMetrics
 from mtlrec.training.sharded import autocast
+from mtlrec.training.telemetry import watched
 
 
-def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks) -> TaskMetrics:
+def evaluate(
+    model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks, progress: str | None = None
+) -> TaskMetrics:
     """Collective. What the rows of a split add up to; a pipeline that holds the model must be detached before.
+
+    Args:
+        progress: what to call this on the screen; nothing is shown without it
 
     Raises NonFinite where the model's output is, naming the batch's files.
     """
@@ -27,7 +33,7 @@ def evaluate(model: DistributedModelParallel, loader: Loader, job: JobConfig, ra
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in loader.epoch():
+        for batch in watched(loader.epoch(), loader.steps_per_epoch, progress or "", ranks.is_first and bool(progress)):
             with autocast(job, ranks.device):
                 _, step = model(batch.to(ranks.device))
             check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)

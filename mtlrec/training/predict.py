@@ -29,7 +29,7 @@ from mtlrec.training.binary_metrics import logit_of
 from mtlrec.training.calibration import Calibration
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.sharded import autocast
-from mtlrec.training.telemetry import say
+from mtlrec.training.telemetry import say, watched
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def predict(
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
     with _writer(path, _schema(dataset, job, names)) as writer:
-        for cuts, size in loader.cuts():
+        for cuts, size in watched(loader.cuts(), loader.steps_per_epoch, "predict", ranks.is_first):
             batch = loader.batch(cuts, size)
             values = _scores(network, batch.to(ranks.device), job, calibration).cpu()
             table = rows_of(cuts)

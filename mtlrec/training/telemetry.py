@@ -9,21 +9,39 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
 from mtlrec.training.metrics import Metrics
 
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 30
+
 
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def watched(items: Iterable[Item], total: int, what: str, active: bool) -> Iterator[Item]:
+    """The items, and how far they are: a bar on a terminal, a line now and then in a log."""
+    if not active:
+        yield from items
+    elif sys.stderr.isatty():
+        yield from track(items, what, total, console=Console(stderr=True), transient=True)
+    else:
+        told = time.perf_counter()
+        for done, item in enumerate(items, 1):
+            yield item
+            if time.perf_counter() - told > SECONDS_BETWEEN_LINES and done < total:
+                told = time.perf_counter()
+                say(f"{what}: {done:,} of {total:,} batches")
 
 
 class Telemetry:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import run_cli
+from tests.unit.data import test_prepare_ali_ccp, test_prepare_criteo
 
 SHARED = Path(os.environ.get("MTLREC_SHARED", Path(__file__).parents[2].parent / "shared"))
 SOURCES = {
@@ -16,11 +17,11 @@ SOURCES = {
 
 
 def train_briefly(
-    recipe: str, root: Path, run: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str, root: Path, run: Path, capsys: pytest.CaptureFixture[str], *further: str
 ) -> dict[str, dict[str, float]]:
     capsys.readouterr()
-    steps = ["--set", "train.max_steps=100", "--set", f"data.root={root}"]
-    assert run_cli("train", recipe, "-o", run, *steps, "--json") == 0
+    options = [word for one in ("train.max_steps=100", f"data.root={root}", *further) for word in ("--set", one)]
+    assert run_cli("train", recipe, "-o", run, *options, "--json") == 0
     metrics: dict[str, dict[str, float]] = json.loads(capsys.readouterr().out)["test"]
     return metrics
 
@@ -34,6 +35,29 @@ def test_public_data(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture
     metrics = train_briefly(f"{dataset}_ple", tmp_path / "data", tmp_path / "run", capsys)
     first = "never_married" if dataset == "census" else "click"
     assert metrics[first]["auc"] > 0.65, "a hundred steps should tell something"
+
+
+def test_criteo_from_the_publishers_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = test_prepare_criteo.write_lines(tmp_path / "in" / "train.txt", test_prepare_criteo.made_lines(1400))
+    assert run_cli("prepare", "criteo", "--source", source, "--out", tmp_path / "data") == 0
+    told = capsys.readouterr().err
+    assert "train.txt: 1,400 rows" in told
+    assert "valid/: 100 rows" in told
+    assert run_cli("prepare", "criteo", "--source", source, "--out", tmp_path / "again", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rows"]["total"] == 1400
+    assert not err
+    fewer = [f"tables.C{column}.rows=1000" for column in (1, 10, 11, 20, 21, 22)]
+    metrics = train_briefly("criteo_mmoe", tmp_path / "data", tmp_path / "run", capsys, *fewer)
+    assert metrics["click"]["rows"] == 100
+
+
+def test_ali_ccp_from_the_publishers_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = test_prepare_ali_ccp.write_files(tmp_path / "in")
+    least = ["--min-count", "1", "--history", "5"]
+    assert run_cli("prepare", "ali-ccp", "--source", source, "--out", tmp_path / "data", *least) == 0
+    metrics = train_briefly("ali_ccp_mmoe", tmp_path / "data", tmp_path / "run", capsys)
+    assert list(metrics) == ["click", "buy"]
 
 
 def test_synthetic_feed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

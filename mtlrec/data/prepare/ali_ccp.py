@@ -64,6 +64,7 @@ def prepare(
     history: int = 50,
     block_bytes: int = streaming.BLOCK_BYTES,
     row_group_rows: int = ROW_GROUP_ROWS,
+    progress: streaming.Progress = streaming.unseen,
 ) -> writing.Schema:
     """Write the Parquet data set to `out`; returns the content of its schema.json.
 
@@ -76,6 +77,7 @@ def prepare(
         history: the length of the lists, at most; those of largest value are kept.
         block_bytes: how much of a file is read at a time; a line must fit.
         row_group_rows: rows of a Parquet row group.
+        progress: is told of every file that is read and every split that is written.
 
     Raises:
         ValueError: a file is missing or not in the publisher's format (names file, row and column), an impression's
@@ -94,13 +96,15 @@ def prepare(
         for kind in ("common_features", "sample_skeleton")
     }
     with (
-        streaming.SplitWriter(out, ["click", "buy"], edges=[("click", "buy")], row_group_rows=row_group_rows) as writer,
+        streaming.SplitWriter(
+            out, ["click", "buy"], edges=[("click", "buy")], row_group_rows=row_group_rows, progress=progress
+        ) as writer,
         tempfile.TemporaryDirectory(prefix="parsed-", dir=out) as parsed,
     ):
         halves = {}
         for half in ("train", "test"):
-            common = streaming.Csv(files["common_features", half], COMMON, block_bytes=block_bytes)
-            samples = streaming.Csv(files["sample_skeleton", half], SAMPLES, block_bytes=block_bytes)
+            common = streaming.Csv(files["common_features", half], COMMON, block_bytes=block_bytes, progress=progress)
+            samples = streaming.Csv(files["sample_skeleton", half], SAMPLES, block_bytes=block_bytes, progress=progress)
             halves[half] = _Half(common, samples, Path(parsed) / half)
         rows = halves["train"].rows
         if rows < 10:

@@ -39,6 +39,7 @@ def prepare(
     out: Path,
     block_bytes: int = streaming.BLOCK_BYTES,
     row_group_rows: int = streaming.ROW_GROUP_ROWS,
+    progress: streaming.Progress = streaming.unseen,
 ) -> writing.Schema:
     """Write the Parquet data set to `out`; returns the content of its schema.json.
 
@@ -47,6 +48,7 @@ def prepare(
         out: the folder to write to.
         block_bytes: how much of a file is read at a time.
         row_group_rows: rows of a Parquet row group.
+        progress: is told of every file that is read and every split that is written.
 
     Raises:
         ValueError: a file is missing, or not in this format (names file, row and column).
@@ -63,9 +65,11 @@ def prepare(
 
     largest = dict.fromkeys(SPARSE, 0)
     edges = [("click", "conversion")]
-    with streaming.SplitWriter(out, LABELS, edges, dense=DENSE, row_group_rows=row_group_rows) as writer:
+    with streaming.SplitWriter(
+        out, LABELS, edges, dense=DENSE, row_group_rows=row_group_rows, progress=progress
+    ) as writer:
         for half, path in paths.items():
-            file = streaming.Csv(path, COLUMNS, header=True, block_bytes=block_bytes)
+            file = streaming.Csv(path, COLUMNS, header=True, block_bytes=block_bytes, progress=progress)
             for first, batch in file.blocks():
                 file.check_flags(first, batch, LABELS)
                 for name in SPARSE:

@@ -42,6 +42,7 @@ def prepare(
     out: Path,
     block_bytes: int = streaming.BLOCK_BYTES,
     row_group_rows: int = streaming.ROW_GROUP_ROWS,
+    progress: streaming.Progress = streaming.unseen,
 ) -> writing.Schema:
     """Write the Parquet data set to `out`; returns the content of its schema.json.
 
@@ -51,6 +52,7 @@ def prepare(
         out: the folder to write to.
         block_bytes: how much of a file is read at a time.
         row_group_rows: rows of a Parquet row group.
+        progress: is told of every file that is read and every split that is written.
 
     Raises:
         ValueError: nothing found at `source`, or not the publisher's format (names file, row and column).
@@ -70,9 +72,11 @@ def prepare(
     if min(np.diff([0, *ends.values()])) < 1:
         raise ValueError(f"source: {paths[-1].name} has {rows} rows; at least 14 are needed for the three splits")
 
-    with streaming.SplitWriter(out, labels=["click"], dense=DENSE, row_group_rows=row_group_rows) as writer:
+    with streaming.SplitWriter(
+        out, labels=["click"], dense=DENSE, row_group_rows=row_group_rows, progress=progress
+    ) as writer:
         for path in paths:
-            file = streaming.Csv(path, COLUMNS, delimiter="\t", block_bytes=block_bytes)
+            file = streaming.Csv(path, COLUMNS, delimiter="\t", block_bytes=block_bytes, progress=progress)
             of_file = ends if path == paths[-1] else {"train": sys.maxsize}
             for first, batch in file.blocks():
                 for part, part_rows in streaming.parts_of(first, _columns(file, first, batch), of_file):

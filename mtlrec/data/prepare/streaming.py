@@ -5,7 +5,7 @@ group per split are in memory, whatever the size of the files. The layout writte
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from mtlrec.data.moments import Moments
 from mtlrec.data.prepare import writing
 
+Progress = Callable[[str, int], None]
+"""Takes what is being read or written, and the rows of it so far."""
 # Arrow reads up to 32 blocks ahead.
 BLOCK_BYTES = 4 << 20
 ROW_GROUP_ROWS = 131_072
 ROW_GROUPS_PER_FILE = 16
 GIVE_IT_AS_IT_IS = "give the publisher's file as it is"
+
+
+def unseen(what: str, rows: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def find(folder: Path, name: str, remedy: str) -> Path:
@@ -68,6 +75,7 @@ class Csv:
     delimiter: str = ","
     header: bool = False
     block_bytes: int = BLOCK_BYTES
+    progress: Progress = unseen
 
     def blocks(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(index of its first row, rows) of each block in file order.
@@ -127,6 +135,7 @@ class Csv:
             if batch.num_rows:
                 yield first, batch
                 first += batch.num_rows
+                self.progress(self.path.name, first)
 
     def _located(self, names: list[str], error: Exception) -> ValueError:
         """Arrow counts rows only when it reads with one thread: the file is read again, up to the mistake."""
@@ -170,15 +179,17 @@ class SplitWriter:
         edges: Sequence[tuple[str, str]] = (),
         dense: Sequence[str] = (),
         row_group_rows: int = ROW_GROUP_ROWS,
+        progress: Progress = unseen,
     ) -> None:
         if row_group_rows < 1:
             raise ValueError(f"row_group_rows: {row_group_rows} is not positive; {ROW_GROUP_ROWS} is usual")
         writing.prepare_folder(out)
-        self.out, self.row_group_rows = out, row_group_rows
+        self.out, self.row_group_rows, self.progress = out, row_group_rows, progress
         self.rows = dict.fromkeys(writing.SPLITS, 0)
         self._positives = {label: dict.fromkeys(writing.SPLITS, 0) for label in labels}
         self._changed = {edge: dict.fromkeys(writing.SPLITS, 0) for edge in edges}
-        self._moments = {name: _Moments() for name in dense}
+        self._moments = {name: Moments() for name in dense}
+        self._nulls = dict.fromkeys(dense, 0)
         self._waiting: dict[str, list[pa.Table]] = {split: [] for split in writing.SPLITS}
         rows_per_file = row_group_rows * ROW_GROUPS_PER_FILE
         self._writers = {s: writing.PartWriter(out / s, rows_per_file, row_group_rows) for s in writing.SPLITS}
@@ -207,7 +218,7 @@ class SplitWriter:
         labels = {label: {"kind": "binary", "positives": found} for label, found in self._positives.items()}
         schema = {
             "rows": {"total": sum(self.rows.values()), **self.rows},
-            "dense": {name: moments.statistics() for name, moments in self._moments.items()},
+            "dense": {name: _statistics(moments, self._nulls[name]) for name, moments in self._moments.items()},
             "labels": labels,
             "undecidable": writing.undecidable(labels),
         }
@@ -223,6 +234,7 @@ class SplitWriter:
         if ready:
             table = pa.concat_tables(self._waiting[split])
             self._writers[split].write(table.slice(0, ready))
+            self.progress(f"{split}/", self.rows[split])
             self._waiting[split] = [table.slice(ready)]
 
     def _count(self, split: str, batch: pa.RecordBatch) -> None:
@@ -233,7 +245,8 @@ class SplitWriter:
             changed[split] += int(pc.sum(pc.greater(batch[child], batch[parent])).as_py() or 0)
         if split == "train":
             for name, moments in self._moments.items():
-                moments.add(batch[name])
+                moments.add(batch[name].drop_null().to_numpy().astype(np.float64))
+                self._nulls[name] += batch[name].null_count
 
     def _remove(self) -> None:
         for split, writer in self._writers.items():
@@ -245,29 +258,8 @@ class SplitWriter:
             self.out.rmdir()
 
 
-class _Moments:
-    """Mean, standard deviation, minimum and maximum of blocks, merged as they come (Chan et al. 1979)."""
-
-    def __init__(self) -> None:
-        self.rows = self.nulls = 0
-        self.mean = self.squares = 0.0
-        self.low, self.high = np.inf, -np.inf
-
-    def add(self, column: pa.Array) -> None:
-        self.nulls += column.null_count
-        values = column.drop_null().to_numpy().astype(np.float64)
-        if not len(values):
-            return
-        mean, rows = values.mean(), self.rows + len(values)
-        step = mean - self.mean
-        self.squares += ((values - mean) ** 2).sum() + step**2 * self.rows * len(values) / rows
-        self.mean += step * len(values) / rows
-        self.low, self.high, self.rows = min(self.low, values.min()), max(self.high, values.max()), rows
-
-    def statistics(self) -> dict[str, float | int | None]:
-        """As `writing.dense_statistics`, and the number of nulls. None where there is no value at all."""
-        if not self.rows:
-            return {"mean": None, "std": None, "min": None, "max": None, "nulls": self.nulls}
-        std = (self.squares / self.rows) ** 0.5
-        found = {"mean": self.mean, "std": std, "min": self.low, "max": self.high}
-        return {**{key: float(value) for key, value in found.items()}, "nulls": self.nulls}
+def _statistics(moments: Moments, nulls: int) -> dict[str, float | int | None]:
+    """As `writing.dense_statistics`, and the number of nulls. None where there is no value at all."""
+    if not moments.count:
+        return {"mean": None, "std": None, "min": None, "max": None, "nulls": nulls}
+    return {"mean": moments.mean, "std": moments.std, "min": moments.low, "max": moments.high, "nulls": nulls}

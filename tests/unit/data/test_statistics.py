@@ -15,7 +15,8 @@ from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.config.job import STATISTICS_TO_COME
 from mtlrec.data import statistics
-from mtlrec.data.statistics import Moments, Sample
+from mtlrec.data.moments import Moments
+from mtlrec.data.statistics import Sample
 from tests.ranks import run_cli
 from tests.toy import toy_table, toy_tree, write_toy
 
@@ -89,6 +90,7 @@ def test_moments_in_parts(parts: int) -> None:
         moments.add(part)
     moments.add(np.empty(0))
     assert (moments.mean, moments.std) == pytest.approx((values.mean(), values.std()))
+    assert (moments.low, moments.high, moments.count) == (values.min(), values.max(), 1000)
 
 
 def test_a_sample_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
