@@ -135,12 +135,14 @@ def evaluate(
         raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        loader = loader_of(job, split, ranks)
         model = load_run(job, run, ranks)
+        loader = loader_of(job, split, ranks, trained_on=model.trained_on)
         checkpoint = model.checkpoint
         assert checkpoint is not None
         if calibrate is not None:
-            valid = evaluate_model(model.module, loader_of(job, "valid", ranks), job, ranks, "calibrate")
+            valid = evaluate_model(
+                model.module, loader_of(job, "valid", ranks, trained_on=model.trained_on), job, ranks, "calibrate"
+            )
             fitted = fit_calibration(valid, calibrate.value)
             on_first_rank(ranks, lambda: fitted.write(checkpoint))
             left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
@@ -157,7 +159,7 @@ def evaluate(
 @app.command(epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet")
 def predict(
     run: Run,
-    source: Annotated[Path, typer.Option("--input", help="A Parquet file, or a folder of them.")],
+    source: Annotated[str, typer.Option("--input", help="A file, folder, glob or URI of Parquet files.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
     ],
@@ -171,15 +173,13 @@ def predict(
     from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
-    if not source.exists():
-        raise ConfigError(f"--input {source}: no such file or folder")
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         model = load_run(job, run, ranks)
         checkpoint = model.checkpoint
         assert checkpoint is not None
         calibration = None if raw else on_first_rank(ranks, lambda: Calibration.read(checkpoint))
-        rows = predict_rows(model.module, job, source, output, ranks, calibration)
+        rows = predict_rows(model, job, source, output, ranks, calibration)
         if ranks.is_first:
             by = f", calibrated ({calibration.method})" if calibration else ""
             described = {"rows": rows, "output": str(output), "calibration": calibration and calibration.method}

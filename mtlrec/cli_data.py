@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import TaskID
 
 from mtlrec.config.errors import ConfigError
@@ -36,21 +38,23 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in Parquet files (rows, types, nulls, distinct values) and propose a job to start from."""
-    from mtlrec.data import inspect as inspection
+    from mtlrec.data.inspect import inspect as report_of
+    from mtlrec.data.propose import propose, render
 
-    report = inspection.inspect(path)
-    name = config.stem if config else "job"
-    proposal = inspection.propose(report, path, name)
+    if config is not None and config.exists():
+        raise ConfigError(f"--config {config}: is there already; name another file")
+    report = report_of(path)
+    proposal = propose(report, path, config.stem if config else "job")
     if config is not None:
-        if config.exists():
-            raise ConfigError(f"--config {config}: is there already; name another file")
-        config.write_text(inspection.render(proposal) + "\n", encoding="utf-8")
+        config.write_text(render(proposal) + "\n", encoding="utf-8")
     if as_json:
         print(json.dumps(asdict(report) | asdict(proposal)))
         return
+    for line in report.left_out:
+        print(f"left out: {line}", file=sys.stderr)
     wide_console().print(_table(report))
     if config is None:
-        print(inspection.render(proposal))
+        print(render(proposal))
     else:
         print(f"{config}: a job to start from; read it, and change what is wrong")
 
@@ -68,7 +72,7 @@ def _table(report: Any) -> Any:
         nulls = "" if one.nulls is None else f"{100 * one.nulls / report.rows:.1f} %"
         lengths = "" if one.max_length is None else f"{one.mean_length:.1f}, at most {one.max_length}"
         numbers = [_short(value) for value in (one.distinct, one.min, one.max, one.mean)]
-        table.add_row(one.name, one.type, nulls, *numbers, lengths)
+        table.add_row(*map(escape, (one.name, one.type, nulls, *numbers, lengths)))
     return table
 
 
@@ -82,7 +86,7 @@ def _short(value: float | str | None) -> str:
 
 @synth_app.command("feed", epilog="Example: mtlrec synth feed --out data/feed --rows 2000000")
 def synth_feed(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Out,
     rows: Annotated[int, typer.Option(help="Impressions over all splits.")] = 1_000_000,
     correlation: Annotated[float, typer.Option(help="Of the tasks' planted logits, -1 to 1.")] = 0.5,
     rate: Annotated[
@@ -103,7 +107,7 @@ def synth_feed(
 
 @prepare_app.command("census-income", epilog="Example: mtlrec prepare census-income --out data/census-income")
 def prepare_census_income(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Out,
     source: FolderOrDownload = None,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     as_json: Json = False,
@@ -116,7 +120,7 @@ def prepare_census_income(
 
 @prepare_app.command("kuairand", epilog="Example: mtlrec prepare kuairand --source kuairand.tsv.gz --out data/kuairand")
 def prepare_kuairand(
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Out,
     source: FolderOrDownload = None,
     as_json: Json = False,
 ) -> None:
@@ -166,7 +170,9 @@ def prepare_aliexpress(source: Folder, out: Out, as_json: Json = False) -> None:
 def prepare_stats(
     config: Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")],
     out: Annotated[Path, typer.Option(help="The file to write; name it in data.statistics.")] = Path("stats.json"),
-    min_count: Annotated[int, typer.Option(help="Values of a vocabulary seen less often are left to row 0.")] = 1,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="Values of a vocabulary seen less often are left to row 0.")
+    ] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -180,7 +186,10 @@ def prepare_stats(
     with Progress(transient=True, disable=as_json, console=Console(stderr=True)) as bar:
         task = bar.add_task("reading", total=None)
         found = statistics.find(
-            job, min_count, progress=lambda done, rows: bar.update(task, completed=done, total=rows)
+            job,
+            min_count,
+            progress=lambda done, rows: bar.update(task, completed=done, total=rows),
+            say=lambda line: print(line, file=sys.stderr),
         )
     written = statistics.write(found, job, out)
     described = {"rows": found.rows, "written": written} | found.statistics.model_dump()

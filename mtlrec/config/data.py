@@ -106,7 +106,7 @@ class SparseFeature(Strict):
     pooling: Literal["sum", "mean"] = Field("sum", description="mean divides by the number of ids, weighted or not")
     transform: Literal["none", "modulo", "hash", "vocabulary", "bucketize"] = "none"
     seed: NonNegativeInt = Field(0, description="of hash")
-    vocabulary: str | None = Field(None, description="the file, relative to data.root")
+    vocabulary: str | None = Field(None, description="the file, below data.root; a local one where it begins with /")
     boundaries: list[float] | None = Field(None, description="in rising order")
     weights: Column | None = Field(
         None, description="of the ids: a column of lists beside it, or COLUMN.FIELD where its lists are of structs"

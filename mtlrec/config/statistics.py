@@ -40,7 +40,8 @@ def fill_in(tree: dict[str, Any]) -> None:
     open_ = [
         (section, feature)
         for section, step in (("dense", "standardise"), ("sparse", "bucketize"))
-        for feature in features.get(section) or []
+        if isinstance(features.get(section), list)
+        for feature in features[section]
         if isinstance(feature, dict) and step in str(feature.get("transform")) and not _is_given(section, feature)
     ]
     if not open_:
@@ -62,6 +63,8 @@ def _read(path: str) -> Statistics:
         return Statistics.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise LocatedError(("data", "statistics"), f"cannot be read ({reason})") from None
+        raise LocatedError(
+            ("data", "statistics"), f"cannot be read ({reason}); `mtlrec prepare stats` writes it"
+        ) from None
     except ValidationError:
         raise LocatedError(("data", "statistics"), "is not what `mtlrec prepare stats` writes") from None

@@ -61,8 +61,8 @@ class Block:
     """N rows, column by column.
 
     dense, labels: [N] float32 each; known: for each label [N] float32, or None where all are; weights: [N] float32, or
-    None where all are 1; groups: [N] int64, or None. Rows that were left out, because of what `messages` say of each
-    file, weigh nothing and have nothing in them. `table` has the rows as Arrow, where they are wanted too.
+    None where all are 1; groups: [N] int64, or None. Rows that were left out, because of what `messages` say of
+    files and columns, weigh nothing and have nothing in them. `table` has the rows as Arrow, where they are wanted too.
     """
 
     rows: int
@@ -71,9 +71,9 @@ class Block:
     known: Sequence[np.ndarray | None]
     ids: Sequence[Ids]
     groups: np.ndarray | None
-    files: str
+    files: tuple[str, ...]
     weights: np.ndarray | None = None
-    messages: Mapping[str, str] = field(default_factory=dict)
+    messages: Mapping[tuple[str, str], str] = field(default_factory=dict)
     table: pa.Table | None = None
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ class Block:
             table=None if self.table is None else self.table.take(pa.array(rows)),
         )
 
-    def without(self, rows: np.ndarray, messages: Mapping[str, str]) -> Block:
+    def without(self, rows: np.ndarray, messages: Mapping[tuple[str, str], str]) -> Block:
         """The same number of rows, of which those where `rows` [N] is true weigh nothing and have nothing in them."""
         kept = (~rows).astype(np.float32)
         return replace(

@@ -63,7 +63,7 @@ def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: b
         labels=filled(lambda block: block.labels),
         label_mask=filled(lambda block: block.known),
         weights=filled(lambda block: [block.weights])[:, 0],
-        origin=", ".join(dict.fromkeys(file for block, _, _ in cuts for file in block.files.split(", ") if file)),
+        origin=", ".join(dict.fromkeys(file for block, _, _ in cuts for file in block.files)),
         groups=None if first.groups is None else _groups(cuts, padding),
     )
 

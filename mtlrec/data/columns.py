@@ -17,13 +17,13 @@ import torch
 from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
-from mtlrec.data.dataset import OnError, Reader, is_number, is_text, plain
+from mtlrec.data.dataset import Dataset, OnError, Reader, is_number, is_text, plain
 from mtlrec.data.faults import Faults
 from mtlrec.data.hashing import hash_text
 from mtlrec.data.ids import is_ids, read_ids
 from mtlrec.data.memory import copied
 from mtlrec.data.parquet import Rows
-from mtlrec.data.vocabulary import read_vocabulary
+from mtlrec.data.vocabulary import Vocabulary, read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Columns:
     features: FeaturesConfig
     tables: Mapping[str, TableConfig]
     labels: Mapping[str, LabelColumn]
-    vocabularies: Mapping[str, pa.Array]
+    vocabularies: Mapping[str, Vocabulary]
     group_by: str | None = None
 
     @staticmethod
@@ -72,10 +72,20 @@ class Columns:
             readers.setdefault(self.group_by, []).append(Reader("metrics.group_by", _is_group, "integers or text"))
         return readers
 
+    def inputs(self, dataset: Dataset) -> dict[str, str]:
+        """What the ids of a feature hang on beside the job: whether it hashes text or numbers, the words it knows."""
+        found = {}
+        for sparse in self.features.sparse:
+            if sparse.transform == "hash" and sparse.source in dataset.kinds:
+                found[sparse.name] = f"hashes of {dataset.kinds[sparse.source]}"
+            elif sparse.name in self.vocabularies:
+                found[sparse.name] = f"vocabulary {self.vocabularies[sparse.name].fingerprint}"
+        return found
+
     def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
-        """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves the rows out."""
+        """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves out single rows."""
         table = rows.table
-        faults = Faults(rows, on_error)
+        faults = Faults(rows, ends=on_error != "skip_row")
         labels = [_label(table[name], name, label.rule, faults) for name, label in self.labels.items()]
         block = Block(
             rows=table.num_rows,

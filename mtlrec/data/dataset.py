@@ -36,14 +36,28 @@ class Reader(NamedTuple):
     wants: str
 
 
+class LeftOut(NamedTuple):
+    """A file that is not read: why, and its rows, where its footer tells."""
+
+    message: str
+    rows: int | None
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """The row groups of a split, in the order of the files' names; `left_out` says which files are not among them."""
+    """The row groups of a split, in the order of the files' names.
+
+    Attributes:
+        partition_types: of the columns that folders' names give
+        left_out: files that are not among them
+        kinds: of the columns that are read `text` or `numbers`, where any file tells
+    """
 
     root: str
     groups: tuple[RowGroup, ...]
     partition_types: Mapping[str, pa.DataType] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -75,28 +89,30 @@ def list_row_groups(
     """
     store = store_of(root)
     files = find_files(store, patterns)
-    partition_types = _partition_types(files)
+    partition_types = _partition_types(files, readers)
     groups: list[RowGroup] = []
-    left_out: list[str] = []
-    known: dict[str, tuple[str, pa.DataType]] = {}
+    left_out: list[LeftOut] = []
+    known: dict[str, Known] = {}
     for file, found in zip(files, read_ahead(files, lambda file: _footer(store, file, retries), 8), strict=True):
         try:
             if isinstance(found, DataError):
                 raise found
             with_file = dict(known)
+            schema = found.schema.to_arrow_schema()
             for column, of in readers.items():
-                _check_column(file, _schema(found), partition_types, column, of, with_file)
+                _check_column(file, schema, partition_types, column, of, with_file)
             known = with_file
         except DataError as error:
             if on_error == "fail":
                 raise
-            left_out.append(str(error))
+            left_out.append(LeftOut(str(error), None if isinstance(found, DataError) else found.num_rows))
             continue
         groups += [RowGroup(file, index, found.row_group(index).num_rows) for index in range(found.num_row_groups)]
     if not any(group.rows for group in groups):
-        why = f"; {left_out[0]}" if left_out else ""
+        why = f"; {left_out[0].message}" if left_out else ""
         raise DataError(f"{', '.join(file.name for file in files[:3])}: no rows{why}")
-    return Dataset(root, tuple(group for group in groups if group.rows), partition_types, tuple(left_out))
+    kinds = {column: "text" if is_text(item_type(of.kind)) else "numbers" for column, of in known.items()}
+    return Dataset(root, tuple(group for group in groups if group.rows), partition_types, tuple(left_out), kinds)
 
 
 def _footer(store: Store, file: File, retries: int) -> pq.FileMetaData | DataError:
@@ -108,22 +124,28 @@ def _footer(store: Store, file: File, retries: int) -> pq.FileMetaData | DataErr
         return DataError(f"{file.name}: not a readable Parquet file ({one_line(error)})")
 
 
-def _schema(metadata: pq.FileMetaData) -> pa.Schema:
-    return metadata.schema.to_arrow_schema()
+def _partition_types(files: Sequence[File], readers: Mapping[str, Sequence[Reader]]) -> dict[str, pa.DataType]:
+    """A column of folders' names is what its readers take: text where all of them do, else a whole number; so that
+    hashes of `day=1` do not depend on which other days are there. Where nothing reads it, the values decide."""
+    types = {}
+    for column in dict.fromkeys(column for file in files for column in file.partition):
+        if readers.get(column):
+            is_words = all(reader.takes(pa.string()) for reader in readers[column])
+        else:
+            is_words = not all(_is_whole(file.partition.get(column)) for file in files)
+        types[column] = pa.string() if is_words else pa.int64()
+    return types
 
 
-def _partition_types(files: Sequence[File]) -> dict[str, pa.DataType]:
-    """A column that the folders' names give is int64 where every value of it is a whole number, else text."""
-    values: dict[str, list[str | None]] = {}
-    for file in files:
-        for column, value in file.partition.items():
-            values.setdefault(column, []).append(value)
-    whole = {column: all(value is None or _is_whole(value) for value in given) for column, given in values.items()}
-    return {column: pa.int64() if is_whole else pa.string() for column, is_whole in whole.items()}
+def _is_whole(value: str | None) -> bool:
+    return value is None or (value.removeprefix("-").isdecimal() and len(value) < 19)
 
 
-def _is_whole(value: str) -> bool:
-    return value.removeprefix("-").isdecimal() and len(value) < 19
+class Known(NamedTuple):
+    """A column of the files so far: the first that has it, and the type that holds all of them."""
+
+    file: str
+    kind: pa.DataType
 
 
 def _check_column(
@@ -132,10 +154,9 @@ def _check_column(
     partition_types: Mapping[str, pa.DataType],
     column: str,
     readers: Sequence[Reader],
-    known: dict[str, tuple[str, pa.DataType]],
+    known: dict[str, Known],
 ) -> None:
-    """There, once, and of a type that goes together with the same column of the files before (`known`: the first
-    file's name and the type that holds them all)."""
+    """There, once, of a type that its readers take and that goes together with that of the files before."""
     count = schema.names.count(column)
     in_names = column in file.partition
     if count + in_names != 1:
@@ -145,17 +166,22 @@ def _check_column(
             f"{file.name}: {what} '{column}'{by}; the file has {', '.join([*schema.names, *file.partition])}"
         )
     kind = partition_types[column] if in_names else plain(schema.field(column).type)
-    if pa.types.is_null(kind):  # nothing is known in this file
+    if in_names and not (is_text(kind) or _is_whole(file.partition[column])):
+        value, by = file.partition[column], f"; {readers[0].key} takes {readers[0].wants}" if readers else ""
+        raise DataError(f"{file.name}: {column}={value} is no whole number{by}")
+    if pa.types.is_null(item_type(kind)):  # nothing is known in this file
         return
     for reader in readers:
         if not reader.takes(kind):
             raise DataError(f"{file.name}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
-    first, so_far = known.get(column, (file.name, kind))
+    first = known.get(column, Known(file.name, kind))
     try:
-        wide = common_schema([pa.schema([(column, one)]) for one in (so_far, kind)])
+        wide = common_schema([pa.schema([(column, one)]) for one in (first.kind, kind)]).field(column).type
     except DataError:
-        raise DataError(f"{file.name}: column '{column}' is {kind}, in {first} it is {so_far}") from None
-    known[column] = first, wide.field(column).type
+        wide = None
+    if wide is None or not all(reader.takes(wide) for reader in readers):
+        raise DataError(f"{file.name}: column '{column}' is {kind}, in {first.file} it is {first.kind}")
+    known[column] = Known(first.file, wide)
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -173,6 +199,10 @@ def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     for schema in schemas:
         for column in schema:
             kinds.setdefault(column.name, set()).add(column.type)
+    for name, of in kinds.items():
+        items = [plain(item_type(kind)) for kind in of]
+        if pa.uint64() in items and any(map(pa.types.is_signed_integer, items)):  # no integer holds both
+            raise DataError(f"column '{name}' is uint64 in one file and a signed integer in another; write one of them")
     loose = [
         pa.schema([one.with_type(_loose(one.type)) if len(kinds[one.name]) > 1 else one for one in schema])
         for schema in schemas
@@ -196,6 +226,12 @@ def _loose(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_loose(kind.value_type)) if is_list else kind
 
 
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """Of a list its items', else the type itself."""
+    is_list = any(is_such(kind) for is_such in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    return kind.value_type if is_list else kind
+
+
 def is_number(kind: pa.DataType) -> bool:
     is_exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
     return is_exact or pa.types.is_floating(kind)
@@ -209,6 +245,7 @@ def read_schema(dataset: Dataset, file: File) -> pa.Schema:
     """The file's columns, those of its folders' names behind them."""
     with store_of(dataset.root).system.open_input_file(file.key) as source:
         schema = pq.read_schema(source)
-    for column in set(file.partition) - set(schema.names):
-        schema = schema.append(pa.field(column, dataset.partition_types[column]))
+    for column in file.partition:
+        if column not in schema.names:
+            schema = schema.append(pa.field(column, dataset.partition_types[column]))
     return schema.remove_metadata()

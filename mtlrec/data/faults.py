@@ -1,33 +1,36 @@
-"""Bad values in a window, and what becomes of their rows."""
+"""Bad values in a window, what becomes of their rows, and how many that are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mtlrec.data.dataset import OnError
+from mtlrec.data.dataset import Dataset
 from mtlrec.data.errors import DataError
 from mtlrec.data.parquet import Rows
 
 
 class Faults:
-    """Collects the rows that are left out. `fail` raises at the first; `skip_row` leaves out the row, `skip_file` what
-    this window has of its row group.
+    """Collects the rows that are left out, those first that could not be read.
+
+    Args:
+        ends: whether a bad value raises, instead of leaving its row out
 
     Attributes:
         rows: [N] bool, or None while nothing was found
-        messages: the first fault of each file
+        messages: the first fault of each file and column, or of each file that could not be read
     """
 
-    def __init__(self, rows: Rows, on_error: OnError) -> None:
-        self._of, self._on_error = rows, on_error
+    def __init__(self, rows: Rows, ends: bool) -> None:
+        self._of, self._ends = rows, ends
         self.rows: np.ndarray | None = None
-        self.messages: dict[str, str] = {}
+        self.messages: dict[tuple[str, str], str] = {}
         first = 0
         for group, piece, fault in zip(rows.groups, rows.pieces, rows.faults, strict=True):
             if fault is not None:
-                self._leave_out(slice(first, first + len(piece)), group.file.name, fault)
+                self._leave_out(slice(first, first + len(piece)))
+                self.messages.setdefault((group.file.name, ""), fault)
             first += len(piece)
 
     def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
@@ -35,6 +38,8 @@ class Faults:
 
         Raises DataError with file, row group, row, column and value where faults end the job.
         """
+        if self.rows is not None:
+            wrong = wrong & ~self.rows
         if not wrong.any():
             return
         first = 0
@@ -43,16 +48,65 @@ class Faults:
             if here.any():
                 row = first + int(np.argmax(here))
                 message = f"{self._of.where(row)}: column '{column}' {say(row)}"
-                if self._on_error == "fail":
+                if self._ends:
                     raise DataError(message)
-                whole = slice(first, first + len(piece))
-                self._leave_out(
-                    whole if self._on_error == "skip_file" else np.flatnonzero(wrong), group.file.name, message
-                )
+                self.messages.setdefault((group.file.name, column), message)
             first += len(piece)
+        self._leave_out(wrong)
 
-    def _leave_out(self, rows: slice | np.ndarray, file: str, message: str) -> None:
+    def _leave_out(self, rows: slice | np.ndarray) -> None:
         if self.rows is None:
             self.rows = np.zeros(self._of.table.num_rows, bool)
         self.rows[rows] = True
-        self.messages.setdefault(file, message)
+
+
+class Skipped:
+    """What `data.on_error` leaves out of an epoch, or of one pass: each file and column is told once, and too much
+    of it ends the job.
+
+    Args:
+        dataset: whose files that were left out as a whole count for every rank's share
+        most: rows per rank and epoch; with more DataError is raised
+        say: takes a line for every file and column of which something is left out
+
+    Attributes:
+        rows: left out so far, of this rank, with its share of the files
+        of_whole_files: of all ranks
+    """
+
+    def __init__(self, dataset: Dataset, most: int, say: Callable[[str], None], rank: int = 0, ranks: int = 1) -> None:
+        # A file whose footer tells nothing had a row at least.
+        self.of_whole_files = sum(1 if one.rows is None else one.rows for one in dataset.left_out)
+        self._share = -(-self.of_whole_files // ranks)
+        self._most, self._say = most, say
+        self._told: set[tuple[str, str]] = set()
+        self.rows = 0
+        if rank == 0:
+            for one in dataset.left_out:
+                say(f"left out: {one.message}")
+        self.begin()
+        self._check([one.message for one in dataset.left_out])
+
+    def begin(self) -> None:
+        """A new epoch."""
+        self.rows = self._share
+
+    @property
+    def within_files(self) -> int:
+        """Of the files that are read, this rank's."""
+        return self.rows - self._share
+
+    def add(self, rows: int, messages: Mapping[tuple[str, str], str]) -> None:
+        self.rows += rows
+        for key, message in messages.items():
+            if key not in self._told:
+                self._told.add(key)
+                self._say(f"left out: {message}")
+        self._check(list(messages.values()))
+
+    def _check(self, messages: Sequence[str]) -> None:
+        if self.rows > self._most:
+            raise DataError(
+                f"{self.rows:,} rows were left out, data.max_skipped allows {self._most:,} per rank and epoch; mend "
+                f"the data or raise it; the last fault: {messages[-1]}"
+            )

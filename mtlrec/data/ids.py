@@ -14,6 +14,7 @@ from mtlrec.data.block import Ids
 from mtlrec.data.dataset import is_number, is_text, plain
 from mtlrec.data.faults import Faults
 from mtlrec.data.hashing import hash_integers, hash_text
+from mtlrec.data.vocabulary import Vocabulary
 
 
 def is_ids(feature: SparseFeature) -> tuple[Callable[[pa.DataType], bool], str]:
@@ -52,7 +53,7 @@ class Flat(NamedTuple):
         return np.ones(len(self.values), np.int32) if self.lengths is None else self.lengths
 
 
-def read_ids(table: pa.Table, feature: SparseFeature, rows: int, vocabulary: pa.Array | None, faults: Faults) -> Ids:
+def read_ids(table: pa.Table, feature: SparseFeature, rows: int, vocabulary: Vocabulary | None, faults: Faults) -> Ids:
     """The feature's ids, each below `rows`. What is not goes to `faults`, and is 0 until its row is left out."""
     flat = _flat(table[feature.source], feature, faults)
     if feature.weight_column is not None:
@@ -64,8 +65,11 @@ def read_ids(table: pa.Table, feature: SparseFeature, rows: int, vocabulary: pa.
 
 
 def flat_values(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> tuple[pa.Array, np.ndarray]:
-    """The values of all rows one after another, before any transform, and the row that each stands in."""
+    """The values of all rows one after another, `max_length` applied but no transform, and the row that each stands
+    in."""
     flat = _flat(column, feature, faults)
+    if feature.max_length is not None and flat.counts.max(initial=0) > feature.max_length:
+        flat = _shortened(flat, feature, feature.max_length, faults)
     return flat.values, np.repeat(np.arange(len(flat.counts)), flat.counts)
 
 
@@ -82,13 +86,20 @@ def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Fl
     values = array.flatten()  # skips what null rows hide, and honours the slice
     weights = None
     if pa.types.is_struct(values.type):
-        of_ids, of_weights = _fields(values.type, feature.weight_field or "") or (values.type[0], values.type[1])
-        weights = np.asarray(pc.cast(pc.struct_field(values, of_weights.name), pa.float32()).fill_null(np.nan))
+        fields = _fields(values.type, feature.weight_field or "")
+        assert fields is not None, "is_ids refuses such a type"
+        of_ids, of_weights = fields
+        weights = _floats(pc.struct_field(values, of_weights.name))
         values = pc.struct_field(values, of_ids.name)
-    if values.null_count:
-        missing = ~np.asarray(values.is_valid())
+    if pa.types.is_null(values.type):
+        values = values.cast(pa.int64())
+    is_float = pa.types.is_floating(values.type)
+    missing = (
+        np.asarray(pc.is_null(values, nan_is_null=is_float)) if values.null_count or is_float else np.zeros(0, bool)
+    )
+    if missing.any():
         faults.found(_rows_of(missing, lengths), feature.source, lambda row: "holds a null in a list; drop them")
-        values = values.fill_null("" if is_text(plain(values.type)) else 0)
+        values = pc.if_else(pa.array(missing), "" if is_text(plain(values.type)) else 0, values)
     _check_weights(weights, lengths, feature.source, faults)
     return Flat(values, lengths, weights)
 
@@ -98,7 +109,7 @@ def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, faults: Faults
     if pa.types.is_null(array.type):
         array = pa.array([[]] * len(array), pa.list_(pa.float32()))
     given = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int32)
-    weights = np.asarray(pc.cast(array.flatten(), pa.float32()).fill_null(np.nan))
+    weights = _floats(array.flatten())
     lengths = flat.counts
     wrong = given != lengths
     if wrong.any():
@@ -108,6 +119,11 @@ def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, faults: Faults
         flat = Flat(flat.values.filter(pa.array(kept)), np.where(wrong, 0, lengths).astype(np.int32))
     _check_weights(weights, flat.counts, name, faults)
     return Flat(flat.values, flat.lengths, weights)
+
+
+def _floats(values: pa.Array) -> np.ndarray:
+    """[M] float32, NaN for null; of a number with more digits the nearest."""
+    return np.asarray(pc.cast(values, pa.float32(), safe=False).fill_null(np.nan))
 
 
 def _check_weights(weights: np.ndarray | None, lengths: np.ndarray, column: str, faults: Faults) -> None:
@@ -127,16 +143,21 @@ def _shortened(flat: Flat, feature: SparseFeature, most: int, faults: Faults) ->
     return Flat(flat.values.filter(pa.array(kept)), np.minimum(lengths, most), weights)
 
 
-def _numbered(flat: Flat, feature: SparseFeature, rows: int, vocabulary: pa.Array | None, faults: Faults) -> np.ndarray:
+def _numbered(
+    flat: Flat, feature: SparseFeature, rows: int, vocabulary: Vocabulary | None, faults: Faults
+) -> np.ndarray:
     """[M] of an integer type."""
     values = flat.values
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if feature.transform == "vocabulary":
-        found = pc.index_in(pc.cast(values, pa.string()), value_set=vocabulary)
-        return np.asarray(found.fill_null(-1)).astype(np.int64) + 1
+        assert vocabulary is not None
+        return vocabulary.ids(values)
     if feature.transform == "bucketize":
         numbers = np.asarray(pc.cast(values, pa.float64(), safe=False))
+        if np.isinf(numbers).any():
+            wrong = _rows_of(np.isinf(numbers), flat.counts)
+            faults.found(wrong, feature.source, lambda row: "holds an infinite number; take it out")
         return np.searchsorted(feature.boundaries or [], numbers, side="right").astype(np.int64)
     if feature.transform == "hash":
         is_words = is_text(values.type)
@@ -178,8 +199,15 @@ def _combined(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_map(column.type):
         column = column.cast(pa.list_(_item_type(column.type)))
     chunks = column.unify_dictionaries().chunks
-    array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+    try:
+        array = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+    except pa.ArrowInvalid:  # more items than 32-bit offsets count
+        array = pa.concat_arrays([chunk.cast(_large(column.type)) for chunk in chunks])
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _large(kind: pa.DataType) -> pa.DataType:
+    return pa.large_list(kind.value_type) if _is_list(kind) else pa.large_string() if is_text(kind) else kind
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from mtlrec.batch import Batch
@@ -20,6 +20,7 @@ from mtlrec.data.collate import Cut, collate, cut
 from mtlrec.data.columns import Columns
 from mtlrec.data.dataset import Dataset
 from mtlrec.data.errors import DataError
+from mtlrec.data.faults import Skipped
 from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
 from mtlrec.data.parquet import RowGroupReader, Rows
 
@@ -33,11 +34,13 @@ class Loader:
         dataset: `list_row_groups`' answer, the same on every rank
         columns: what is read
         say: takes a line for every file of which something is left out
+        trained_on: `inputs` of the loader that the model was trained with; raises DataError where ids would be others
         keep: columns that blocks have as Arrow too (`Block.table`), beside those that are read; None keeps all
 
     Attributes:
+        inputs: what the ids hang on beside the job, by feature
         wait_s: seconds the consumer stood waiting
-        skipped: rows left out so far, of this rank and epoch
+        skipped: what was left out so far, of this rank and epoch
     """
 
     def __init__(
@@ -52,11 +55,15 @@ class Loader:
         pin_memory: bool = False,
         say: Callable[[str], None] = lambda line: None,
         keep: Sequence[str] | None = (),
+        trained_on: Mapping[str, str] | None = None,
     ) -> None:
         self.dataset, self.columns = dataset, columns
         self.rows = dataset.rows
-        self.wait_s, self.skipped = 0.0, 0
-        self._data, self._rank, self._say, self._pin_memory = data, rank, say, pin_memory
+        self.inputs = columns.inputs(dataset)
+        check_inputs(trained_on or {}, self.inputs)
+        self.wait_s = 0.0
+        self.skipped = Skipped(dataset, data.max_skipped, say, rank, world_size)
+        self._data, self._rank, self._pin_memory = data, rank, pin_memory
         self._settings = Phase(
             world_size, data.batch_size, shuffle, data.shuffle_buffer if shuffle == "rows" else 1, seed
         )
@@ -64,13 +71,15 @@ class Loader:
         self._names = [feature.name for feature in columns.features.sparse]
         self._has_table = keep is None or bool(keep)
         read = None if keep is None else list(dict.fromkeys([*columns.readers, *keep]))
-        self._reader = RowGroupReader(dataset, read, data.on_error, data.retries)
-        self._told: set[str] = set()
-        self._known: tuple[object, EpochOrder] = (None, EpochOrder(self._groups, 0, [self._settings]))
-        self.steps_per_epoch = self._known[1].steps
-        if rank == 0:
-            for line in dataset.left_out:
-                say(f"left out: {line}")
+        check = columns.block if data.on_error == "skip_file" else None  # which raises, whatever window is read
+        self._reader = RowGroupReader(dataset, read, data.on_error, data.retries, check)
+        first = EpochOrder(self._groups, 0, [self._settings])
+        self._known: tuple[object, EpochOrder] = (None, first)
+        self.steps_per_epoch = first.steps
+
+    @property
+    def may_skip(self) -> bool:
+        return self._data.on_error != "fail"
 
     # ---- positions
 
@@ -91,9 +100,11 @@ class Loader:
         """The current phase's order, and the batches of it that are taken."""
         *over, current = self._phases(position)
         key = (position.epoch, *over)
-        if key != self._known[0]:
-            self._known = key, EpochOrder(self._groups, position.epoch, [*over, self._settings])
-        return self._known[1], current.steps
+        known, order = self._known  # taken together: the consumer's thread and the one that makes batches both ask
+        if key != known:
+            order = EpochOrder(self._groups, position.epoch, [*over, self._settings])
+            self._known = key, order
+        return order, current.steps
 
     def _phases(self, position: Position) -> list[Phase]:
         """The position's, and a new one where it was left with other settings than now."""
@@ -128,7 +139,7 @@ class Loader:
         order, taken = self._order(position)
         size = order.phase.batch_size
         sizes = [min(size, order.most - step * size) for step in range(taken, order.steps)]
-        blocks = self._blocks(order.windows(self._rank, taken), position.epoch)
+        blocks = self._blocks(order.windows(self._rank, taken))
         try:
             yield from zip(cut(blocks, sizes, self._nothing), sizes, strict=True)
         finally:
@@ -138,15 +149,16 @@ class Loader:
         batch = collate(cuts, rows, self._names, self.columns.features.is_weighted)
         return batch.pin_memory() if self._pin_memory else batch
 
-    def _blocks(self, windows: list[Window], epoch: int) -> Generator[Block]:
-        self.skipped = 0
+    def _blocks(self, windows: list[Window]) -> Generator[Block]:
+        self.skipped.begin()
         read = self._reader.windows(windows, self._data.read_ahead)
         try:
             for window, rows in read:
                 block = self._block(window, rows)
                 del rows  # before the batches are cut: it is as large as the block
                 if block.messages:
-                    self._account_for(block, epoch)
+                    assert block.weights is not None
+                    self.skipped.add(int((block.weights == 0).sum()), block.messages)
                 yield block
         finally:
             read.close()
@@ -156,19 +168,6 @@ class Loader:
         if self._has_table:
             block = replace(block, table=rows.table)
         return block if window.order is None else block.taken(window.order)
-
-    def _account_for(self, block: Block, epoch: int) -> None:
-        """Says what was left out, once for each file. Raises DataError where it is more than the job allows."""
-        assert block.weights is not None
-        self.skipped += int((block.weights == 0).sum())
-        for file, message in block.messages.items():
-            if file not in self._told:
-                self._told.add(file)
-                self._say(f"left out: {message}")
-        if self.skipped > self._data.max_skipped:
-            *_, last = block.messages.values()
-            allowed = f"data.max_skipped allows {self._data.max_skipped:,}"
-            raise DataError(f"{self.skipped:,} rows were left out in epoch {epoch + 1}, {allowed}; the last was {last}")
 
     def _nothing(self) -> Block:
         table = self._reader.nothing()
@@ -190,6 +189,17 @@ class Loader:
             _put(made, error, stop)
         finally:
             epoch.close()  # type: ignore[attr-defined]
+
+
+def check_inputs(trained_on: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+    """Raises DataError where a feature's values would become other ids than those the model was trained with."""
+    for feature, now in inputs.items():
+        before = trained_on.get(feature, now)
+        if before != now:
+            raise DataError(
+                f"features.sparse.{feature}: its ids are {now} here and were {before} in training, so the model would "
+                "take one value for another; give it what it was trained with"
+            )
 
 
 def _put(

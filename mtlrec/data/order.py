@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 Shuffle = Literal["none", "row_group", "rows"]
+GROUPS, WINDOWS = 1, 2
+"""What a stream of random numbers is for: its seed begins with it, so that no two are one."""
 IN_ORDER = 131_072
 """Rows of a window that is not permuted."""
 
@@ -86,7 +88,7 @@ class Window:
         """The rows that are left, in the order in which they are taken; None for all as they are."""
         if self.key is None:
             return np.arange(self.taken, len(self)) if self.taken else None
-        return np.random.default_rng(self.key).permutation(len(self))[self.taken :]
+        return np.random.default_rng([WINDOWS, *self.key]).permutation(len(self))[self.taken :]
 
     def left(self) -> list[Piece]:
         """The rows that are left, in the order of the files."""
@@ -171,7 +173,7 @@ def split(pool: Sequence[Piece], ranks: int) -> list[list[Piece]]:
 def _whole(groups: Sequence[int], epoch: int, phase: Phase) -> list[Piece]:
     order = np.arange(len(groups))
     if phase.shuffle != "none":
-        np.random.default_rng([phase.seed, epoch]).shuffle(order)
+        np.random.default_rng([GROUPS, phase.seed, epoch]).shuffle(order)
     return [Piece(group, range(groups[group])) for group in order.tolist() if groups[group]]
 
 

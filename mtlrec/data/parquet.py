@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.fs import FileType
 
 from mtlrec.data.ahead import read_ahead
-from mtlrec.data.dataset import Dataset, OnError, RowGroup, common_schema, is_text, read_schema
+from mtlrec.data.dataset import Dataset, OnError, RowGroup, common_schema, is_text
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import one_line, persistently, store_of
+from mtlrec.data.files import File, one_line, persistently, store_of
 from mtlrec.data.order import Piece, Window
 
 Item = TypeVar("Item")
@@ -31,8 +34,8 @@ class Rows:
     """What kept a piece from being read; its rows are null."""
 
     @property
-    def files(self) -> str:
-        return ", ".join(dict.fromkeys(group.file.name for group in self.groups))
+    def files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(group.file.name for group in self.groups))
 
     def piece_of(self, row: int) -> int:
         return int(np.searchsorted(np.cumsum([len(piece) for piece in self.pieces]), row, side="right"))
@@ -52,15 +55,22 @@ class RowGroupReader:
         columns: which; None reads all
         on_error: `fail` raises where a row group cannot be read, otherwise its rows are null and said to be at fault
         retries: how often to try again where the store is not a local disk
+        check: raises DataError for what a whole row group must not hold, which is then as if it could not be read
     """
 
     def __init__(
-        self, dataset: Dataset, columns: Sequence[str] | None, on_error: OnError = "fail", retries: int = 3
+        self,
+        dataset: Dataset,
+        columns: Sequence[str] | None,
+        on_error: OnError = "fail",
+        retries: int = 3,
+        check: Callable[[Rows], object] | None = None,
     ) -> None:
-        self.dataset, self.columns, self.on_error, self.retries = dataset, columns, on_error, retries
+        self.dataset, self.columns, self.on_error, self.retries, self.check = dataset, columns, on_error, retries, check
         self.store = store_of(dataset.root)
+        self._footer = lru_cache(maxsize=32)(self._read_footer)
 
-    def windows(self, windows: Sequence[Window], ahead: int = 2) -> Generator[tuple[Window, Rows]]:
+    def windows(self, windows: Sequence[Window], ahead: int = 1) -> Generator[tuple[Window, Rows]]:
         """The windows' rows in turn; `ahead` row groups are being read beyond those of the window at hand."""
         runs = [list(run) for _, run in groupby((piece for one in windows for piece in one.pieces), _group_of)]
         read = read_ahead(runs, self._read, ahead)
@@ -77,48 +87,69 @@ class RowGroupReader:
         return Rows(stacked(tables), groups, window.pieces, faults)
 
     def nothing(self) -> pa.Table:
-        """No rows, of the first file's types."""
-        return self._read([Piece(0, range(0))])[0][0]
+        """The columns without rows, of types that nobody knows."""
+        return _unknown(self.columns or [], 0)
 
-    def first_rows(self, group: int, most: int) -> pa.Table:
-        """Of one row group."""
-        rows = min(most, self.dataset.groups[group].rows)
-        return self._read([Piece(group, range(rows))])[0][0]
+    def first_rows(self, index: int, most: int) -> pa.Table:
+        """Of one row group. Raises DataError."""
+        group = self.dataset.groups[index]
+        try:
+            with self._opened(group.file) as (source, columns):
+                batches = source.iter_batches(min(most, group.rows), [group.index], columns)
+                return self._with_partition(pa.Table.from_batches([next(batches)]), group.file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{group.file.name}: row group {group.index} cannot be read ({one_line(error)})") from None
 
     def _read(self, run: Sequence[Piece]) -> list[tuple[pa.Table, str | None]]:
         """Pieces of one row group, which is read once: each one's rows, or nulls and what kept them from being read."""
         group = self.dataset.groups[run[0].group]
         try:
             table = persistently(lambda: self._row_group(group), self.store, self.retries)
-        except (pa.ArrowException, OSError, DataError) as error:
-            fault = str(error) if isinstance(error, DataError) else f"cannot be read ({one_line(error)})"
-            message = f"{group.file.name}: row group {group.index} {fault}"
-            if self.on_error == "fail":
-                raise DataError(message) from None
-            return [(self._unknown(len(piece)), message) for piece in run]
-        return [(_rows_of(table, piece), None) for piece in run]
+            if self.check is not None:
+                self.check(Rows(table, (group,), (Piece(run[0].group, range(group.rows)),), (None,)))
+        except DataError as error:
+            message = str(error)
+        except (pa.ArrowException, OSError) as error:
+            message = f"{group.file.name}: row group {group.index} cannot be read ({one_line(error)})"
+        else:
+            return [(_rows_of(table, piece), None) for piece in run]
+        if self.on_error == "fail":
+            raise DataError(message)
+        return [(_unknown(self.columns or [], len(piece)), message) for piece in run]
 
     def _row_group(self, group: RowGroup) -> pa.Table:
-        file = group.file
+        with self._opened(group.file) as (source, columns):
+            return self._with_partition(source.read_row_group(group.index, columns=columns), group.file)
+
+    @contextmanager
+    def _opened(self, file: File) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
+        """The file, and which of the columns it has. Raises DataError where it is not as it was listed."""
         now = self.store.system.get_file_info(file.key)
         if (now.size or 0, now.mtime_ns) != (file.size, file.modified):
-            raise DataError("has changed since the job began; let nobody write there, or start again")
-        with pq.ParquetFile(self.store.system.open_input_file(file.key), pre_buffer=not self.store.is_local) as source:
+            what = "is gone" if now.type == FileType.NotFound else "has changed"
+            raise DataError(f"{file.name}: {what} since the job began; let nobody write there, or start again")
+        footer = self._footer(file)
+        with self.store.system.open_input_file(file.key) as handle:
+            source = pq.ParquetFile(handle, metadata=footer, pre_buffer=not self.store.is_local)
             there = source.schema_arrow.names
-            columns = there if self.columns is None else [column for column in self.columns if column in there]
-            table = source.read_row_group(group.index, columns=columns)
+            yield source, there if self.columns is None else [column for column in self.columns if column in there]
+
+    def _read_footer(self, file: File) -> pq.FileMetaData:
+        with self.store.system.open_input_file(file.key) as handle:
+            return pq.read_metadata(handle)
+
+    def _with_partition(self, table: pa.Table, file: File) -> pa.Table:
+        """And the columns that the names of the file's folders give."""
         for column, value in file.partition.items():
-            if (self.columns is None or column in self.columns) and column not in there:
+            if (self.columns is None or column in self.columns) and column not in table.column_names:
                 kind = self.dataset.partition_types[column]
                 scalar = pa.scalar(value if value is None or is_text(kind) else int(value), kind)
                 table = table.append_column(column, pa.repeat(scalar, table.num_rows))
         return table
 
-    def _unknown(self, rows: int) -> pa.Table:
-        columns = self.columns
-        if columns is None:
-            columns = read_schema(self.dataset, self.dataset.groups[0].file).names
-        return pa.table({column: pa.nulls(rows) for column in columns})
+
+def _unknown(columns: Sequence[str], rows: int) -> pa.Table:
+    return pa.table({column: pa.nulls(rows) for column in columns})
 
 
 def _one_by_one(runs: Iterable[list[Item]]) -> Iterator[Item]:
@@ -144,5 +175,5 @@ def stacked(tables: Sequence[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         schema = common_schema([table.schema for table in tables])
-    cast = [table.cast(pa.schema([schema.field(name) for name in table.schema.names])) for table in tables]
+    cast = [table.cast(pa.schema([schema.field(name) for name in table.schema.names]), safe=False) for table in tables]
     return pa.concat_tables(cast, promote_options="permissive")

@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.fs import FileType
 
 from mtlrec.config import DenseFeature, JobConfig, SparseFeature
 from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
 from mtlrec.data.columns import Columns, floats, through
 from mtlrec.data.dataset import list_row_groups
 from mtlrec.data.errors import DataError
-from mtlrec.data.faults import Faults
-from mtlrec.data.files import store_of
+from mtlrec.data.faults import Faults, Skipped
 from mtlrec.data.ids import flat_values
 from mtlrec.data.moments import Moments
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.parquet import RowGroupReader, Rows
+from mtlrec.data.vocabulary import place_of
 
 SAMPLE = 1_000_000
 """Values of which boundaries are taken; exact up to so many rows."""
@@ -52,35 +53,53 @@ class Found:
 
 
 def find(
-    job: JobConfig, min_count: int = 1, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    job: JobConfig,
+    min_count: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, rows: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Found:
-    """Reads the train split once, of its columns only those that are needed.
+    """Reads the train split once, of its columns only those that are needed, as a training would: what `data.on_error`
+    leaves out is not counted, nor what `max_length` cuts off.
 
     Args:
         min_count: values of a vocabulary that are seen less often are left to row 0
         progress: is told the rows read and the rows there are
+        say: takes a line for every file and column of which something is left out
 
-    Raises DataError for a column that has nothing to learn from, and for what any reading of it would refuse.
+    Raises DataError for a column that has nothing to learn from, for what any reading of it would refuse, and where
+    nothing is open.
     """
-    standardised = [one for one in job.features.dense if "standardise" in one.steps]
-    bucketised = [one for one in job.features.sparse if one.transform == "bucketize"]
-    worded = [one for one in job.features.sparse if one.transform == "vocabulary"]
+    data = job.data
+    standardised = [one for one in job.features.dense if "standardise" in one.steps and one.mean is None]
+    bucketised = [one for one in job.features.sparse if one.transform == "bucketize" and one.boundaries is None]
+    worded = [one for one in job.features.sparse if one.vocabulary is not None and _is_to_be_made(data.root, one)]
     readers = Columns(job.features, job.tables, {}, {}).readers
     columns = [one.source for one in standardised] + [one.source for one in (*bucketised, *worded)]
     wanted = {column: readers[column] for column in columns}
     if not wanted:
-        raise DataError("nothing to find: no feature has transform standardise, bucketize or vocabulary")
-    dataset = list_row_groups(job.data.root, job.data.train, wanted, job.data.on_error, job.data.retries)
+        raise DataError(
+            "nothing to find: no feature has transform standardise, bucketize or vocabulary without its mean and std, "
+            "boundaries or file"
+        )
+    dataset = list_row_groups(data.root, data.train, wanted, data.on_error, data.retries)
+    skipped = Skipped(dataset, data.max_skipped, say)
     moments = {one.name: Moments() for one in standardised}
     samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
     counts: dict[str, pa.Table] = {}
-    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 1)]).windows(0)
-    reader = RowGroupReader(dataset, list(wanted), job.data.on_error, job.data.retries)
-    done = 0
-    for _, rows in reader.windows(windows, job.data.read_ahead):
-        faults = Faults(rows, job.data.on_error)
+
+    def read(rows: Rows) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], Faults]:
+        faults = Faults(rows, ends=data.on_error != "skip_row")
         numbers = [_before_standardise(rows, dense, faults) for dense in standardised]
         flat = [flat_values(rows.table[sparse.source], sparse, faults) for sparse in (*bucketised, *worded)]
+        return numbers, flat, faults
+
+    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 1)]).windows(0)
+    check = read if data.on_error == "skip_file" else None
+    reader = RowGroupReader(dataset, list(wanted), data.on_error, data.retries, check)
+    done = 0
+    for _, rows in reader.windows(windows, data.read_ahead):
+        numbers, flat, faults = read(rows)
         left_out = np.zeros(rows.table.num_rows, bool) if faults.rows is None else faults.rows
         for dense, values in zip(standardised, numbers, strict=True):
             moments[dense.name].add(values[~left_out & ~np.isnan(values)])
@@ -91,9 +110,10 @@ def find(
                 samples[sparse.name].add(values[np.isfinite(values)])
             else:
                 counts[str(sparse.vocabulary)] = _counted(counts.get(str(sparse.vocabulary)), kept)
+        if faults.messages:
+            skipped.add(int(left_out.sum()), faults.messages)
         done += rows.table.num_rows
-        if progress:
-            progress(done, dataset.rows)
+        progress(done, dataset.rows)
     statistics = Statistics(
         dense={name: _dense(name, one) for name, one in moments.items()},
         sparse={one.name: _boundaries(one, samples[one.name].values, job.tables[one.table].rows) for one in bucketised},
@@ -103,20 +123,29 @@ def find(
     return Found(statistics, vocabularies, done)
 
 
+def _is_to_be_made(root: str, feature: SparseFeature) -> bool:
+    """Whether the vocabulary is not there yet. Raises DataError where it could not be written."""
+    store, key = place_of(root, str(feature.vocabulary))
+    if store.system.get_file_info(key).type != FileType.NotFound:
+        return False
+    if not store.is_local:
+        raise DataError(
+            f"features.sparse.{feature.name}.vocabulary: {store.name(key)} is not there, and vocabularies are written "
+            "to a local disk only; name a path that begins with /"
+        )
+    return True
+
+
 def write(found: Found, job: JobConfig, out: Path) -> list[str]:
-    """Writes the statistics to `out` and the vocabularies that are not there yet to their files; returns the names."""
+    """Writes the statistics to `out` and the vocabularies to their files; returns the names."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(found.statistics.model_dump_json(indent=1) + "\n", encoding="utf-8")
     written = [str(out)]
     for file, words in found.vocabularies.items():
-        store = store_of(job.data.root)
-        path = Path(store.base, file)
-        if not store.is_local:
-            raise DataError(f"{file}: vocabularies are written to a local data.root only")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(words) + "\n", encoding="utf-8")
-            written.append(str(path))
+        path = Path(place_of(job.data.root, file)[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        written.append(str(path))
     return written
 
 
@@ -129,8 +158,12 @@ def _before_standardise(rows: Rows, feature: DenseFeature, faults: Faults) -> np
 
 
 def _dense(name: str, moments: Moments) -> DenseStatistics:
-    if not moments.std:
+    if not moments.low < moments.high:
         raise DataError(f"features.dense.{name}: has {'one value' if moments.count else 'nulls'} only; remove it")
+    if not np.isfinite(moments.std):
+        raise DataError(
+            f"features.dense.{name}: values up to {moments.high:g} have no finite deviation; clip them first"
+        )
     return DenseStatistics(mean=moments.mean, std=moments.std)
 
 
@@ -152,7 +185,9 @@ def _counted(before: pa.Table | None, values: pa.Array) -> pa.Table:
 def _most_frequent(counts: pa.Table, rows: int, min_count: int) -> list[str]:
     ordered = counts.sort_by([("count", "descending"), ("word", "ascending")])
     kept = ordered.filter(pc.greater_equal(ordered["count"], min_count))["word"].to_pylist()[: rows - 1]
-    broken = next((word for word in kept if "\n" in word), None)
+    if not kept:
+        raise DataError("no value of a vocabulary is seen often enough; lower --min-count, or the column is empty")
+    broken = next((word for word in kept if "\n" in word or "\r" in word), None)
     if broken is not None:
         raise DataError(f"value {broken!r} has a line break, which a vocabulary cannot hold; take transform hash")
     return kept

@@ -36,12 +36,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class JobState:
-    """What is saved beside the tensors, as JSON: steps done, the position in the data, and what it counts in."""
+    """What is saved beside the tensors, as JSON: steps done, the position in the data and what it counts in, and what
+    the features' ids hang on (`Loader.inputs`)."""
 
     step: int
     position: Position
     files: str
     ranks: int
+    inputs: dict[str, str]
     config: dict[str, Any]
     plan: dict[str, Any]
 

@@ -9,6 +9,7 @@ from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.calibration import Calibration, Method, fit
+from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.metrics import TaskMetrics
 from mtlrec.training.sharded import autocast
 from mtlrec.training.telemetry import watched
@@ -39,6 +40,7 @@ def evaluate(
             check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
             metrics.update(step)
     model.train(was_training)
+    say_what_was_skipped(loader, ranks)
     return metrics
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
 from mtlrec.config import JobConfig
 from mtlrec.data.columns import Columns
 from mtlrec.data.dataset import list_row_groups
@@ -10,10 +15,12 @@ from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.training.telemetry import say
 
 
-def loader_of(job: JobConfig, split: str, ranks: Ranks, training: bool = False) -> Loader:
+def loader_of(
+    job: JobConfig, split: str, ranks: Ranks, training: bool = False, trained_on: Mapping[str, str] | None = None
+) -> Loader:
     """The rank's rows of train, valid or test: shuffled for training, else in the files' order. Collective.
 
-    Raises DataError where files are missing or broken.
+    Raises DataError where files are missing or broken, or their ids are others than those of `trained_on`.
     """
     data, patterns = job.data, getattr(job.data, split)
     if not patterns:
@@ -32,4 +39,18 @@ def loader_of(job: JobConfig, split: str, ranks: Ranks, training: bool = False) 
         seed=job.train.seed,
         pin_memory=ranks.device.type == "cuda",
         say=say,
+        trained_on=trained_on,
     )
+
+
+def say_what_was_skipped(loader: Loader, ranks: Ranks) -> None:
+    """Collective. The rows of this epoch that data.on_error has left out, of all ranks."""
+    if loader.may_skip:
+        within_files = torch.tensor([loader.skipped.within_files], device=ranks.device)
+        dist.all_reduce(within_files)
+        skipped = int(within_files.item()) + loader.skipped.of_whole_files
+        if ranks.is_first and skipped:
+            files = len(loader.dataset.left_out)
+            whole = f", those of {files} whole {'file' if files == 1 else 'files'} among them" if files else ""
+            rows = loader.rows + loader.skipped.of_whole_files
+            say(f"{skipped:,} of {rows:,} rows were left out (data.on_error){whole}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
@@ -20,7 +18,7 @@ from mtlrec.data.collate import rows_of
 from mtlrec.data.columns import Columns
 from mtlrec.data.dataset import Dataset, common_schema, list_row_groups, read_schema
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import above_partitions
+from mtlrec.data.files import split_root
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.heads import HeadOutput
@@ -28,15 +26,18 @@ from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.training.binary_metrics import logit_of
 from mtlrec.training.calibration import Calibration
 from mtlrec.training.evaluate import check_finite
-from mtlrec.training.sharded import autocast
+from mtlrec.training.loading import say_what_was_skipped
+from mtlrec.training.sharded import ShardedModel, autocast
 from mtlrec.training.telemetry import say, watched
+
+ROW_GROUP_ROWS = 131_072
 
 
 @torch.no_grad()
 def predict(
-    model: DistributedModelParallel,
+    model: ShardedModel,
     job: JobConfig,
-    source: Path,
+    source: str,
     output: Path,
     ranks: Ranks,
     calibration: Calibration | None = None,
@@ -44,31 +45,42 @@ def predict(
     """Writes `pred_TASK` per task: p(task) over all impressions, a regression's value, a watch time in its label's
     unit. Returns all ranks' rows. With a calibration probabilities are as it maps them.
 
-    `source` is a file or a folder of Parquet files. One rank writes the file `output`; several write
-    `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
+    `source` is a file, a folder of Parquet files, a glob or a URI of such. One rank writes the file `output`; several
+    write `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
     """
     columns = Columns.of(job, with_labels=False)
     dataset = on_first_rank(ranks, lambda: _row_groups(source, output, columns, job, ranks.world_size))
-    loader = Loader(job.data, dataset, columns, ranks.rank, ranks.world_size, say=say, keep=job.data.keys or None)
     names = [f"pred_{task.name}" for task in job.tasks]
-    network = model.module.model
+    schema = _schema(dataset, job, names)
+    kept = [field for field in schema if field.name not in names]
+    loader = Loader(
+        job.data,
+        dataset,
+        columns,
+        ranks.rank,
+        ranks.world_size,
+        say=say,
+        keep=[field.name for field in kept],
+        trained_on=model.trained_on,
+    )
+    network = model.module.module.model
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
-    with _writer(path, _schema(dataset, job, names)) as writer:
+    with _written(path, schema) as write:
         for cuts, size in watched(loader.cuts(), loader.steps_per_epoch, "predict", ranks.is_first):
             batch = loader.batch(cuts, size)
             values = _scores(network, batch.to(ranks.device), job, calibration).cpu()
             table = rows_of(cuts)
-            kept = [field for field in writer.schema if field.name not in names]
             scored = pa.table([_column(table, field) for field in kept], schema=pa.schema(kept))
             left_out = (batch.weights == 0).numpy()[: table.num_rows]
             for index, name in enumerate(names):
                 scores = pa.array(values[: table.num_rows, index].numpy(), mask=left_out)
                 scored = scored.append_column(name, scores)
-            writer.write_table(scored.cast(writer.schema))
+            write(scored.cast(schema))
             rows += scored.num_rows
     dist.all_reduce(rows)
+    say_what_was_skipped(loader, ranks)
     return int(rows.item())
 
 
@@ -89,14 +101,13 @@ def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration
     return torch.stack(columns, dim=1)
 
 
-def _row_groups(source: Path, output: Path, columns: Columns, job: JobConfig, ranks: int) -> Dataset:
+def _row_groups(source: str, output: Path, columns: Columns, job: JobConfig, ranks: int) -> Dataset:
     """The input's, once it is clear that the output does not lie on top of it."""
-    folder, pattern = (source, "**/*.parquet") if source.is_dir() else (source.parent, glob.escape(source.name))
-    root, folders = above_partitions(str(folder))
-    pattern = f"{glob.escape(folders)}/{pattern}" if folders else pattern
+    root, pattern = split_root(source)
+    given = Path(source)
     if output.is_dir() if ranks == 1 else output.is_file():
         raise DataError(f"{output}: name {'the file to write' if ranks == 1 else 'a folder of parts'}")
-    if output.resolve() == source.resolve() or (source.is_dir() and source.resolve() in output.resolve().parents):
+    if output.resolve() == given.resolve() or (given.is_dir() and given.resolve() in output.resolve().parents):
         raise DataError(f"{output}: lies in the input {source}; write the scores elsewhere")
     if ranks > 1 and any(output.glob("part-*.parquet")):
         raise DataError(f"{output}: already holds parts, perhaps of more ranks; remove them or name another folder")
@@ -116,7 +127,7 @@ def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
     """data.keys, or every column of the input, then the tasks' columns; wide enough for every file."""
     first = dataset.files[0].name
     schema = common_schema([read_schema(dataset, file) for file in dataset.files])
-    kept = [schema.field(name) for name in job.data.keys or schema.names]
+    kept = [schema.field(name).with_nullable(True) for name in job.data.keys or schema.names]
     taken = [field.name for field in kept if field.name in names]
     if taken:
         raise DataError(f"{first}: already has {', '.join(taken)}; name the columns to keep in data.keys")
@@ -124,13 +135,29 @@ def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
 
 
 @contextmanager
-def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """The file has its name only when it is whole."""
+def _written(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Collective. What takes the rows; they wait until they fill a row group. The file has its name only when those of
+    all ranks are whole."""
     part = path.with_name(f".{path.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
+    waiting: list[pa.Table] = []
+
+    def flush(writer: pq.ParquetWriter) -> None:
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP_ROWS)
+            waiting.clear()
+
     try:
         with pq.ParquetWriter(part, schema) as writer:
-            yield writer
+
+            def write(rows: pa.Table) -> None:
+                waiting.append(rows)
+                if sum(map(len, waiting)) >= ROW_GROUP_ROWS:
+                    flush(writer)
+
+            yield write
+            flush(writer)
+        dist.barrier()
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

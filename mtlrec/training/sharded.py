@@ -5,8 +5,9 @@ Training, evaluation and prediction all get their model here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from mtlrec.training.optim import fuse_sparse_optimizer
 
 @dataclass
 class ShardedModel:
-    """`module` is the sharded train module, `loss` the one inside it, `checkpoint` where the weights came from."""
+    """`module` is the sharded train module, `loss` the one inside it, `checkpoint` where the weights came from, and
+    `trained_on` what the ids of its features hang on."""
 
     module: DistributedModelParallel
     plan: ShardingPlan
     loss: MultiTaskLoss
     checkpoint: Path | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         """A copy: `DistributedModelParallel.load_state_dict` renames the keys of the dict that it is given."""
@@ -70,12 +73,13 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
     checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no complete checkpoint; train it first")
-    check_tasks(checkpoint, read_job_state(checkpoint), [task.name for task in job.tasks])
+    saved = read_job_state(checkpoint)
+    check_tasks(checkpoint, saved, [task.name for task in job.tasks])
     model = build_sharded(job.model_copy(update={"loss": LossConfig()}), ranks)
     state = model.state()
     load_tensors({"model": state}, checkpoint)
     model.module.load_state_dict(state)
-    model.checkpoint = checkpoint
+    model.checkpoint, model.trained_on = checkpoint, saved.inputs
     return model
 
 

@@ -16,7 +16,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
-from mtlrec.data.loader import Loader
+from mtlrec.data.loader import Loader, check_inputs
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import describe_plan
@@ -31,11 +31,11 @@ from mtlrec.training.checkpoint import (
     read_job_state,
 )
 from mtlrec.training.evaluate import NonFinite, evaluate
-from mtlrec.training.loading import loader_of
+from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.sharded import autocast, build_sharded
-from mtlrec.training.telemetry import Telemetry, say
+from mtlrec.training.telemetry import Telemetry
 from mtlrec.training.warm_start import WarmStart, warm_start
 
 
@@ -51,7 +51,9 @@ class Trainer:
         self.loader = loader_of(job, "train", ranks, training=True)
         self.step, self.position = 0, Position()
         evaluated = [split for split in ("valid", "test") if getattr(job.data, split)]
-        self.evaluation_loaders = {split: loader_of(job, split, ranks) for split in evaluated}
+        self.evaluation_loaders = {
+            split: loader_of(job, split, ranks, trained_on=self.loader.inputs) for split in evaluated
+        }
         self.total_steps = self._steps_until_the_end()
         self.model = build_sharded(job, ranks)
         self._set_window()
@@ -91,6 +93,7 @@ class Trainer:
         saved = read_job_state(checkpoint)
         check_tasks(checkpoint, saved, [task.name for task in self.job.tasks])
         self._check_files(checkpoint, saved)
+        check_inputs(saved.inputs, self.loader.inputs)
         self.optimizers.materialise()
         tensors = self._tensors()
         if saved.ranks != self.ranks.world_size:
@@ -142,16 +145,7 @@ class Trainer:
         finally:
             batches.close()  # type: ignore[attr-defined]
         self.pipeline.reset()  # a job that ends in mid-epoch leaves batches in the pipeline
-        self._say_what_was_skipped()
-
-    def _say_what_was_skipped(self) -> None:
-        """Collective. The rows of this epoch that data.on_error has left out, of all ranks."""
-        if self.job.data.on_error == "fail":
-            return
-        skipped = torch.tensor([self.loader.skipped], device=self.ranks.device)
-        dist.all_reduce(skipped)
-        if self.ranks.is_first and skipped.item():
-            say(f"{int(skipped.item()):,} of the epoch's {self.loader.rows:,} rows were left out (data.on_error)")
+        say_what_was_skipped(self.loader, self.ranks)
 
     def _step(self, batches: Iterator[Batch]) -> StepOutput:
         self.optimizers.set_learning_rates(self.step)
@@ -200,7 +194,7 @@ class Trainer:
     def _save(self) -> None:
         plan = describe_plan(self.model.plan)
         files, ranks = self.loader.dataset.fingerprint, self.ranks.world_size
-        state = JobState(self.step, self.position, files, ranks, self.job.dump(), plan)
+        state = JobState(self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), plan)
         self.checkpoints.save(self._tensors(), state)
 
     def _tensors(self) -> dict[str, Any]:

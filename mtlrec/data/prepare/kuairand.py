@@ -186,14 +186,16 @@ class _Past:
         _, start, end = self._slices(chosen)
         return end - start
 
-    def last(self, chosen: np.ndarray, values: np.ndarray, length: int) -> pa.ListArray:
+    def last(self, chosen: np.ndarray, values: np.ndarray, length: int) -> pa.ListArray | pa.LargeListArray:
         """The values of the last `length` chosen rows in each row's past, the most recent one last."""
         rows, start, end = self._slices(chosen)
         start = np.maximum(start, end - length)
         lengths = end - start
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], lengths)
-        return pa.ListArray.from_arrays(offsets.astype(np.int32), values[rows][positions])
+        if offsets[-1] < 2**31:
+            return pa.ListArray.from_arrays(offsets.astype(np.int32), values[rows][positions])
+        return pa.LargeListArray.from_arrays(offsets, values[rows][positions])
 
 
 def _time_cuts(time_ms: np.ndarray) -> list[int]:

@@ -200,10 +200,14 @@ class SplitWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for split, writer in self._writers.items():
-            if kind is None:
-                self._flush(split, all_rows=True)
-            writer.close()
+        try:
+            for split, writer in self._writers.items():
+                if kind is None:
+                    self._flush(split, all_rows=True)
+                writer.close()
+        except BaseException:  # a full disk, say
+            self._remove()
+            raise
         if kind is not None:
             self._remove()
 

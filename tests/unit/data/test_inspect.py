@@ -11,7 +11,9 @@ import yaml
 
 from mtlrec.config.file import parse_config
 from mtlrec.data.errors import DataError
-from mtlrec.data.inspect import inspect, propose, render, split_root
+from mtlrec.data.files import split_root
+from mtlrec.data.inspect import inspect
+from mtlrec.data.propose import propose, render
 from tests.ranks import run_cli
 from tests.toy import toy_table, write_toy
 
@@ -62,7 +64,11 @@ def test_the_proposal_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "557 rows" in capsys.readouterr().out
     parsed = parse_config(job.read_text())
     assert [task.name for task in parsed.tasks] == ["click", "buy", "like", "shown_like"]
-    assert "watch_ratio" in job.read_text().splitlines()[-1] or "watch_ratio" in job.read_text().splitlines()[-2]
+    assert "# may be outcomes, so no features: watch_ratio, watch_s" in job.read_text()
+    assert not {"watch_ratio", "watch_s"} & {feature.name for feature in parsed.features.dense}
+    assert parsed.data.keys == []
+    recent = next(feature for feature in parsed.features.sparse if feature.name == "recent_items")
+    assert recent.weights is None, "recent_weights is not called after it"
     assert run_cli("train", job, "-o", tmp_path / "run", "--set", "train.max_steps=2", "--set", "train.device=cpu") == 0
     assert run_cli("inspect", tmp_path / "data" / "train", "--config", job) == 2
     assert "is there already" in capsys.readouterr().err
@@ -104,3 +110,62 @@ def test_json_and_a_missing_path(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(DataError, match="no file matches"):
         inspect(str(tmp_path / "*.csv"))
+
+
+def test_a_log_by_day_is_split_by_day_and_its_keys_are_keys(tmp_path: Path) -> None:
+    for day in range(1, 5):
+        folder = tmp_path / "log" / f"date=2026-11-0{day}" / "hour=3"
+        folder.mkdir(parents=True)
+        table = pa.table(
+            {
+                "impression_id": [f"{day}-{row}" for row in range(400)],
+                "is_click": np.arange(400) % 3 == 0,
+                "on": np.arange(400) % 7,
+                "no": np.arange(400) % 5 == 0,
+                "half": pa.array(np.arange(400) / 7, pa.float16()),
+                "holes": np.where(np.arange(400) % 9, np.arange(400) / 3, np.nan),
+                "tags": [[1, 2 + row % 5] for row in range(400)],
+                "tag_weights": [[0.5, 1.0]] * 200 + [[0.5, 2.0]] * 200,
+            }
+        )
+        pq.write_table(table, folder / "a.parquet")
+    (tmp_path / "log" / "words.txt").write_text("not Parquet")
+    (tmp_path / "log" / "date=2026-11-01" / "broken.parquet").write_bytes(b"PAR1")
+    path = str(tmp_path / "log" / "date=2026-11-0*")
+    report = inspect(path)
+    assert "broken.parquet: not a readable Parquet file" in report.left_out[0]
+    proposal = propose(report, path, "my job")
+    data = proposal.tree["data"]
+    assert data["train"] == ["date=2026-11-01", "date=2026-11-02"]
+    assert (data["valid"], data["test"]) == (["date=2026-11-03"], ["date=2026-11-04"])
+    whole = str(tmp_path / "log")
+    assert propose(inspect(whole), whole, "job").tree["data"]["test"] == ["log/**/date=2026-11-04"]
+    assert data["keys"] == ["impression_id"]
+    assert proposal.left_out == ["date", "hour"]
+    job = parse_config(render(proposal))
+    assert job.name == "my_job"
+    assert [feature.name for feature in job.features.dense] == ["no", "half", "holes"]
+    assert {feature.name: feature.weights for feature in job.features.sparse} == {"on": None, "tags": "tag_weights"}
+    assert json.loads(json.dumps(proposal.tree)) == proposal.tree
+    (tmp_path / "log" / "date=2026-11-01" / "broken.parquet").unlink()
+    for text in (render(proposal), render(propose(inspect(whole), whole, "job"))):
+        (tmp_path / "job.yaml").write_text(text)
+        run = ["-o", tmp_path / "run", "--overwrite", "--set", "train.max_steps=1"]
+        assert run_cli("train", tmp_path / "job.yaml", *run) == 0
+
+
+@pytest.mark.parametrize("name", ["no", "123", "my job"])
+def test_whatever_the_file_is_called_the_proposal_is_a_job(name: str, tmp_path: Path) -> None:
+    write_toy(tmp_path / "data")
+    path = str(tmp_path / "data" / "train")
+    assert parse_config(render(propose(inspect(path), path, name))).tasks
+
+
+def test_text_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"b"]).buffers())
+    pq.write_table(pa.table({"t[x]": ["b[/red]", "[bold]a"], "broken": broken}), tmp_path / "a.parquet")
+    assert run_cli("inspect", tmp_path / "a.parquet") == 0
+    out = capsys.readouterr().out
+    assert "b[/red]" in out
+    assert "t[x]" in out
+    assert "\ufffd" in out

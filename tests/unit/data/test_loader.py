@@ -152,6 +152,10 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def without_price(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["price"]), path)
+
+
 def bad_value(path: Path) -> None:
     table = pq.read_table(path)
     ids = table["item_id"].to_numpy().copy()
@@ -161,18 +165,20 @@ def bad_value(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "on_error", "left_out", "said"),
+    ("spoil", "on_error", "left_out", "counted", "said"),
     [
-        (damaged, "skip_row", 70, "part-0.parquet: row group 0 cannot be read"),
-        (damaged, "skip_file", 70, "part-0.parquet: row group 0 cannot be read"),
-        (truncated, "skip_row", 300, "part-0.parquet: not a readable Parquet file"),
-        (truncated, "skip_file", 300, "part-0.parquet: not a readable Parquet file"),
-        (bad_value, "skip_row", 1, "part-0.parquet: row group 0, row 5: column 'item_id' holds id -3"),
-        (bad_value, "skip_file", 70, "part-0.parquet: row group 0, row 5: column 'item_id' holds id -3"),
+        (damaged, "skip_row", 70, 70, "part-0.parquet: row group 0 cannot be read"),
+        (damaged, "skip_file", 70, 70, "part-0.parquet: row group 0 cannot be read"),
+        (truncated, "skip_row", 300, 1, "part-0.parquet: not a readable Parquet file"),  # its rows are not known
+        (truncated, "skip_file", 300, 1, "part-0.parquet: not a readable Parquet file"),
+        (without_price, "skip_row", 300, 300, "part-0.parquet: no column 'price'"),
+        (without_price, "skip_file", 300, 300, "part-0.parquet: no column 'price'"),
+        (bad_value, "skip_row", 1, 1, "part-0.parquet: row group 0, row 5: column 'item_id' holds id -3"),
+        (bad_value, "skip_file", 70, 70, "part-0.parquet: row group 0, row 5: column 'item_id' holds id -3"),
     ],
 )
 def test_what_is_broken_is_left_out_counted_and_said_once(
-    tmp_path: Path, spoil: Callable[[Path], None], on_error: str, left_out: int, said: str
+    tmp_path: Path, spoil: Callable[[Path], None], on_error: str, left_out: int, counted: int, said: str
 ) -> None:
     spoil(write_toy(tmp_path) / "train" / "part-0.parquet")
     with pytest.raises(DataError, match=said):
@@ -190,12 +196,51 @@ def test_what_is_broken_is_left_out_counted_and_said_once(
     assert all(
         batch.sparse.to_dict()[key].lengths()[batch.weights == 0].sum() == 0 for batch in batches for key in ["item_id"]
     )
-    if left_out < 300:
-        assert loader.skipped == left_out
-        job = toy_job(tmp_path, data={"on_error": on_error, "max_skipped": left_out - 1})
-        with pytest.raises(DataError, match=rf"{left_out} rows were left out in epoch 1, data\.max_skipped allows"):
-            list(loader_of(job).epoch())
-        list(loader_of(toy_job(tmp_path, data={"on_error": on_error, "max_skipped": left_out})).epoch())
+    assert loader.skipped.rows == counted
+    job = toy_job(tmp_path, data={"on_error": on_error, "max_skipped": counted - 1})
+    with pytest.raises(DataError, match=rf"{counted} rows were left out, data\.max_skipped allows.*{said}"):
+        list(loader_of(job).epoch())
+    list(loader_of(toy_job(tmp_path, data={"on_error": on_error, "max_skipped": counted})).epoch())
+
+
+@pytest.mark.parametrize(("buffer", "ranks"), [(7, 1), (100, 2), (1000, 3)])
+def test_a_row_group_is_left_out_whole_however_it_is_cut(tmp_path: Path, buffer: int, ranks: int) -> None:
+    bad_value(write_toy(tmp_path) / "train" / "part-0.parquet")
+    job = toy_job(tmp_path, data={"on_error": "skip_file", "shuffle_buffer": buffer})
+    loaders = [loader_of(job, rank, ranks, shuffle="rows") for rank in range(ranks)]
+    assert sum(batch.weights.sum().item() for one in loaders for batch in one.epoch()) == 557 - 70
+    assert sum(one.skipped.rows for one in loaders) == 70
+
+
+def test_every_rank_bears_its_share_of_whole_files(tmp_path: Path) -> None:
+    without_price(write_toy(tmp_path) / "train" / "part-0.parquet")
+    job = toy_job(tmp_path, data={"on_error": "skip_row", "max_skipped": 100})
+    assert [loader_of(job, rank, 3).skipped.rows for rank in range(3)] == [100] * 3
+    with pytest.raises(DataError, match="150 rows were left out"):
+        loader_of(job, 0, 2)
+
+
+def test_every_column_at_fault_is_said_once(tmp_path: Path) -> None:
+    path = write_toy(tmp_path, train=(100,)) / "train" / "part-0.parquet"
+    table = pq.read_table(path)
+    for column, row, value in (
+        ("item_id", 3, 999),
+        ("item_id", 9, -1),
+        ("price", 4, np.inf),
+        ("watch_ratio", 5, np.inf),
+    ):
+        values = table[column].to_numpy().copy()
+        values[row] = value
+        table = table.set_column(table.column_names.index(column), column, pa.array(values))
+    pq.write_table(table, path)
+    lines: list[str] = []
+    loader = loader_of(toy_job(tmp_path, data={"on_error": "skip_row"}), say=lines.append)
+    assert sum(batch.weights.sum().item() for batch in loader.epoch()) == 96
+    assert [line.split("column ")[1].split(";")[0] for line in sorted(lines)] == [
+        "'item_id' holds id 999, table 'item' has 40 rows",
+        "'price' holds inf",
+        "'watch_ratio' holds inf",
+    ]
 
 
 def test_a_file_that_changes_is_said(tmp_path: Path) -> None:
@@ -204,5 +249,5 @@ def test_a_file_that_changes_is_said(tmp_path: Path) -> None:
     list(loader.epoch())
     path = tmp_path / "train" / "part-1.parquet"
     pq.write_table(pq.read_table(path).slice(10), path)
-    with pytest.raises(DataError, match=r"part-1\.parquet: row group 0 has changed since the job began"):
+    with pytest.raises(DataError, match=r"part-1\.parquet: has changed since the job began"):
         list(loader.epoch())

@@ -103,8 +103,8 @@ def test_hive_partitions_are_columns(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         write(folder, [2])
         (folder / "_SUCCESS").touch()
-    any_type = Reader("k", lambda kind: True, "")
-    readers = {"row": [any_type], "day": [any_type], "country": [any_type]}
+    any_type, numbers = Reader("k", lambda kind: True, ""), Reader("n", is_number, "numbers")
+    readers = {"row": [any_type], "day": [any_type, numbers], "country": [any_type]}
     dataset = list_row_groups(str(tmp_path), ["log"], readers)
     windows = EpochOrder([2, 2, 2], 0, [Phase(1, 8, shuffle_buffer=10)]).windows(0)
     ((_, rows),) = RowGroupReader(dataset, ["row", "day", "country"]).windows(windows)
@@ -138,10 +138,10 @@ def test_mistakes_name_the_file_and_the_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         list_row_groups(root, ["empty/*.parquet"], NUMBER)
     (tmp_path / "002.parquet").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"002\.parquet: matches .* but is no file \(a broken link\?\)"):
-        list_row_groups(root, ["*.parquet"], NUMBER)
+    with pytest.raises(DataError, match=r"002\.parquet: not a readable Parquet file"):
+        list_row_groups(root, ["002*.parquet"], NUMBER)
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(DataError, match="hollow: matches hollow but is a folder without files"):
+    with pytest.raises(DataError, match="hollow: matches hollow but is a folder without Parquet files"):
         list_row_groups(root, ["hollow"], NUMBER)
 
 
@@ -151,7 +151,7 @@ def test_files_are_left_out_so_long_as_one_is_left(tmp_path: Path) -> None:
     dataset = list_row_groups(str(tmp_path), ["*.parquet"], NUMBER, on_error="skip_file")
     assert dataset.rows == 3
     assert len(dataset.left_out) == 1
-    assert "001.parquet: not a readable Parquet file" in dataset.left_out[0]
+    assert "001.parquet: not a readable Parquet file" in dataset.left_out[0].message
     (tmp_path / "000.parquet").write_bytes(b"")
     with pytest.raises(DataError, match=r"no rows; .*000\.parquet: not a readable"):
         list_row_groups(str(tmp_path), ["*.parquet"], NUMBER, on_error="skip_file")
