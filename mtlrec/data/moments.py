@@ -22,9 +22,10 @@ class Moments:
         if not len(values):
             return
         count, mean = len(values), float(values.mean())
-        squares = float(((values - mean) ** 2).sum())
         both, apart = self.count + count, mean - self.mean
-        self.squares += squares + apart**2 * self.count * count / both
+        with np.errstate(over="ignore"):  # then the deviation is infinite
+            squares = float(((values - mean) ** 2).sum())
+            self.squares += squares + float(np.square(apart)) * self.count * count / both
         self.mean += apart * count / both
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         self.count = both

@@ -184,9 +184,31 @@ def test_a_bad_row_is_left_out_and_told(tmp_path: Path, capfd: pytest.CaptureFix
     assert on_two_ranks("train", config, "-o", run, "--set", "data.on_error=skip_row") == [0, 0]
     said = capfd.readouterr().err
     assert said.count("part-1.parquet: row group 0, row 256: column 'item_id' holds id 1000") == 1
-    assert said.count("1 of the epoch's 557 rows were left out (data.on_error)") == 2
+    assert said.count("1 of 557 rows were left out (data.on_error)") == 2
     assert position(run) == (10, {"epoch": 2, "phases": []})
     scores = tmp_path / "scores.parquet"
     bad = tmp_path / "data" / "train" / "part-1.parquet"
     assert run_cli("predict", run, "--input", bad, "-o", scores) == 0  # as the run's config says
     assert pq.read_table(scores)["pred_click"].is_null().to_pylist() == [False] * 256 + [True]
+
+
+def test_scores_of_a_job_that_failed_have_no_names(tmp_path: Path) -> None:
+    """Replicated tables: the rank without the bad row could finish alone."""
+    spoil(write_toy(tmp_path / "data"))
+    config, run = write_job(tmp_path / "job.yaml", tmp_path / "data"), tmp_path / "run"
+    replicated = {table: {"types": ["data_parallel"]} for table in ("user", "item")}
+    options = ["--set", f"sharding.constraints={json.dumps(replicated)}", "--set", "train.max_steps=1"]
+    assert run_cli("train", config, "-o", run, *options, "--set", "data.train=[train/part-0.parquet]") == 0
+    source = tmp_path / "data" / "train"
+    assert on_two_ranks("predict", run, "--input", source, "-o", tmp_path / "scores") == [1, 2]
+    assert list((tmp_path / "scores").iterdir()) == []
+    with_days = tmp_path / "log"
+    for day, shop, country in ((1, "a", "de"), (2, "b", "fr")):
+        folder = with_days / f"day={day}" / f"shop={shop}" / f"country={country}"
+        folder.mkdir(parents=True)
+        shutil.copy(source / "part-0.parquet", folder)
+    assert on_two_ranks("predict", run, "--input", with_days, "-o", tmp_path / "scores") == [0, 0]
+    schemas = [pq.read_schema(path).names for path in sorted((tmp_path / "scores").iterdir())]
+    assert schemas[0] == schemas[1]
+    assert schemas[0][-7:-4] == ["day", "shop", "country"]
+    assert pq.read_table(sorted((tmp_path / "scores").iterdir())).num_rows == 600

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mtlrec.training import predict as predict_module
 from tests.jobs import write_job
 from tests.ranks import run_cli
 from tests.toy import toy_table, toy_tree, write_toy
@@ -90,4 +92,85 @@ def test_predict_keeps_the_named_keys_only(data: Path, tmp_path: Path, capsys: p
     assert run_cli("predict", run, "--input", out, "-o", out) == 2
     capsys.readouterr()
     assert run_cli("predict", run, "--input", tmp_path / "none", "-o", out) == 2
-    assert "no such file or folder" in capsys.readouterr().err
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_scores_are_written_in_large_row_groups_and_null_where_a_file_lacks_a_column(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
+    assert run_cli("train", config, "-o", run) == 0
+    table = toy_table(150)
+    strict = pa.schema([field.with_nullable(field.name != "row") for field in table.schema])
+    (tmp_path / "in").mkdir()
+    pq.write_table(table.cast(strict), tmp_path / "in" / "a.parquet")
+    pq.write_table(table.drop_columns(["row"]), tmp_path / "in" / "b.parquet")
+    monkeypatch.setattr("mtlrec.training.predict.ROW_GROUP_ROWS", 128)
+    assert run_cli("predict", run, "--input", tmp_path / "in" / "*.parquet", "-o", tmp_path / "s.parquet") == 0
+    scores = pq.ParquetFile(tmp_path / "s.parquet")
+    sizes = [scores.metadata.row_group(index).num_rows for index in range(scores.num_row_groups)]
+    assert sizes == [128, 128, 44]
+    found = scores.read()
+    assert found["row"].to_pylist() == [*range(150), *[None] * 150]
+    assert np.array(found["pred_click"])[:150] == pytest.approx(np.array(found["pred_click"])[150:])
+
+
+def test_a_file_that_goes_while_it_is_scored_costs_its_rows(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
+    assert run_cli("train", config, "-o", run) == 0
+    (tmp_path / "in").mkdir()
+    for index in range(2):
+        pq.write_table(toy_table(60, index), tmp_path / "in" / f"{index}.parquet")
+    schema = predict_module._schema
+
+    def then_it_goes(*arguments: Any) -> pa.Schema:
+        found = schema(*arguments)
+        (tmp_path / "in" / "0.parquet").unlink()
+        return found
+
+    monkeypatch.setattr(predict_module, "_schema", then_it_goes)
+    skips = ["--set", "data.on_error=skip_row"]
+    assert run_cli("predict", run, "--input", tmp_path / "in", "-o", tmp_path / "s.parquet", *skips) == 0
+    assert pq.read_table(tmp_path / "s.parquet")["pred_click"].null_count == 60
+    said = capsys.readouterr().err
+    assert "0.parquet: is gone since the job began" in said
+    assert "60 of 120 rows were left out (data.on_error)" in said
+
+
+def test_ids_are_those_of_training_or_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A vocabulary that was edited, a column that was numbers and is text: told, not scored."""
+    tree = toy_tree(data)
+    tree["tables"] |= {"word": {"rows": 50, "dim": 4}, "hash": {"rows": 50, "dim": 4}}
+    words = {"transform": "vocabulary", "vocabulary": str(tmp_path / "words.txt")}
+    tree["features"]["sparse"] += [
+        {"name": "word", "column": "item_id", "table": "word"} | words,
+        {"name": "hashed", "column": "item_id", "table": "hash", "transform": "hash"},
+    ]
+    tree["features"]["sparse"] = tree["features"]["sparse"][-2:]
+    for table in ("user", "item"):
+        del tree["tables"][table]
+    (tmp_path / "words.txt").write_text("1\n2\n3\n")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    run, one = tmp_path / "run", ["--set", "train.max_steps=1"]
+    assert run_cli("train", tmp_path / "job.yaml", "-o", run, *one) == 0
+    table = pq.read_table(data / "test")
+    as_text = table.set_column(table.column_names.index("item_id"), "item_id", table["item_id"].cast(pa.string()))
+    pq.write_table(as_text, tmp_path / "text.parquet")
+    capsys.readouterr()
+    told = "features.sparse.hashed: its ids are hashes of text here and were hashes of numbers in training"
+    for verb in (
+        ["predict", run, "--input", tmp_path / "text.parquet", "-o", tmp_path / "s.parquet"],
+        ["evaluate", run, "--set", f"data.test=[{tmp_path}/text.parquet]"],
+        ["train", tmp_path / "job.yaml", "-o", tmp_path / "x", "--set", f"data.valid=[{tmp_path}/text.parquet]"],
+    ):
+        assert run_cli(*verb) == 2
+        assert told in capsys.readouterr().err
+    (tmp_path / "words.txt").write_text("0\n1\n2\n3\n")
+    for verb in (
+        ["evaluate", run],
+        ["train", tmp_path / "job.yaml", "-o", run, "--resume"],
+    ):
+        assert run_cli(*verb) == 2
+        assert "features.sparse.word: its ids are vocabulary" in capsys.readouterr().err

@@ -56,6 +56,8 @@ WORDS, FLAGS = ["a", None, "b"], [True, None, False]
             [[1], None, [], [2**40], [], None],
         ),
         (pa.array([FLAGS] * 3), pa.array([[3]] * 3), [[1, None, 0]] * 3 + [[3]] * 3),
+        (pa.array([1.0, 2, 3]), pa.array([2**60 + 1, 2, 3]), [1, 2, 3, 2.0**60, 2, 3]),
+        (pa.array([[], None, []]), pa.array([[1], [], None]), [[], None, [], [1], [], None]),
     ],
 )
 def test_files_that_were_not_written_alike_are_read_together(
@@ -75,6 +77,8 @@ def test_files_that_were_not_written_alike_are_read_together(
         (pa.array(WORDS), pa.array([1, 2, 3])),
         (pa.array([[1], [2], []]), pa.array([1, 2, 3])),
         (pa.array(FLAGS), pa.array(WORDS)),
+        (pa.array([-1, 2, 3]), pa.array([2**63, 1, 2], pa.uint64())),
+        (pa.array([[-1], [2], []]), pa.array([[2**63], [1], []], pa.list_(pa.uint64()))),
     ],
 )
 def test_types_that_do_not_go_together_are_told_when_listed(tmp_path: Path, first: pa.Array, second: pa.Array) -> None:
@@ -197,3 +201,38 @@ def test_reading_ahead_keeps_the_order_and_stops(tmp_path: Path) -> None:
     assert next(some) == 0
     some.close()
     assert len(started) < 20
+
+
+def test_structs_whose_fields_differ_are_told_apart(tmp_path: Path) -> None:
+    for name, field in (("a", "id"), ("b", "item")):
+        kind = pa.list_(pa.struct([("w", pa.int64()), (field, pa.int64())]))
+        pq.write_table(pa.table({"u": pa.array([[{"w": 7, field: 3}]], kind)}), tmp_path / f"{name}.parquet")
+    is_pair = Reader("features.sparse.u", lambda kind: kind.value_type.num_fields == 2, "structs of two")
+    with pytest.raises(DataError, match=r"b\.parquet: column 'u' is list<.*item.*in .*a\.parquet it is list<"):
+        list_row_groups(str(tmp_path), ["*.parquet"], {"u": [is_pair]})
+
+
+def test_what_reads_a_folders_column_decides_its_type(tmp_path: Path) -> None:
+    text = Reader("features.sparse.device", lambda kind: pa.types.is_string(kind) or pa.types.is_integer(kind), "both")
+    number = Reader("features.dense.device", is_number, "numbers")
+    for value in ("3", "07", "unknown"):
+        (tmp_path / f"device={value}").mkdir()
+        write(tmp_path / f"device={value}", [2])
+    for pattern in ("device=3", "device=*"):  # as text whatever else is listed
+        assert list_row_groups(str(tmp_path), [pattern], {"device": [text]}).partition_types == {"device": pa.string()}
+    assert list_row_groups(str(tmp_path), ["device=0*"], {"device": [number]}).partition_types == {"device": pa.int64()}
+    message = r"device=unknown/000\.parquet: device=unknown is no whole number; features\.dense\.device takes numbers"
+    with pytest.raises(DataError, match=message):
+        list_row_groups(str(tmp_path), ["device=*"], {"device": [number, text]})
+    dataset = list_row_groups(str(tmp_path), ["device=*"], {"device": [number]}, on_error="skip_row")
+    assert dataset.rows == 4
+    assert dataset.left_out[0].rows == 2
+
+
+def test_a_footer_is_read_once_for_all_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = list_row_groups(str(write(tmp_path, [95, 30])), ["*.parquet"], NUMBER)
+    read: list[object] = []
+    footer = pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda handle: read.append(handle) or footer(handle))
+    assert rows_of(dataset) == list(range(125))
+    assert len(read) == 2

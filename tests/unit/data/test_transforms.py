@@ -8,22 +8,29 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
+from mtlrec.data import vocabulary
 from mtlrec.data.collate import collate
 from mtlrec.data.columns import Columns
 from mtlrec.data.errors import DataError
+from mtlrec.data.hashing import hash_text
 from tests.toy import rows_of, toy_tree
 
 ROWS = 10
 
 
 def job_of(
-    sparse: dict[str, Any] | None = None, dense: dict[str, Any] | None = None, root: Path | str = "."
+    sparse: dict[str, Any] | None = None,
+    dense: dict[str, Any] | None = None,
+    root: Path | str = ".",
+    rows: int = ROWS,
 ) -> JobConfig:
     tree = toy_tree(root)
-    tree["tables"] = {"ids": {"rows": ROWS, "dim": 4}}
+    tree["tables"] = {"ids": {"rows": rows, "dim": 4}}
     tree["features"] = {
         "sparse": [{"name": "x", "table": "ids"} | (sparse or {})],
         "dense": [{"name": "d", "column": "number"} | (dense or {})],
@@ -87,8 +94,34 @@ def test_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xef\xbb\xbfa\r\nb\r\n", {"a": 1, "b": 2}),
+        (b"a\nb", {"a": 1, "b": 2}),
+        (b"", {"": 0, "a": 0}),
+        (b"\n", {"": 1, "a": 0}),
+        ("a\x85b\n\u2028\n".encode(), {"a\x85b": 1, "\u2028": 2, "a": 0}),
+    ],
+)
+def test_lines_of_a_vocabulary(tmp_path: Path, content: bytes, words: dict[str, int]) -> None:
+    (tmp_path / "words.txt").write_bytes(content)
+    job = job_of({"transform": "vocabulary", "vocabulary": str(tmp_path / "words.txt")})
+    assert ids_of(batch_of(job, pa.array(list(words)))) == [[number] for number in words.values()]
+
+
+@given(st.lists(st.text(max_size=3), unique=True, max_size=40), st.lists(st.text(max_size=3), max_size=40))
+@pytest.mark.parametrize("hashes", [2**64, 3])
+def test_words_are_found_whatever_their_hashes(hashes: int, known: list[str], asked: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vocabulary, "hash_text", lambda words: hash_text(words) % np.uint64(min(hashes, 2**64 - 1)))
+        ids = vocabulary.Vocabulary(known).ids(pa.array(asked, pa.string())).tolist()
+    assert ids == [known.index(word) + 1 if word in known else 0 for word in asked]
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
+        (("".join(f"{n}\n" for n in range(200_000)) + "7\n").encode(), "holds '7' twice"),
         (None, "cannot be read"),
         (b"a\nb\na\n", "holds 'a' twice"),
         (b"\xff\n", "is not UTF-8 text"),
@@ -98,8 +131,9 @@ def test_vocabulary(tmp_path: Path) -> None:
 def test_a_vocabulary_that_cannot_be_used(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "words.txt").write_bytes(content)
+    rows = 10**6 if content is not None and len(content) > 1000 else ROWS
     with pytest.raises(DataError, match=rf"features\.sparse\.x\.vocabulary: .*words\.txt: {message}"):
-        Columns.of(job_of({"transform": "vocabulary", "vocabulary": "words.txt"}, root=tmp_path))
+        Columns.of(job_of({"transform": "vocabulary", "vocabulary": "words.txt"}, root=tmp_path, rows=rows))
 
 
 def test_bucketize() -> None:
@@ -243,3 +277,45 @@ def test_dense_transforms_in_their_order(options: dict[str, Any], by_hand: Any) 
 def test_dense_types(kind: pa.DataType) -> None:
     batch = batch_of(job_of(), pa.array([0] * 3), number=pa.array([0, 1, None]).cast(kind))
     assert batch.dense[:, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0.5, math.nan]], "row 0: column 'x' holds a null in a list"),
+        ([[0.5], [math.inf]], "row 1: column 'x' holds an infinite number"),
+        ([0.5, -math.inf], "row 1: column 'x' holds an infinite number"),
+    ],
+)
+def test_buckets_are_of_numbers(values: list[Any], message: str) -> None:
+    job = job_of({"transform": "bucketize", "boundaries": [0, 1]})
+    with pytest.raises(DataError, match=message):
+        batch_of(job, pa.array(values))
+
+
+@pytest.mark.parametrize("weights", ["w", "x.w"])
+def test_weights_with_more_digits_than_float32(weights: str) -> None:
+    job = job_of({"weights": weights})
+    if weights == "w":
+        batch = batch_of(job, pa.array([[3]]), w=pa.array([[2**24 + 1]]))
+    else:
+        batch = batch_of(job, pa.array([[{"id": 3, "w": 2**24 + 1}]]))
+    assert batch.sparse["x"].weights().tolist() == [2.0**24]
+
+
+def test_more_items_than_32_bit_offsets_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if they were that many: Arrow refuses to put lists together."""
+    whole = pa.concat_arrays
+
+    def refused(arrays: list[pa.Array]) -> pa.Array:
+        if pa.types.is_list(arrays[0].type):
+            raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        return whole(arrays)
+
+    monkeypatch.setattr(pa, "concat_arrays", refused)
+    assert ids_of(batch_of(job_of(), pa.chunked_array([[[1, 2], []], [[3]]]))) == [[1, 2], [], [3]]
+
+
+def test_a_file_whose_lists_are_all_empty_knows_no_type() -> None:
+    assert ids_of(batch_of(job_of(), pa.array([[], None, []]))) == [[], [], []]
+    assert ids_of(batch_of(job_of({"weights": "w"}), pa.array([[], None]), w=pa.array([None, []]))) == [[], []]
