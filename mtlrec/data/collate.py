@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.data.block import Block, Ids
-from mtlrec.data.memory import concatenated
+from mtlrec.data.memory import concatenated, ones
 from mtlrec.data.parquet import stacked
 
 Cut = tuple[Block, int, int]
@@ -47,7 +47,7 @@ def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: b
         """[rows, columns], column-major; 1 where a block has no such column, 0 for the padding."""
         columns = [of(block) for block, _, _ in cuts]
         if not padding and all(column is None for of_block in columns for column in of_block):
-            return torch.ones(len(columns[0]), rows).T
+            return torch.from_numpy(ones(len(columns[0]) * rows, np.float32)).view(-1, rows).T
         parts = []
         for index in range(len(columns[0])):
             for (_, start, stop), of_block in zip(cuts, columns, strict=True):
@@ -98,7 +98,7 @@ def _sparse(cuts: Sequence[Cut], rows: int, padding: int, names: Sequence[str], 
 
 def _lengths(places: Sequence[tuple[Ids, slice, int, int]], cuts: int, size: int, padding: int) -> torch.Tensor:
     if not padding and all(ids.lengths is None for ids, _, _, _ in places):
-        return torch.ones(size, dtype=torch.int32)
+        return torch.from_numpy(ones(size, np.int32))
     parts = []
     for index, (ids, _, start, stop) in enumerate(places):
         parts.append(np.ones(stop - start, np.int32) if ids.lengths is None else ids.lengths[start:stop])

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import torch
+
 from mtlrec.batch import Batch
 from mtlrec.config import DataConfig
 from mtlrec.data.block import Block
@@ -119,7 +121,7 @@ class Loader:
         made: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=self._data.prefetch)
         stop = threading.Event()
         thread = threading.Thread(target=self._make, args=(position, made, stop), daemon=True, name="mtlrec-batches")
-        thread.start()
+        _start_with_one_core(thread)
         try:
             while True:
                 started = time.perf_counter()
@@ -200,6 +202,23 @@ def check_inputs(trained_on: Mapping[str, str], inputs: Mapping[str, str]) -> No
                 f"features.sparse.{feature}: its ids are {now} here and were {before} in training, so the model would "
                 "take one value for another; give it what it was trained with"
             )
+
+
+def _start_with_one_core(thread: threading.Thread) -> None:
+    """Torch's operators in this thread run in it alone. Each would else call in threads that then wait for the next one
+    with a core to themselves: 1.7 times as much processor time for a batch."""
+    threads, run, is_set = torch.get_num_threads(), thread.run, threading.Event()
+
+    def alone() -> None:
+        torch.get_num_threads()  # or this thread would take the number of all once more, at its first operator
+        torch.set_num_threads(1)  # of this thread, and of all that are started later
+        is_set.set()
+        run()
+
+    thread.run = alone  # type: ignore[method-assign]
+    thread.start()
+    is_set.wait()
+    torch.set_num_threads(threads)  # of the caller, where nothing changes, and of all that are started later
 
 
 def _put(

@@ -22,6 +22,13 @@ def copied(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
     return out
 
 
+def ones(size: int, dtype: type[np.generic]) -> np.ndarray:
+    """[size] from Arrow's memory pool."""
+    out = empty(size, dtype)
+    out.fill(1)
+    return out
+
+
 def concatenated(arrays: list[np.ndarray], size: int, dtype: type[np.generic]) -> np.ndarray:
     """1-dimensional arrays one after another, `size` elements in all."""
     return np.concatenate(arrays, out=empty(size, dtype), casting="same_kind") if arrays else empty(0, dtype)

@@ -58,19 +58,27 @@ def test_an_epoch_can_be_entered_anywhere(tmp_path: Path) -> None:
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any),
     row_group=st.integers(1, 17),
-    worlds=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(0, 5)), min_size=1, max_size=3),
-    shuffle=st.sampled_from(["none", "row_group", "rows"]),
+    worlds=st.lists(
+        st.tuples(
+            st.integers(1, 3),
+            st.integers(1, 9),
+            st.integers(0, 5),
+            st.sampled_from(["none", "row_group", "rows"]),
+            st.integers(0, 2),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
     buffer=st.integers(1, 50),
 )
 def test_every_row_once_through_the_files(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[int],
     row_group: int,
-    worlds: list[tuple[int, int, int]],
-    shuffle: str,
+    worlds: list[tuple[int, int, int, str, int]],
     buffer: int,
 ) -> None:
-    """Ranks and batch sizes change in mid-epoch, and the ids say which rows were taken."""
+    """Ranks, batch sizes, shuffles and seeds change in mid-epoch, and the ids say which rows were taken."""
     root, first = tmp_path_factory.mktemp("data"), 0
     for index, rows in enumerate(sizes):
         table = pa.table({"row": np.arange(first, first + rows), "is_click": np.zeros(rows)})
@@ -79,9 +87,9 @@ def test_every_row_once_through_the_files(
     data = {"root": str(root), "train": ["*.parquet"], "shuffle_buffer": buffer}
     seen: list[int] = []
     position, last = Position(), len(worlds) - 1
-    for number, (ranks, batch_size, steps) in enumerate(worlds):
+    for number, (ranks, batch_size, steps, shuffle, seed) in enumerate(worlds):
         job = JobConfig.model_validate(toy_tree() | ROW_JOB | {"data": data | {"batch_size": batch_size}})
-        loaders = [loader_of(job, rank, ranks, shuffle=shuffle, seed=1) for rank in range(ranks)]
+        loaders = [loader_of(job, rank, ranks, shuffle=shuffle, seed=seed) for rank in range(ranks)]
         left = loaders[0].steps_left(position)
         taken = left if number == last else min(steps, left)
         for loader in loaders:
@@ -133,6 +141,29 @@ def test_a_rank_without_rows_takes_its_steps(tmp_path: Path) -> None:
     loaders = [loader_of(toy_job(tmp_path), rank, 5) for rank in range(5)]
     sizes = [[batch.weights.sum().item() for batch in loader.epoch()] for loader in loaders]
     assert sizes == [[0], [1], [0], [1], [1]]
+
+
+def test_the_loaders_thread_takes_one_core_and_leaves_the_others_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_toy(tmp_path)
+    loader = loader_of(toy_job(tmp_path))
+    seen: list[int] = []
+    batch = loader.batch
+    monkeypatch.setattr(loader, "batch", lambda *of: seen.append(torch.get_num_threads()) or batch(*of))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        batches = loader.epoch()
+        next(batches)
+        started = threading.Thread(target=lambda: seen.append(-torch.get_num_threads()))
+        started.start()
+        started.join()
+        assert torch.get_num_threads() == 3
+        batches.close()  # type: ignore[attr-defined]
+        assert set(seen) == {1, -3}
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- what is broken
