@@ -254,7 +254,7 @@ class SplitWriter:
 
     def _remove(self) -> None:
         for split, writer in self._writers.items():
-            for part in range(writer.parts):
+            for part in range(writer.parts + 1):  # the last perhaps half written
                 (writer.folder / f"part-{part}.parquet").unlink(missing_ok=True)
             if not any(writer.folder.iterdir()):
                 (self.out / split).rmdir()

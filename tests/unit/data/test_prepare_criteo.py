@@ -171,3 +171,17 @@ def test_what_was_there_before_stays_or_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no schema\.json"):
         criteo.prepare(source, tmp_path / "theirs")
     assert (tmp_path / "theirs/train/log.parquet").exists()
+
+
+def test_a_full_disk_at_the_end_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_lines(tmp_path / "in" / "train.txt", made_lines())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing.PartWriter, "close", full)
+    with pytest.raises(OSError, match="No space left"):
+        criteo.prepare(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    criteo.prepare(source, tmp_path / "out")
