@@ -78,6 +78,7 @@ def train(
 ) -> None:
     """Train a job and report the metrics of its valid and test splits."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.training.preemption import Preempted
     from mtlrec.training.telemetry import say
     from mtlrec.training.trainer import Trainer
 
@@ -102,6 +103,10 @@ def train(
         trainer.describe()
         try:
             final = trainer.fit()
+        except Preempted as stopped:
+            if ranks.is_first:
+                say(str(stopped))
+            return
         except KeyboardInterrupt:
             say(f"interrupted after step {trainer.step}; --resume goes on from the last checkpoint")
             raise

@@ -22,12 +22,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the job's."""
+    """This process among all of the job's; `store` is shared by them."""
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
+    store: dist.Store
 
     @property
     def is_first(self) -> bool:
@@ -42,15 +43,16 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
     chosen = _device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    store = _store(rank, world_size, timedelta(seconds=timeout_s))
     dist.init_process_group(
         backend="nccl" if chosen.type == "cuda" else "gloo",
-        store=_store(rank, world_size, timedelta(seconds=timeout_s)),
+        store=store,
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
     try:
-        yield Ranks(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), chosen)
+        yield Ranks(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), chosen, store)
     finally:
         dist.destroy_process_group()
 

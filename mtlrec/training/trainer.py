@@ -34,6 +34,7 @@ from mtlrec.training.evaluate import NonFinite, evaluate
 from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
+from mtlrec.training.preemption import Preempted, Preemption
 from mtlrec.training.sharded import autocast, build_sharded
 from mtlrec.training.telemetry import Telemetry
 from mtlrec.training.warm_start import WarmStart, warm_start
@@ -49,7 +50,7 @@ class Trainer:
     def __init__(self, job: JobConfig, run: Path, ranks: Ranks) -> None:
         self.job, self.run, self.ranks = job, run, ranks
         self.loader = loader_of(job, "train", ranks, training=True)
-        self.step, self.position = 0, Position()
+        self.step, self.position, self._saved_step = 0, Position(), -1
         evaluated = [split for split in ("valid", "test") if getattr(job.data, split)]
         self.evaluation_loaders = {
             split: loader_of(job, split, ranks, trained_on=self.loader.inputs) for split in evaluated
@@ -123,15 +124,19 @@ class Trainer:
     # ---- training
 
     def fit(self) -> dict[str, Metrics]:
-        """Trains to the last step, saves, and returns the final metrics of the valid and test splits."""
+        """Trains to the last step, saves, and returns the final metrics of the valid and test splits.
+
+        Raises Preempted after SIGTERM, when everything is saved.
+        """
         with Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first) as telemetry:
-            while self.step < self.total_steps:
-                self._epoch(telemetry)
+            with Preemption(self.ranks) as preemption:
+                while self.step < self.total_steps:
+                    self._epoch(telemetry, preemption)
             self.pipeline.detach()
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
         return final
 
-    def _epoch(self, telemetry: Telemetry) -> None:
+    def _epoch(self, telemetry: Telemetry, preemption: Preemption) -> None:
         """The rest of the current epoch, or of the job."""
         self.model.module.train()
         steps = min(self.loader.steps_left(self.position), self.total_steps - self.step)
@@ -142,6 +147,9 @@ class Trainer:
                 report = self._step(batches)
                 self._log(report, telemetry, clock)
                 self._on_schedule(telemetry, clock)
+                if preemption.is_due(self.step) and self.step < self.total_steps:
+                    self._save_unless_done()
+                    raise Preempted(self.step)
         finally:
             batches.close()  # type: ignore[attr-defined]
         self.pipeline.reset()  # a job that ends in mid-epoch leaves batches in the pipeline
@@ -191,7 +199,13 @@ class Trainer:
         telemetry.evaluation(self.step, split, metrics)
         return metrics
 
+    def _save_unless_done(self) -> None:
+        if self._saved_step != self.step:
+            self.model.average_running_statistics()
+            self._save()
+
     def _save(self) -> None:
+        self._saved_step = self.step
         plan = describe_plan(self.model.plan)
         files, ranks = self.loader.dataset.fingerprint, self.ranks.world_size
         state = JobState(self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), plan)

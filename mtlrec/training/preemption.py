@@ -1,0 +1,52 @@
+"""SIGTERM: what a scheduler sends some seconds before it takes the machine. All ranks save and end together."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from mtlrec.distributed.process_group import Ranks
+
+KEY = "mtlrec/stop_after_step"
+
+
+class Preempted(Exception):
+    """The job has saved and stopped as asked; `step` is the last that was taken."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step} as SIGTERM asked; --resume goes on from there")
+        self.step = step
+
+
+class Preemption:
+    """Takes SIGTERM for as long as it is entered; a second one ends the process as ever.
+
+    The signal may reach one rank or all, between any two of their operations, but they must stop after the same step:
+    the next one waits for every rank in a collective. So the first rank that was asked names the step after its
+    current one, in the store that all share; the collectives of that step come after, and so nobody passes it unseen.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._store = ranks.store
+        self._asked = False
+        self._before: signal.Handlers | object | None = None
+
+    def __enter__(self) -> Preemption:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def is_due(self, step: int) -> bool:
+        """Whether `step`, which every rank has just taken, is the last. To be asked after every step, by every rank."""
+        if not self._asked and not self._store.check([KEY]):
+            return False
+        return step >= int(self._store.compare_set(KEY, "", str(step + 1)))

@@ -1,0 +1,59 @@
+"""SIGTERM on any rank: all save after the same step and end with status 0; a resume goes on as if nothing had been."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtlrec.training.checkpoint import read_job_state
+from tests.jobs import curve, final_tensors, write_job
+from tests.ranks import run_cli, run_ranks
+from tests.toy import write_toy
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def terminated(which: int, step: int, run: Path, *arguments: str | Path) -> int:
+    """The command, on a rank that gets SIGTERM (if it is `which`) when so many steps are logged."""
+    done = threading.Event()
+
+    def watch() -> None:
+        log = run / "metrics.jsonl"
+        while not done.is_set():
+            if log.exists() and len(log.read_text().splitlines()) >= step:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.002)
+
+    if int(os.environ["RANK"]) == which:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        return run_cli(*arguments)
+    finally:
+        done.set()
+
+
+@pytest.mark.parametrize(("ranks", "which"), [(1, 0), (2, 0), (2, 1)])
+def test_stopped_by_a_signal_and_resumed(
+    ranks: int, which: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = {"epochs": 12, "checkpoint_every": 1000, "eval_every": 1000}
+    config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), train=train)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert run_ranks(ranks, run_cli, "train", config, "-o", whole) == [0] * ranks
+    capfd.readouterr()
+    assert run_ranks(ranks, terminated, which, 17, run, "train", config, "-o", run) == [0] * ranks
+    (saved,) = (run / "checkpoints").iterdir()
+    step = read_job_state(saved).step
+    assert 17 <= step < curve(whole)[-1]["step"]
+    assert [line["step"] for line in curve(run)] == list(range(1, step + 1))
+    said = capfd.readouterr().err
+    assert said.count(f"stopped after step {step} as SIGTERM asked; --resume goes on from there") == 1
+    assert run_ranks(ranks, run_cli, "train", config, "-o", run, "--resume") == [0] * ranks
+    assert curve(run) == curve(whole)
+    expected = final_tensors(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in final_tensors(run).items())
