@@ -1,22 +1,17 @@
-"""Batches made ahead on a thread, so that a rank does not wait for data.
+"""The batches of one split for one rank: an order, read, converted, cut and collated.
 
 Row groups are read on threads of their own, one thread makes blocks and batches of them; pyarrow and NumPy release the
-GIL while they read and copy. An error on a thread is raised where the batch is taken; leaving the loop early stops
-them.
+GIL while they read and copy.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from mtlrec.batch import Batch
 from mtlrec.config import DataConfig
+from mtlrec.data.batches import Batches
 from mtlrec.data.block import Block
 from mtlrec.data.collate import Cut, collate, cut
 from mtlrec.data.columns import Columns
@@ -116,25 +111,20 @@ class Loader:
 
     # ---- batches
 
-    def epoch(self, position: Position = Position()) -> Iterator[Batch]:  # noqa: B008
-        """Yields the batches from `position` to the end of its epoch."""
-        made: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=self._data.prefetch)
-        stop = threading.Event()
-        thread = threading.Thread(target=self._make, args=(position, made, stop), daemon=True, name="mtlrec-batches")
-        _start_with_one_core(thread)
+    def epoch(self, position: Position = Position()) -> Batches:  # noqa: B008
+        """The batches from `position` to the end of its epoch; they are being made from now on."""
+        return Batches(self._made(position), self._data.prefetch, self._wait)
+
+    def _made(self, position: Position) -> Generator[Batch]:
+        cuts = self.cuts(position)
         try:
-            while True:
-                started = time.perf_counter()
-                item = made.get()
-                self.wait_s += time.perf_counter() - started
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            for of_batch, rows in cuts:
+                yield self.batch(of_batch, rows)
         finally:
-            stop.set()
-            thread.join()
+            cuts.close()  # type: ignore[attr-defined]
+
+    def _wait(self, seconds: float) -> None:
+        self.wait_s += seconds
 
     def cuts(self, position: Position = Position()) -> Iterator[tuple[list[Cut], int]]:  # noqa: B008
         """What each batch is made of, and the rows that all ranks bring to it; on the caller's thread."""
@@ -175,23 +165,6 @@ class Loader:
         table = self._reader.nothing()
         return replace(self.columns.block(Rows(table, (), (), ())), table=table)
 
-    def _make(
-        self,
-        position: Position,
-        made: queue.Queue[Batch | BaseException | None],
-        stop: threading.Event,
-    ) -> None:
-        epoch = self.cuts(position)
-        try:
-            for cuts, rows in epoch:
-                if not _put(made, self.batch(cuts, rows), stop):
-                    return
-            _put(made, None, stop)
-        except BaseException as error:  # handed to the consumer's thread, which raises it
-            _put(made, error, stop)
-        finally:
-            epoch.close()  # type: ignore[attr-defined]
-
 
 def check_inputs(trained_on: Mapping[str, str], inputs: Mapping[str, str]) -> None:
     """Raises DataError where a feature's values would become other ids than those the model was trained with."""
@@ -202,33 +175,3 @@ def check_inputs(trained_on: Mapping[str, str], inputs: Mapping[str, str]) -> No
                 f"features.sparse.{feature}: its ids are {now} here and were {before} in training, so the model would "
                 "take one value for another; give it what it was trained with"
             )
-
-
-def _start_with_one_core(thread: threading.Thread) -> None:
-    """Torch's operators in this thread run in it alone. Each would else call in threads that then wait for the next one
-    with a core to themselves: 1.7 times as much processor time for a batch."""
-    threads, run, is_set = torch.get_num_threads(), thread.run, threading.Event()
-
-    def alone() -> None:
-        torch.get_num_threads()  # or this thread would take the number of all once more, at its first operator
-        torch.set_num_threads(1)  # of this thread, and of all that are started later
-        is_set.set()
-        run()
-
-    thread.run = alone  # type: ignore[method-assign]
-    thread.start()
-    is_set.wait()
-    torch.set_num_threads(threads)  # of the caller, where nothing changes, and of all that are started later
-
-
-def _put(
-    made: queue.Queue[Batch | BaseException | None], item: Batch | BaseException | None, stop: threading.Event
-) -> bool:
-    """Waits for room, but not once the consumer has gone."""
-    while not stop.is_set():
-        try:
-            made.put(item, timeout=0.05)
-            return True
-        except queue.Full:
-            continue
-    return False

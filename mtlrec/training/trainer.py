@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,7 @@ class Trainer:
             split: loader_of(job, split, ranks, trained_on=self.loader.inputs) for split in evaluated
         }
         self.total_steps = self._steps_until_the_end()
+        self._batches = self.loader.epoch(self.position)  # read while the model is built
         self.model = build_sharded(job, ranks)
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
@@ -95,6 +95,8 @@ class Trainer:
         check_tasks(checkpoint, saved, [task.name for task in self.job.tasks])
         self._check_files(checkpoint, saved)
         check_inputs(saved.inputs, self.loader.inputs)
+        self._batches.close()
+        self._batches = self.loader.epoch(saved.position)
         self.optimizers.materialise()
         tensors = self._tensors()
         if saved.ranks != self.ranks.world_size:
@@ -132,6 +134,7 @@ class Trainer:
             with Preemption(self.ranks) as preemption:
                 while self.step < self.total_steps:
                     self._epoch(telemetry, preemption)
+            self._batches.close()
             self.pipeline.detach()
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
         return final
@@ -140,26 +143,37 @@ class Trainer:
         """The rest of the current epoch, or of the job."""
         self.model.module.train()
         steps = min(self.loader.steps_left(self.position), self.total_steps - self.step)
-        batches = self.loader.epoch(self.position)
         clock = _Clock(self.loader, self.job.data.batch_size * self.ranks.world_size)
         try:
             for _ in range(steps):
-                report = self._step(batches)
+                report = self._step()
                 self._log(report, telemetry, clock)
+                if not self.position.steps:
+                    self._next_epoch()
                 self._on_schedule(telemetry, clock)
                 if preemption.is_due(self.step) and self.step < self.total_steps:
                     self._save_unless_done()
                     raise Preempted(self.step)
-        finally:
-            batches.close()  # type: ignore[attr-defined]
-        self.pipeline.reset()  # a job that ends in mid-epoch leaves batches in the pipeline
-        say_what_was_skipped(self.loader, self.ranks)
+        except BaseException:
+            self._batches.close()
+            raise
+        if self.position.steps:  # a job that ends in mid-epoch leaves batches behind
+            self._batches.close()
+            say_what_was_skipped(self.loader, self.ranks)
+        self.pipeline.reset()
 
-    def _step(self, batches: Iterator[Batch]) -> StepOutput:
+    def _next_epoch(self) -> None:
+        """Collective. Its first rows are read while this one's model is saved and evaluated."""
+        say_what_was_skipped(self.loader, self.ranks)
+        self._batches.close()
+        if self.step < self.total_steps:
+            self._batches = self.loader.epoch(self.position)
+
+    def _step(self) -> StepOutput:
         self.optimizers.set_learning_rates(self.step)
         self._set_task_weights()
         with autocast(self.job, self.ranks.device):
-            done = self.pipeline.progress(batches)
+            done = self.pipeline.progress(self._batches)
         self.step, self.position = self.step + 1, self.loader.after(self.position)
         self._stop_if_not_finite(done)
         return done

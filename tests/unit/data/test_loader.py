@@ -98,7 +98,7 @@ def test_every_row_once_through_the_files(
             for batch, _ in zip(batches, range(taken), strict=False):
                 seen += batch.sparse.values().tolist()
                 assert batch.sparse.values().numel() == batch.weights.sum()
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()
         position = loaders[0].after(position, taken) if taken else position
         if position.epoch:
             break
@@ -123,7 +123,7 @@ def test_leaving_early_ends_the_threads(tmp_path: Path) -> None:
     batches = shuffled(write_toy(tmp_path)).epoch()
     next(batches)
     assert threading.active_count() > before
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert threading.active_count() == before
 
 
@@ -160,10 +160,26 @@ def test_the_loaders_thread_takes_one_core_and_leaves_the_others_theirs(
         started.start()
         started.join()
         assert torch.get_num_threads() == 3
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         assert set(seen) == {1, -3}
     finally:
         torch.set_num_threads(before)
+
+
+def test_batches_are_made_before_anybody_asks_and_closing_ends_it(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    loader = loader_of(toy_job(tmp_path, data={"prefetch": 2}))
+    before = threading.active_count()
+    batches = loader.epoch()
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+    assert list(batches) == []
+    left = loader.epoch()
+    thread = left._thread
+    del left
+    thread.join(timeout=20)
+    assert not thread.is_alive()
 
 
 # ---- what is broken
