@@ -14,6 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, n
 class CalibrationMethod(StrEnum):
     platt = "platt"
     isotonic = "isotonic"
+
+
+class DeviceKind(StrEnum):
+    cuda = "cuda"
+    cpu = "cpu"
 
 
 def _version(wanted: bool) -> None:
@@ -189,6 +195,35 @@ def predict(
             by = f", calibrated ({calibration.method})" if calibration else ""
             described = {"rows": rows, "output": str(output), "calibration": calibration and calibration.method}
             cli_data.print_(described, as_json, f"{rows:,} rows scored into {output}{by}")
+
+
+@app.command(epilog="Example: mtlrec plan criteo_mmoe --nodes 8 --gpus-per-node 8 --hbm-gb 80")
+def plan(
+    config: Config,
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on each node; with --device cpu too.")] = 8,
+    hbm_gb: Annotated[float, typer.Option(min=0.001, help="Memory of each GPU.")] = 80.0,
+    ddr_gb: Annotated[float, typer.Option(min=0.001, help="Host memory for each rank.")] = 128.0,
+    device: Annotated[DeviceKind, typer.Option()] = DeviceKind.cuda,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """How the tables would lie on machines that need not be there: memory, step time by phase, balance, what does not
+    fit. Needs neither GPUs nor data."""
+    import torch
+
+    from mtlrec.distributed.estimate import estimate
+    from mtlrec.training.sharded import unsharded
+
+    job = load_config(config, set_ or [])
+    module = unsharded(job, torch.device(device.value))
+    found = estimate(module, job, nodes, gpus_per_node, device.value, hbm_gb, ddr_gb)
+    if as_json:
+        print(json.dumps(asdict(found) | {"slowest_rank": found.slowest.rank, "imbalance": found.imbalance}))
+        return
+    console = cli_data.wide_console()
+    for part in found.report():
+        console.print(part)
 
 
 @app.command(epilog="Example: mtlrec recipes census_adatt_sp > job.yaml")

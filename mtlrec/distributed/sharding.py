@@ -9,7 +9,7 @@ from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
 
 from mtlrec.config import JobConfig
@@ -39,21 +39,27 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         hbm_cap=None if job.sharding.hbm_gb is None else int(job.sharding.hbm_gb * GIB),
         ddr_cap=None if job.sharding.ddr_gb is None else int(job.sharding.ddr_gb * GIB),
     )
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=job.data.batch_size,
-        constraints=_constraints(job, ranks),
-        debug=False,
-    )
+    planner = planner_of(job, topology)
 
     def plan() -> ShardingPlan:
         try:
-            return planner.plan(module, _sharders())
+            return planner.plan(module, sharders())
         except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
 
     return on_first_rank(ranks, plan)
+
+
+def planner_of(job: JobConfig, topology: Topology, stats: Stats | None = None) -> EmbeddingShardingPlanner:
+    """The job's constraints and batch size on a topology; `stats` is told the choice."""
+    return EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=job.data.batch_size,
+        constraints=_constraints(job, topology.world_size, topology.compute_device),
+        stats=stats,
+        debug=False,
+    )
 
 
 def shard(module: nn.Module, plan: ShardingPlan, ranks: Ranks, seed: int) -> DistributedModelParallel:
@@ -62,7 +68,7 @@ def shard(module: nn.Module, plan: ShardingPlan, ranks: Ranks, seed: int) -> Dis
     Ranks draw their shards from different seeds: with one seed for all, the shards of a row-wise table would be copies.
     """
     torch.manual_seed(seed + 1 + ranks.rank)
-    return DistributedModelParallel(module=module, device=ranks.device, plan=plan, sharders=_sharders())
+    return DistributedModelParallel(module=module, device=ranks.device, plan=plan, sharders=sharders())
 
 
 def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, Any]]:
@@ -80,22 +86,22 @@ def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, Any]]:
     return dict(sorted(described.items()))
 
 
-def _sharders() -> list[ModuleSharder[nn.Module]]:
+def sharders() -> list[ModuleSharder[nn.Module]]:
     return [TableSharder()]  # type: ignore[list-item]
 
 
-def _constraints(job: JobConfig, ranks: Ranks) -> dict[str, ParameterConstraints]:
+def _constraints(job: JobConfig, world_size: int, device: str) -> dict[str, ParameterConstraints]:
     constraints = {}
     for table in job.tables:
         wanted = job.sharding.constraints.get(table)
         types: list[str] | None = None if wanted is None else list(wanted.types)
         kernels: list[str] | None = None if wanted is None or wanted.kernels is None else list(wanted.kernels)
         if types is None and job.optim.sparse.kind == "adam":
-            types = _types_without_data_parallel(ranks)
+            types = _types_without_data_parallel(device)
         constraints[table] = ParameterConstraints(
             sharding_types=types,
             compute_kernels=kernels,
-            min_partition=_column_width(job.tables[table].dim, ranks.world_size) if wanted else None,
+            min_partition=_column_width(job.tables[table].dim, world_size) if wanted else None,
         )
     return constraints
 
@@ -109,6 +115,6 @@ def _column_width(dim: int, world_size: int) -> int:
     return widths[0]
 
 
-def _types_without_data_parallel(ranks: Ranks) -> list[str]:
+def _types_without_data_parallel(device: str) -> list[str]:
     """FBGEMM's Adam moves only the rows of the batch, torch's moves all: a replicated table would train differently."""
-    return [kind for kind in TableSharder().sharding_types(ranks.device.type) if kind != "data_parallel"]
+    return [kind for kind in TableSharder().sharding_types(device) if kind != "data_parallel"]

@@ -22,6 +22,7 @@ from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.build import build_train_module
+from mtlrec.models.train_module import TrainModule
 from mtlrec.training.checkpoint import CheckpointError, Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.training.optim import fuse_sparse_optimizer
 
@@ -58,11 +59,17 @@ class ShardedModel:
 
 def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:
     """Collective. Dense weights start equal on every rank and world size, tables from the rank's own seed."""
-    torch.manual_seed(job.train.seed)
-    module = build_train_module(job)
-    fuse_sparse_optimizer(module.model.tables, job.optim.sparse, ranks.device)
+    module = unsharded(job, ranks.device)
     plan = plan_sharding(module, job, ranks)
     return ShardedModel(shard(module, plan, ranks, job.train.seed), plan, module.loss.multitask)
+
+
+def unsharded(job: JobConfig, device: torch.device) -> TrainModule:
+    """With tables on meta, which take no memory, and their optimizer in backward; the rest drawn from the job's seed."""
+    torch.manual_seed(job.train.seed)
+    module = build_train_module(job)
+    fuse_sparse_optimizer(module.model.tables, job.optim.sparse, device)
+    return module
 
 
 def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:

@@ -17,6 +17,7 @@ VERBS = [
     ["evaluate"],
     ["predict"],
     ["inspect"],
+    ["plan"],
     ["recipes"],
     ["schema"],
     ["synth", "feed"],
