@@ -177,10 +177,9 @@ def _what_does_not_fit(job: JobConfig, ranks: int, device: str, hbm_gb: float, d
     sizes = {name: table.rows * table.dim * 4 / GIB for name, table in job.tables.items()}
     largest = ", ".join(f"{name} {sizes[name]:,.1f}" for name in sorted(sizes, key=lambda name: -sizes[name])[:3])
     each = f"{hbm_gb:g} GB and {ddr_gb:g} GB of their host" if device == "cuda" else f"{ddr_gb:g} GB"
-    what = (
-        f"no plan for {ranks} ranks of {each}: the weights alone are {sum(sizes.values()):,.1f} GB, of which {largest}"
-    )
-    if sum(sizes.values()) > ranks * (ddr_gb + (hbm_gb if device == "cuda" else 0)):
+    total = sum(sizes.values())
+    what = f"no plan for {ranks} ranks of {each}: the weights alone are {total:,.1f} GB, of which {largest}"
+    if total > ranks * (ddr_gb + (hbm_gb if device == "cuda" else 0)):
         return f"{what}; take more ranks or memory, or lower tables' rows or dim"
     least = "row_wise" + (" and fused_uvm_caching" if device == "cuda" else "")
     reason = " ".join(str(error).split())[:160]

@@ -65,7 +65,7 @@ def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:
 
 
 def unsharded(job: JobConfig, device: torch.device) -> TrainModule:
-    """With tables on meta, which take no memory, and their optimizer in backward; the rest drawn from the job's seed."""
+    """Tables on meta, which take no memory, with their optimizer in backward; the rest drawn from the job's seed."""
     torch.manual_seed(job.train.seed)
     module = build_train_module(job)
     fuse_sparse_optimizer(module.model.tables, job.optim.sparse, device)
