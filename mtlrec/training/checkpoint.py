@@ -14,9 +14,12 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -26,6 +29,8 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from mtlrec.data.order import Position
+from mtlrec.training.preemption import Preempted
+from mtlrec.training.staging import Staging
 
 STEP = "step_{:08d}"
 
@@ -49,11 +54,29 @@ class JobState:
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a run."""
+    """The `checkpoints/` folder of a run.
 
-    def __init__(self, run: Path, keep: int = 2) -> None:
+    Saving copies the tensors and goes on; a thread writes them, talking to the other ranks' threads over a process
+    group of its own, because the default one is busy training. At most one is being written.
+    """
+
+    def __init__(self, run: Path, keep: int = 2, timeout_s: int = 300) -> None:
         self.folder = run / "checkpoints"
-        self.keep = keep
+        self.keep, self._timeout = keep, timedelta(seconds=timeout_s)
+        self._staging = Staging()
+        self._group: dist.ProcessGroup | None = None
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """The other ranks cannot finish what is being written without this one; an error of its own comes first."""
+        try:
+            self.wait()
+        except Exception:
+            if kind is None or issubclass(kind, Preempted):
+                raise
 
     def complete(self) -> list[Path]:
         """Oldest first."""
@@ -63,7 +86,27 @@ class Checkpoints:
         return next(reversed(self.complete()), None)
 
     def save(self, tensors: dict[str, Any], state: JobState) -> None:
-        """Collective. On return the checkpoint is complete and older ones beyond `keep` are gone."""
+        """Collective. On return the tensors may change; `wait` tells when the checkpoint is complete and older ones
+        beyond `keep` are gone.
+
+        Raises CheckpointError where the one before could not be written: it is waited for first.
+        """
+        self.wait()
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=self._timeout)
+        staged = self._staging.staged(tensors)
+        self._writing = Future()
+        arguments = (self._writing, self._write, staged, state)
+        Thread(target=_run, args=arguments, name="checkpoint", daemon=True).start()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises CheckpointError where that failed; what was saved before is there."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, tensors: dict[str, Any], state: JobState) -> None:
+        """Collective, over the group."""
         name = STEP.format(state.step)
         writing = self.folder / f".writing_{name}"
         first = dist.get_rank() == 0
@@ -71,9 +114,9 @@ class Checkpoints:
             for left in self.folder.glob(".writing_*"):
                 shutil.rmtree(left)
             writing.mkdir(parents=True)
-        dist.barrier()
+        dist.barrier(self._group)
         try:
-            dcp.save(tensors, storage_writer=FileSystemWriter(writing))
+            dcp.save(tensors, storage_writer=FileSystemWriter(writing), process_group=self._group)
         except dcp.api.CheckpointException as error:
             raise CheckpointError(f"{writing}: {_reason(error)}") from None
         if first:
@@ -85,7 +128,16 @@ class Checkpoints:
             others = [path for path in self.complete() if path != final]
             for old in [*others[: len(others) + 1 - self.keep], *self.folder.glob(".writing_*")]:
                 shutil.rmtree(old)
-        dist.barrier()
+        dist.barrier(self._group)
+
+
+def _run(done: Future[None], work: Callable[..., None], *arguments: Any) -> None:
+    try:
+        work(*arguments)
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
 def read_job_state(checkpoint: Path) -> JobState:

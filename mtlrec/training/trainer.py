@@ -59,7 +59,7 @@ class Trainer:
         self.model = build_sharded(job, ranks)
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
-        self.checkpoints = Checkpoints(run, job.train.keep_checkpoints)
+        self.checkpoints = Checkpoints(run, job.train.keep_checkpoints, job.train.timeout_s)
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
             self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )
@@ -130,7 +130,7 @@ class Trainer:
 
         Raises Preempted after SIGTERM, when everything is saved.
         """
-        with Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first) as telemetry:
+        with Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first) as telemetry, self.checkpoints:
             with Preemption(self.ranks) as preemption:
                 while self.step < self.total_steps:
                     self._epoch(telemetry, preemption)

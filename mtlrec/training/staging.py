@@ -1,0 +1,44 @@
+"""A copy of what a checkpoint holds, so that it can be written while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+
+
+class Staging:
+    """Copies into host memory that is kept from one checkpoint to the next: fresh pages would cost as much as writing.
+
+    The copy is overwritten by the next one.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def staged(self, tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Nested dicts of tensors and ShardedTensors, of which this rank's shards are copied -> the same on the CPU."""
+        return {key: self._copied(value, f"{prefix}{key}") for key, value in tree.items()}
+
+    def _copied(self, value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return self.staged(value, f"{name}.")
+        if isinstance(value, ShardedTensor):
+            shards = [
+                Shard(self._buffer(shard.tensor, f"{name}[{index}]"), shard.metadata)
+                for index, shard in enumerate(value.local_shards())
+            ]
+            return ShardedTensor._init_from_local_shards_and_global_metadata(
+                shards, value.metadata(), process_group=value._process_group
+            )
+        return self._buffer(value, name)
+
+    def _buffer(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        kept = self._buffers.get(name)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._buffers[name] = kept
+        kept.copy_(tensor.detach())
+        return kept
