@@ -43,6 +43,9 @@ class TrainConfig(Strict):
     eval_every: int = Field(0, ge=0, description="steps between validations; 0: at the end of each epoch")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
     keep_checkpoints: PositiveInt = 2
+    background_checkpoints: bool = Field(
+        True, description="write while training goes on, from a copy of all tensors in host memory"
+    )
     log_every: PositiveInt = 50
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"

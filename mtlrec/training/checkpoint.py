@@ -56,13 +56,13 @@ class JobState:
 class Checkpoints:
     """The `checkpoints/` folder of a run.
 
-    Saving copies the tensors and goes on; a thread writes them, talking to the other ranks' threads over a process
-    group of its own, because the default one is busy training. At most one is being written.
+    Saving in the background copies the tensors and goes on; a thread writes them, talking to the other ranks' threads
+    over a process group of its own, because the default one is busy training. At most one is being written.
     """
 
-    def __init__(self, run: Path, keep: int = 2, timeout_s: int = 300) -> None:
+    def __init__(self, run: Path, keep: int = 2, in_background: bool = True, timeout_s: int = 300) -> None:
         self.folder = run / "checkpoints"
-        self.keep, self._timeout = keep, timedelta(seconds=timeout_s)
+        self.keep, self.in_background, self._timeout = keep, in_background, timedelta(seconds=timeout_s)
         self._staging = Staging()
         self._group: dist.ProcessGroup | None = None
         self._writing: Future[None] | None = None
@@ -92,6 +92,9 @@ class Checkpoints:
         Raises CheckpointError where the one before could not be written: it is waited for first.
         """
         self.wait()
+        if not self.in_background:
+            self._write(tensors, state)
+            return
         if self._group is None:
             self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         staged = self._staging.staged(tensors)
@@ -106,7 +109,7 @@ class Checkpoints:
             writing.result()
 
     def _write(self, tensors: dict[str, Any], state: JobState) -> None:
-        """Collective, over the group."""
+        """Collective, over the group if there is one."""
         name = STEP.format(state.step)
         writing = self.folder / f".writing_{name}"
         first = dist.get_rank() == 0

@@ -59,7 +59,8 @@ class Trainer:
         self.model = build_sharded(job, ranks)
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
-        self.checkpoints = Checkpoints(run, job.train.keep_checkpoints, job.train.timeout_s)
+        train = job.train
+        self.checkpoints = Checkpoints(run, train.keep_checkpoints, train.background_checkpoints, train.timeout_s)
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
             self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )

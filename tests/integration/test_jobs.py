@@ -99,6 +99,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "tasks": FEATURES_PER_TASK,
         "model": {"fusion": {"kind": "adatt", "expert_hidden": [[16], [8]]}},
     },
+    "checkpoints_in_the_foreground": {"train": {"background_checkpoints": False}},
     "bf16_batch_norm": {"train": {"precision": "bf16"}, "model": {"fusion": FUSIONS["batch_norm"]}},
 }
 
