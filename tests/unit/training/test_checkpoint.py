@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,20 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from mtlrec.training.checkpoint import CheckpointError, Checkpoints, load_tensors, read_job_state, saved_shapes
+from mtlrec.data.order import Position
+from mtlrec.distributed.process_group import process_group
+from mtlrec.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    JobState,
+    load_tensors,
+    read_job_state,
+    saved_shapes,
+)
+
+
+def state(step: int) -> JobState:
+    return JobState(step, Position(), "", 1, {}, {"tasks": []}, {})
 
 
 class Bomb:
@@ -58,3 +72,56 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
         if name != "step_00000011":
             (tmp_path / "checkpoints" / name / "job.json").write_text("{}")
     assert [path.name for path in Checkpoints(tmp_path).complete()] == ["step_00000003", "step_00000010"]
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path: Path, in_background: bool) -> None:
+    weight = torch.ones(1000, 1000)
+    with process_group("cpu"), Checkpoints(tmp_path, keep=2, in_background=in_background) as checkpoints:
+        for step in range(1, 5):
+            weight.fill_(step)
+            checkpoints.save({"model": {"weight": weight}}, state(step))
+            weight.fill_(-1)  # training goes on
+    assert [path.name for path in checkpoints.complete()] == ["step_00000003", "step_00000004"]
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step_00000003", "step_00000004"]
+    for path, step in zip(checkpoints.complete(), (3, 4), strict=True):
+        found = torch.zeros(1000, 1000)
+        load_tensors({"model": {"weight": found}}, path)
+        assert (found == step).all()
+        assert read_job_state(path).step == step
+
+
+def test_a_save_that_fails_is_told_and_the_one_before_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with process_group("cpu"):
+        checkpoints = Checkpoints(tmp_path)
+        tensors = {"model": {"weight": torch.ones(10)}}
+        checkpoints.save(tensors, state(1))
+        checkpoints.wait()
+        folder = tmp_path / "checkpoints" / ".writing_step_00000002"
+        monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", folder)))
+        checkpoints.save(tensors, state(2))
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(tensors, state(3))
+        monkeypatch.undo()
+        checkpoints.save(tensors, state(4))
+        checkpoints.wait()
+        checkpoints.wait()
+    assert [path.name for path in checkpoints.complete()] == ["step_00000001", "step_00000004"]
+
+
+def saved(run: Path, then: Callable[[], None]) -> None:
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save({"weight": torch.ones(1)}, state(1))
+        then()
+
+
+def test_an_error_of_training_comes_before_one_of_saving(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    (tmp_path / "checkpoints").write_text("no folder")
+    with process_group("cpu"):
+        with pytest.raises(ZeroDivisionError):
+            saved(tmp_path, fail)
+        with pytest.raises(OSError, match="checkpoints"):
+            saved(tmp_path, lambda: None)
