@@ -11,36 +11,21 @@ from mtlrec.layers import (
     PLE,
     AdaTT,
     AdaTTSp,
-    AsymmetricBottom,
-    CrossStitch,
-    CustomizedSharing,
     ExpertBank,
     FusionLayer,
     GateBank,
     MMoE,
-    SharedBottom,
-    SingleTask,
 )
 from mtlrec.layers import experts as experts_module
 from mtlrec.layers.experts import ExpertNorm
+from tests.layers import EXTRA_ARGUMENTS
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
-SIZES: dict[type[FusionLayer], dict[str, Any]] = {
-    SingleTask: {},
-    SharedBottom: {},
-    AsymmetricBottom: {},
-    CrossStitch: {},
-    CustomizedSharing: {},
-    MMoE: {"num_experts": 3},
-    PLE: {"num_task_experts": 2, "num_shared_experts": 1},
-    AdaTTSp: {"num_task_experts": 2},
-    AdaTT: {"num_task_experts": 2, "num_shared_experts": 1},
-}
 GATED = [MMoE, PLE, AdaTTSp, AdaTT]
 
 
 def build(kind: type[FusionLayer], **options: Any) -> FusionLayer:
-    return kind(**{"input_dim": 6, "num_tasks": 2, "expert_hidden": [[8], [4]], **SIZES[kind], **options})
+    return kind(**{"input_dim": 6, "num_tasks": 2, "expert_hidden": [[8], [4]], **EXTRA_ARGUMENTS[kind], **options})
 
 
 def plain_expert(bank: ExpertBank, expert: int) -> nn.Sequential:
@@ -129,7 +114,7 @@ def test_recomputing_changes_no_gradient_and_draws_the_same_dropout(
         torch.testing.assert_close(q.grad, p.grad)
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", EXTRA_ARGUMENTS)
 def test_every_layer_takes_the_options(kind: type[FusionLayer]) -> None:
     layer = build(kind, activation="silu", norm="layer", dropout=0.2, recompute=True)
     banks = [module for name, module in layer.named_modules() if isinstance(module, ExpertBank)]
@@ -140,7 +125,7 @@ def test_every_layer_takes_the_options(kind: type[FusionLayer]) -> None:
     assert build(kind, norm="batch")(torch.randn(5, 6)).shape == (5, 2, 4)
 
 
-@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("kind", EXTRA_ARGUMENTS)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -22,6 +22,7 @@ from mtlrec.layers import (
 )
 from mtlrec.layers.experts import ExpertBank
 from mtlrec.layers.meta_weights import meta_tensors
+from tests.layers import EXTRA_ARGUMENTS
 
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: SingleTask(12, 3, [[16, 8], [6]]),
@@ -71,17 +72,6 @@ def test_an_input_of_another_shape_is_an_error_that_names_both(
         layer(torch.randn(shape))
 
 
-EXTRA_ARGUMENTS: dict[type[FusionLayer], dict[str, int]] = {
-    SingleTask: {},
-    SharedBottom: {},
-    AsymmetricBottom: {},
-    CrossStitch: {},
-    CustomizedSharing: {},
-    MMoE: {"num_experts": 3},
-    PLE: {"num_task_experts": 2, "num_shared_experts": 1},
-    AdaTTSp: {"num_task_experts": 2},
-    AdaTT: {"num_task_experts": 2, "num_shared_experts": 1},
-}
 MISTAKES = [
     ("expert_hidden", [], "expert_hidden is empty or has an empty level"),
     ("expert_hidden", [[4], []], "expert_hidden is empty or has an empty level"),
