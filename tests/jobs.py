@@ -1,7 +1,10 @@
-"""Jobs written, and what a run has left behind, read without the code under test."""
+"""Jobs written and launched, and what a run has left behind, read without the code under test."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,23 @@ import yaml
 
 from tests.toy import toy_tree
 
+REPO = Path(__file__).parents[1]
+
 
 def write_job(path: Path, root: Path, **sections: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(toy_tree(root, **sections)))
     return path
+
+
+def torchx(config: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    """`torchx run -s local_cwd` from the repository's root, in a process group of its own."""
+    binaries = Path(sys.executable).parent
+    command = [str(binaries / "torchx"), "run", "-s", "local_cwd", "launch/components.py:train"]
+    command += ["--config", str(config), "--output", str(run), "--procs_per_node", "2", *more]
+    environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=REPO, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
 
 def curve(run: Path) -> list[dict[str, Any]]:

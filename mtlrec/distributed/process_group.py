@@ -17,18 +17,21 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mtlrec.distributed.liveness import Liveness
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the job's; `store` is shared by them."""
+    """This process among all of the job's; `store` is shared by them, `liveness` wants to hear of every step."""
 
     rank: int
     world_size: int
     local_world_size: int
     device: torch.device
     store: dist.Store
+    liveness: Liveness
 
     @property
     def is_first(self) -> bool:
@@ -37,7 +40,10 @@ class Ranks:
 
 @contextmanager
 def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]:
-    """Joins the job's processes (torchrun's environment; alone without it) and leaves them on every path."""
+    """Joins the job's processes (torchrun's environment; alone without it) and leaves them on every path.
+
+    Raises RankMissing where a collective took longer than `timeout_s`.
+    """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     chosen = _device(device, local_rank)
@@ -51,10 +57,12 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    try:
-        yield Ranks(rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)), chosen, store)
-    finally:
-        dist.destroy_process_group()
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    with Liveness(store, rank, world_size, timeout_s) as liveness:
+        try:
+            yield Ranks(rank, world_size, local_world_size, chosen, store, liveness)
+        finally:
+            dist.destroy_process_group()
 
 
 def on_first_rank(ranks: Ranks, work: Callable[[], T]) -> T:

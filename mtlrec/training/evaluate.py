@@ -39,6 +39,7 @@ def evaluate(
                 _, step = model(batch.to(ranks.device))
             check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
             metrics.update(step)
+            ranks.liveness.tick()
     model.train(was_training)
     say_what_was_skipped(loader, ranks)
     return metrics

@@ -79,6 +79,7 @@ def predict(
                 scored = scored.append_column(name, scores)
             write(scored.cast(schema))
             rows += scored.num_rows
+            ranks.liveness.tick()
     dist.all_reduce(rows)
     say_what_was_skipped(loader, ranks)
     return int(rows.item())

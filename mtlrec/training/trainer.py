@@ -176,6 +176,7 @@ class Trainer:
         with autocast(self.job, self.ranks.device):
             done = self.pipeline.progress(self._batches)
         self.step, self.position = self.step + 1, self.loader.after(self.position)
+        self.ranks.liveness.tick()
         self._stop_if_not_finite(done)
         return done
 

@@ -1,33 +1,18 @@
 """The real launch: TorchX starts two ranks here, the job is stopped in the middle, and goes on where it was."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.jobs import curve, write_job
+from tests.jobs import curve, torchx, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import write_toy
 
-REPO = Path(__file__).parents[2]
-
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-
-
-def torchx(config: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    """`torchx run -s local_cwd` from the repository's root, in a process group of its own."""
-    binaries = Path(sys.executable).parent
-    command = [str(binaries / "torchx"), "run", "-s", "local_cwd", "launch/components.py:train"]
-    command += ["--config", str(config), "--output", str(run), "--procs_per_node", "2", *more]
-    environment = os.environ | {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=REPO, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
 
 def steps_logged(run: Path) -> int:
