@@ -205,6 +205,9 @@ def plan(
     hbm_gb: Annotated[float, typer.Option(min=0.001, help="Memory of each GPU.")] = 80.0,
     ddr_gb: Annotated[float, typer.Option(min=0.001, help="Host memory for each rank.")] = 128.0,
     device: Annotated[DeviceKind, typer.Option()] = DeviceKind.cuda,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the plan to this file, for sharding.plan.")
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -218,8 +221,11 @@ def plan(
     job = load_config(config, set_ or [])
     module = unsharded(job, torch.device(device.value))
     found = estimate(module, job, nodes, gpus_per_node, device.value, hbm_gb, ddr_gb)
+    if output is not None:
+        output.write_text(found.plan.text(), encoding="utf-8")
     if as_json:
-        print(json.dumps(asdict(found) | {"slowest_rank": found.slowest.rank, "imbalance": found.imbalance}))
+        more = {"slowest_rank": found.slowest.rank, "imbalance": found.imbalance, "plan": found.plan.dump()}
+        print(json.dumps(asdict(found) | more))
         return
     console = cli_data.wide_console()
     for part in found.report():

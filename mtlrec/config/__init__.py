@@ -43,7 +43,15 @@ from mtlrec.config.model import (
     SingleTaskFusion,
 )
 from mtlrec.config.tasks import ColumnRule, LabelColumn, Task
-from mtlrec.config.training import DenseOptim, OptimConfig, Schedule, ShardingConfig, SparseOptim, TrainConfig
+from mtlrec.config.training import (
+    DenseOptim,
+    OptimConfig,
+    Schedule,
+    ShardingConfig,
+    SparseOptim,
+    TableConstraint,
+    TrainConfig,
+)
 
 __all__ = [
     "AITMHeads",
@@ -87,6 +95,7 @@ __all__ = [
     "SparseOptim",
     "StaticWeighting",
     "TableConfig",
+    "TableConstraint",
     "Task",
     "TrainConfig",
     "UncertaintyWeighting",

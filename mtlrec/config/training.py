@@ -64,12 +64,28 @@ ShardingType = Literal[
 ]
 
 
+Kernel = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching"]
+LoadFactor = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
 class TableConstraint(Strict):
     types: Annotated[list[ShardingType], Field(min_length=1)]
-    kernels: list[Literal["dense", "fused", "fused_uvm", "fused_uvm_caching"]] | None = None
+    kernels: list[Kernel] | None = None
+    cache_load_factor: LoadFactor | None = Field(
+        None, description="share of a fused_uvm_caching table's rows that the GPU has room for"
+    )
+
+
+class CommunicationConfig(Strict):
+    """What pooled embeddings and their gradients travel as between ranks; gloo takes fp16 for bf16."""
+
+    forward: Literal["fp32", "fp16", "bf16"] = "fp32"
+    backward: Literal["fp32", "fp16", "bf16"] = "fp32"
 
 
 class ShardingConfig(Strict):
+    plan: str | None = Field(None, description="a plan.json, as `mtlrec plan --output` writes it; no planner is asked")
     constraints: dict[Name, TableConstraint] = {}
+    communication: CommunicationConfig = CommunicationConfig()
     hbm_gb: Positive | None = Field(None, description="device memory the planner may count on, per rank")
     ddr_gb: Positive | None = Field(None, description="host memory the planner may count on, per rank")

@@ -11,19 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import nn
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.planner.types import PlannerError, ShardingOption, Stats
 
 from mtlrec.config import JobConfig
+from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.sharding import GIB, planner_of, sharders
 
 PHASES = ("input_dist_comms", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "prefetch_compute")
 
 
 @dataclass(frozen=True)
-class TablePlan:
+class TableLoad:
     """How a table is kept. `ranks` has one entry per shard, `hbm_gb` and `ddr_gb` are over all of them."""
 
     table: str
@@ -52,12 +54,13 @@ class RankLoad:
 
 @dataclass(frozen=True)
 class Estimate:
-    tables: list[TablePlan]
+    tables: list[TableLoad]
     ranks: list[RankLoad]
     usable_gb: float
     """Of a rank's memory, less what the planner keeps back for the dense part, inputs and slack."""
     batch_size: int
     device: str
+    plan: Plan
 
     @property
     def slowest(self) -> RankLoad:
@@ -107,7 +110,7 @@ def estimate(
     )
     seen = _Seen()
     try:
-        planner_of(job, topology, stats=seen).plan(module, sharders())
+        plan = planner_of(job, topology, stats=seen).plan(module, sharders(job, torch.device(device)))
     except (PlannerError, RuntimeError) as error:
         raise ValueError(_what_does_not_fit(job, nodes * per_node, device, hbm_gb, ddr_gb, error)) from None
     return Estimate(
@@ -116,6 +119,7 @@ def estimate(
         usable_gb=min(one.storage.hbm if device == "cuda" else one.storage.ddr for one in seen.devices) / GIB,
         batch_size=job.data.batch_size,
         device=device,
+        plan=Plan.of(plan, nodes * per_node),
     )
 
 
@@ -143,10 +147,10 @@ def _spans(ranks: Sequence[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
-def _table(option: ShardingOption) -> TablePlan:
+def _table(option: ShardingOption) -> TableLoad:
     rows, dim = option.tensor.shape
     storages = [shard.storage for shard in option.shards if shard.storage is not None]
-    return TablePlan(
+    return TableLoad(
         table=option.name,
         rows=rows,
         dim=dim,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import nn
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan, ShardingType
 
-from mtlrec.config import JobConfig
+from mtlrec.config import JobConfig, TableConstraint
+from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 
 GIB = 1024**3
@@ -28,10 +30,15 @@ class TableSharder(EmbeddingBagCollectionSharder):
 
 
 def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPlan:
-    """The planner's choice within the config's constraints; made on rank 0, the same everywhere.
+    """The planner's choice within the config's constraints, made on rank 0; or the plan in the file that it names.
 
-    Raises ValueError where no plan obeys the constraints or fits the memory.
+    Raises ValueError where no plan obeys the constraints or fits the memory, or the file's is not for this job.
     """
+    if job.sharding.plan is not None:
+        path, size = Path(job.sharding.plan), ranks.world_size
+        plan = on_first_rank(ranks, lambda: Plan.read(path, job, size))
+        (sharder,) = sharders(job, ranks.device)
+        return plan.of_module(module, sharder, ranks.device.type, ranks.local_world_size)
     topology = Topology(
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
@@ -41,14 +48,14 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
     )
     planner = planner_of(job, topology)
 
-    def plan() -> ShardingPlan:
+    def made() -> ShardingPlan:
         try:
-            return planner.plan(module, sharders())
+            return planner.plan(module, sharders(job, ranks.device))
         except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
 
-    return on_first_rank(ranks, plan)
+    return on_first_rank(ranks, made)
 
 
 def planner_of(job: JobConfig, topology: Topology, stats: Stats | None = None) -> EmbeddingShardingPlanner:
@@ -62,32 +69,25 @@ def planner_of(job: JobConfig, topology: Topology, stats: Stats | None = None) -
     )
 
 
-def shard(module: nn.Module, plan: ShardingPlan, ranks: Ranks, seed: int) -> DistributedModelParallel:
+def shard(module: nn.Module, plan: ShardingPlan, job: JobConfig, ranks: Ranks) -> DistributedModelParallel:
     """Makes the tables where the plan puts them and wraps the rest in DDP.
 
     Ranks draw their shards from different seeds: with one seed for all, the shards of a row-wise table would be copies.
     """
-    torch.manual_seed(seed + 1 + ranks.rank)
-    return DistributedModelParallel(module=module, device=ranks.device, plan=plan, sharders=sharders())
+    torch.manual_seed(job.train.seed + 1 + ranks.rank)
+    device = ranks.device
+    return DistributedModelParallel(module=module, device=device, plan=plan, sharders=sharders(job, device))
 
 
-def describe_plan(plan: ShardingPlan) -> dict[str, dict[str, Any]]:
-    """Per table: sharding type, kernel, ranks. Plain types, for `plan.json`."""
-    described = {}
-    for module_plan in plan.plan.values():
-        assert isinstance(module_plan, EmbeddingModuleShardingPlan)
-        for table, sharding in module_plan.items():
-            described[table] = {
-                "sharding_type": sharding.sharding_type,
-                "compute_kernel": sharding.compute_kernel,
-                "ranks": list(sharding.ranks or []),
-                "shards": [list(shard.shard_sizes) for shard in getattr(sharding.sharding_spec, "shards", [])],
-            }
-    return dict(sorted(described.items()))
+def sharders(job: JobConfig, device: torch.device) -> list[ModuleSharder[nn.Module]]:
+    """With what pooled embeddings travel as."""
+    communication = job.sharding.communication
+    travel = QCommsConfig(*(_on(device, kind) for kind in (communication.forward, communication.backward)))
+    return [TableSharder(qcomm_codecs_registry=get_qcomm_codecs_registry(travel, device=device))]  # type: ignore[list-item]
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    return [TableSharder()]  # type: ignore[list-item]
+def _on(device: torch.device, kind: str) -> CommType:
+    return CommType.FP16 if kind == "bf16" and device.type == "cpu" else CommType(kind)
 
 
 def _constraints(job: JobConfig, world_size: int, device: str) -> dict[str, ParameterConstraints]:
@@ -101,6 +101,7 @@ def _constraints(job: JobConfig, world_size: int, device: str) -> dict[str, Para
         constraints[table] = ParameterConstraints(
             sharding_types=types,
             compute_kernels=kernels,
+            cache_params=_cache(wanted),
             min_partition=_column_width(job.tables[table].dim, world_size) if wanted else None,
         )
     return constraints
@@ -113,6 +114,12 @@ def _column_width(dim: int, world_size: int) -> int:
     """
     widths = [width for width in range(4, dim + 1, 4) if dim % width == 0 and width * world_size >= dim]
     return widths[0]
+
+
+def _cache(wanted: TableConstraint | None) -> CacheParams | None:
+    if wanted is None or wanted.cache_load_factor is None:
+        return None
+    return CacheParams(load_factor=wanted.cache_load_factor)
 
 
 def _types_without_data_parallel(device: str) -> list[str]:

@@ -23,6 +23,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
+from mtlrec.training.table_states import Columns, by_piece, columns_of
 
 EPS = 1e-8
 """FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""
@@ -100,20 +101,29 @@ class Optimizers:
             group["lr"] = rate
 
     def state(self) -> dict[str, Any]:
-        """The state tensors themselves, to be saved or loaded in place: {"dense": ..., "tables": ...} by parameter.
+        """The state tensors themselves, to be saved or loaded in place: {"dense": ..., "tables": ...} by parameter,
+        without what has none (SGD): DCP would look for an empty mapping in vain.
 
-        A table's state has the same name and shape whether the plan shards or replicates the table (they differ
-        between FBGEMM and torch, meta-pytorch/torchrec#2394), so that a checkpoint fits any plan.
+        A table's state has the same name and rank whether the plan shards or replicates the table (they differ
+        between FBGEMM and torch, meta-pytorch/torchrec#2394), so that a checkpoint fits any plan (`table_states.py`).
         """
-        tables = {
-            parameter: {key.rpartition(".")[2]: tensor for key, tensor in state.items()}
+        tables: dict[str, dict[str, Any]] = {
+            str(parameter): {
+                key.rpartition(".")[2]: by_piece(tensor, self.fused.params[parameter]) for key, tensor in state.items()
+            }
             for parameter, state in self.fused.state_dict()["state"].items()
         }
         for parameter, state in self._state_of(self.replicated).items():
             if "sum" in state:
-                row_wise = self._sparse.kind == "rowwise_adagrad"
-                tables[parameter] = {"momentum1": state["sum"].view(-1) if row_wise else state["sum"]}
-        return {"dense": self._state_of(self.dense), "tables": {name: state for name, state in tables.items() if state}}
+                tables[parameter] = {"momentum1": state["sum"]}
+        parts = {"dense": self._state_of(self.dense), "tables": tables}
+        some = {part: {name: state for name, state in states.items() if state} for part, states in parts.items()}
+        return {part: states for part, states in some.items() if states}
+
+    def columns(self) -> dict[str, Columns]:
+        """Of every table, by parameter: how the plan cuts a row."""
+        tables: dict[Any, Any] = {**self.fused.params, **(self.replicated.params if self.replicated else {})}
+        return {str(parameter): columns_of(table) for parameter, table in tables.items()}
 
     def materialise(self) -> None:
         """Makes the state that torch's optimizers make lazily, by a step on zero gradients. Load the model after it."""

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
 
 from mtlrec.config import JobConfig, LossConfig
+from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
@@ -33,7 +33,7 @@ class ShardedModel:
     `trained_on` what the ids of its features hang on."""
 
     module: DistributedModelParallel
-    plan: ShardingPlan
+    plan: Plan
     loss: MultiTaskLoss
     checkpoint: Path | None = None
     trained_on: Mapping[str, str] = field(default_factory=dict)
@@ -61,7 +61,8 @@ def build_sharded(job: JobConfig, ranks: Ranks) -> ShardedModel:
     """Collective. Dense weights start equal on every rank and world size, tables from the rank's own seed."""
     module = unsharded(job, ranks.device)
     plan = plan_sharding(module, job, ranks)
-    return ShardedModel(shard(module, plan, ranks, job.train.seed), plan, module.loss.multitask)
+    described = Plan.of(plan, ranks.world_size)
+    return ShardedModel(shard(module, plan, job, ranks), described, module.loss.multitask)
 
 
 def unsharded(job: JobConfig, device: torch.device) -> TrainModule:

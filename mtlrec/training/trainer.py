@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,8 +16,8 @@ from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.data.loader import Loader, check_inputs
 from mtlrec.data.order import Position
+from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
-from mtlrec.distributed.sharding import describe_plan
 from mtlrec.losses import DynamicWeightAverage, decayed_weights
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.checkpoint import (
@@ -35,6 +34,7 @@ from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.preemption import Preempted, Preemption
 from mtlrec.training.sharded import autocast, build_sharded
+from mtlrec.training.table_states import Columns, take_other_cuts
 from mtlrec.training.telemetry import Telemetry
 from mtlrec.training.warm_start import WarmStart, warm_start
 
@@ -70,9 +70,8 @@ class Trainer:
     def describe(self) -> None:
         """Writes config.yaml and plan.json. After `resume`: a job that does not fit leaves the run as it was."""
         if self.ranks.is_first:
-            plan = json.dumps(describe_plan(self.model.plan), indent=1)
             for name, text in (
-                ("plan.json", plan + "\n"),
+                ("plan.json", self.model.plan.text()),
                 ("config.yaml", yaml.safe_dump(self.job.dump(), sort_keys=False)),
             ):
                 part = self.run / f".{name}.part"
@@ -102,6 +101,9 @@ class Trainer:
         tensors = self._tensors()
         if saved.ranks != self.ranks.world_size:
             del tensors["random"]
+        otherwise = take_other_cuts(tensors.get("optimizer", {}).get("tables", {}), self._columns(saved), checkpoint)
+        for cut in otherwise:
+            cut.load(checkpoint)
         load_tensors(tensors, checkpoint)
         self.optimizers.set_steps_done(saved.step)
         self.model.module.load_state_dict(tensors["model"])
@@ -109,6 +111,14 @@ class Trainer:
             _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
         self.step, self.position = saved.step, saved.position
         self.total_steps = self.optimizers.total_steps = self._steps_until_the_end()
+
+    def _columns(self, saved: JobState) -> dict[str, tuple[Columns, Columns]]:
+        """By table's parameter: how the job's plan cuts a row, and how the checkpoint's did."""
+        before = Plan.model_validate(saved.plan).tables
+        now = self.optimizers.columns()
+        dims = {name: table.dim for name, table in self.job.tables.items()}
+        tables = {parameter: parameter.split(".")[-2] for parameter in now}
+        return {parameter: (now[parameter], before[name].columns(dims[name])) for parameter, name in tables.items()}
 
     def _check_files(self, checkpoint: Path, saved: JobState) -> None:
         if saved.position.steps and saved.files != self.loader.dataset.fingerprint:
@@ -222,15 +232,17 @@ class Trainer:
 
     def _save(self) -> None:
         self._saved_step = self.step
-        plan = describe_plan(self.model.plan)
         files, ranks = self.loader.dataset.fingerprint, self.ranks.world_size
-        state = JobState(self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), plan)
+        state = JobState(
+            self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), self.model.plan.dump()
+        )
         self.checkpoints.save(self._tensors(), state)
 
     def _tensors(self) -> dict[str, Any]:
+        optimizer = self.optimizers.state()
         return {
             "model": self.model.state(),
-            "optimizer": self.optimizers.state(),
+            **({"optimizer": optimizer} if optimizer else {}),
             "random": {str(self.ranks.rank): _random_state(self.ranks.device)},
         }
 

@@ -25,8 +25,9 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
-from mtlrec.distributed.sharding import TableSharder, describe_plan
+from mtlrec.distributed.sharding import TableSharder
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -130,7 +131,7 @@ def as_one_process(yours: dict[str, Any], before: State, after: State, rank: int
     losses = [pipeline.progress(batches)[0].tolist() for _ in range(EQUAL_STEPS)]
     for mine, wanted in side_by_side(model.state_dict(), after):
         torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-6)
-    return {"plan": describe_plan(plan), "equal_losses": losses}
+    return {"plan": Plan.of(plan, 2).dump()["tables"], "equal_losses": losses}
 
 
 def as_documented(yours: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_a_run_folder_holds_what_was_promised(data: Path, tmp_path: Path) -> Non
     assert {path.name.split(".")[0] for path in run.iterdir()} >= {"config", "plan", "metrics", "events", "checkpoints"}
     assert [record["step"] for record in curve(run) if record["kind"] == "valid"] == [5, 10, 15, 18]
     plan = json.loads((run / "plan.json").read_text())
-    assert plan.keys() == {"item", "user"}
+    assert (plan["world_size"], plan["tables"].keys()) == (1, {"item", "user"})
     rerun = tmp_path / "rerun"
     assert run_cli("train", run / "config.yaml", "-o", rerun) == 0  # the resolved config is a job
     assert [r for r in curve(rerun) if r["kind"] == "train"] == [r for r in curve(run) if r["kind"] == "train"]

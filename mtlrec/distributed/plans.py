@@ -1,0 +1,146 @@
+"""A plan of the tables as a file: written beside every run, made by `mtlrec plan`, taken by `sharding.plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from torch import nn
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
+from torchrec.distributed.types import (
+    CacheParams,
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ParameterSharding,
+    ShardingPlan,
+    ShardingType,
+)
+
+from mtlrec.config import JobConfig
+from mtlrec.config.base import Strict
+from mtlrec.config.training import Kernel, LoadFactor
+from mtlrec.config.training import ShardingType as ShardingKind
+
+
+class Piece(Strict):
+    """A piece of a table, on one rank: rows and columns."""
+
+    rank: NonNegativeInt
+    offset: tuple[NonNegativeInt, NonNegativeInt]
+    size: tuple[PositiveInt, PositiveInt]
+
+
+class TablePlan(Strict):
+    """`ranks` is TorchRec's; without shards every rank has the whole table."""
+
+    sharding_type: ShardingKind
+    compute_kernel: Kernel
+    cache_load_factor: LoadFactor | None = None
+    ranks: list[NonNegativeInt]
+    shards: list[Piece]
+
+    def columns(self, dim: int) -> list[tuple[int, int]]:
+        """First column and width of every piece of a row."""
+        return sorted({(piece.offset[1], piece.size[1]) for piece in self.shards}) or [(0, dim)]
+
+    def check(self, rows: int, dim: int, world_size: int) -> None:
+        """Raises ValueError unless the pieces make up the table and their ranks exist."""
+        for rank in (*self.ranks, *(piece.rank for piece in self.shards)):
+            if rank >= world_size:
+                raise ValueError(f"rank {rank} of {world_size}")
+        replicated = self.sharding_type == ShardingType.DATA_PARALLEL.value
+        if replicated != (not self.shards):
+            raise ValueError("data_parallel has no shards, every other sharding type has")
+        area = sum(piece.size[0] * piece.size[1] for piece in self.shards)
+        inside = all(p.offset[0] + p.size[0] <= rows and p.offset[1] + p.size[1] <= dim for p in self.shards)
+        distinct = len({piece.offset for piece in self.shards}) == len(self.shards)
+        if self.shards and not (area == rows * dim and inside and distinct):
+            raise ValueError(f"its shards do not make up a table of {rows} x {dim}")
+
+
+class Plan(Strict):
+    """Of all tables, for so many ranks."""
+
+    world_size: PositiveInt
+    tables: dict[str, TablePlan]
+
+    @classmethod
+    def of(cls, plan: ShardingPlan, world_size: int) -> Plan:
+        tables: dict[str, TablePlan] = {}
+        for module_plan in plan.plan.values():
+            assert isinstance(module_plan, EmbeddingModuleShardingPlan)
+            tables |= {table: _described(sharding) for table, sharding in module_plan.items()}
+        return cls(world_size=world_size, tables=dict(sorted(tables.items())))
+
+    @classmethod
+    def read(cls, path: Path, job: JobConfig, world_size: int) -> Plan:
+        """Raises ValueError where it is no plan, or not one of the job's tables for so many ranks."""
+        try:
+            plan = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"sharding.plan: {path}: {error.strerror}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"sharding.plan: {path}: not a plan ({where}: {first['msg']})") from None
+        if plan.world_size != world_size:
+            raise ValueError(
+                f"sharding.plan: {path} is for {plan.world_size} ranks, the job has {world_size}; make one for these "
+                "with `mtlrec plan --output`, or leave sharding.plan out"
+            )
+        if plan.tables.keys() != job.tables.keys():
+            odd = ", ".join(sorted(plan.tables.keys() ^ job.tables.keys()))
+            raise ValueError(f"sharding.plan: {path} is of other tables than the job's: {odd}")
+        for name, table in plan.tables.items():
+            try:
+                table.check(job.tables[name].rows, job.tables[name].dim, world_size)
+            except ValueError as error:
+                raise ValueError(f"sharding.plan: {path}: {name}: {error}") from None
+        return plan
+
+    def dump(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def text(self) -> str:
+        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
+
+    def of_module(
+        self, module: nn.Module, sharder: ModuleSharder[nn.Module], device: str, local_world_size: int
+    ) -> ShardingPlan:
+        """As TorchRec wants it: by the path of the collection that has the tables."""
+        path, collection = next((p, m) for p, m in module.named_modules() if type(m) is sharder.module_type)
+        wanted = sharder.shardable_parameters(collection)
+        shardings = {name: _sharding(self.tables[name], device, local_world_size) for name in wanted}
+        return ShardingPlan(plan={path: EmbeddingModuleShardingPlan(shardings)})
+
+
+def _described(sharding: ParameterSharding) -> TablePlan:
+    shards = getattr(sharding.sharding_spec, "shards", [])
+    return TablePlan.model_validate(
+        {
+            "sharding_type": sharding.sharding_type,
+            "compute_kernel": sharding.compute_kernel,
+            "cache_load_factor": sharding.cache_params and sharding.cache_params.load_factor,
+            "ranks": list(sharding.ranks or []),
+            "shards": [
+                {"rank": one.placement.rank(), "offset": tuple(one.shard_offsets), "size": tuple(one.shard_sizes)}
+                for one in shards
+            ],
+        }
+    )
+
+
+def _sharding(table: TablePlan, device: str, local_world_size: int) -> ParameterSharding:
+    def placement(rank: int) -> str:
+        return f"rank:{rank}/{device}" + (f":{rank % local_world_size}" if device == "cuda" else "")
+
+    shards = [ShardMetadata(list(one.offset), list(one.size), placement(one.rank)) for one in table.shards]
+    factor = table.cache_load_factor
+    return ParameterSharding(
+        sharding_type=table.sharding_type,
+        compute_kernel=table.compute_kernel,
+        ranks=table.ranks,
+        sharding_spec=EnumerableShardingSpec(shards) if shards else None,
+        cache_params=None if factor is None else CacheParams(load_factor=factor),
+    )
