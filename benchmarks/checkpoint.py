@@ -52,7 +52,10 @@ def measure(options: argparse.Namespace, ranks: Ranks, folder: Path) -> dict[str
     optimizers.materialise()
     shared = [str(folder)]
     torch.distributed.broadcast_object_list(shared)
-    ways = {way: Checkpoints(Path(shared[0]) / way, 1, way == "background") for way in ("background", "foreground")}
+    ways = {
+        way: Checkpoints(Path(shared[0]) / way, 1, in_background=way == "background")
+        for way in ("background", "foreground")
+    }
     blocked, complete, foreground = [], [], []
     for step in range(options.rounds + 1):
         state = JobState(step, Position(), "", ranks.world_size, {}, job.dump(), {})

@@ -43,6 +43,7 @@ app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' -
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
+Which = Annotated[str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
 
@@ -130,10 +131,11 @@ def evaluate(
             help="Fit a map of each task's probabilities on the valid split, and keep it with the checkpoint."
         ),
     ] = None,
+    checkpoint_: Which = "last",
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run's last checkpoint; the number of ranks need not be that of the training."""
+    """Evaluate a checkpoint of a run; the number of ranks need not be that of the training."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.training.calibration import Calibration
     from mtlrec.training.evaluate import evaluate as evaluate_model
@@ -146,7 +148,7 @@ def evaluate(
         raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks)
+        model = load_run(job, run, ranks, checkpoint_)
         loader = loader_of(job, split, ranks, trained_on=model.trained_on)
         checkpoint = model.checkpoint
         assert checkpoint is not None
@@ -175,6 +177,7 @@ def predict(
         Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Leave aside what `evaluate --calibrate` has fitted.")] = False,
+    checkpoint_: Which = "last",
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +189,7 @@ def predict(
 
     job = _job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks)
+        model = load_run(job, run, ranks, checkpoint_)
         checkpoint = model.checkpoint
         assert checkpoint is not None
         calibration = None if raw else on_first_rank(ranks, lambda: Calibration.read(checkpoint))

@@ -44,6 +44,7 @@ from mtlrec.config.model import (
 )
 from mtlrec.config.tasks import ColumnRule, LabelColumn, Task
 from mtlrec.config.training import (
+    BEST,
     DenseOptim,
     OptimConfig,
     Schedule,
@@ -54,6 +55,7 @@ from mtlrec.config.training import (
 )
 
 __all__ = [
+    "BEST",
     "AITMHeads",
     "AdaTTFusion",
     "AdaTTSpFusion",

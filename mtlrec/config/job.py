@@ -25,7 +25,7 @@ from mtlrec.config.model import (
     PLEFusion,
 )
 from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
-from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
+from mtlrec.config.training import BEST, OptimConfig, ShardingConfig, TrainConfig
 
 STATISTICS_TO_COME = "statistics_to_come"
 """In the context of a validation: the job may leave open what `mtlrec prepare stats` is about to find out."""
@@ -67,6 +67,7 @@ class JobConfig(Strict):
         self._check_task_features()
         self._check_fusion()
         self._check_names_of_tasks_and_tables()
+        self._check_keep_best()
         return self
 
     def _check_features(self) -> None:
@@ -158,6 +159,26 @@ class JobConfig(Strict):
                 raise LocatedError(
                     ("sharding", "constraints", table), f"no such table; tables are {listed(self.tables)}"
                 )
+
+    def _check_keep_best(self) -> None:
+        if self.train.keep_best is None:
+            return
+        name, _, metric = self.train.keep_best.partition("/")
+        task = next((task for task in self.tasks if task.name == name), None)
+        if task is None:
+            message = (
+                f"wants TASK/METRIC, as in {self.tasks[0].name}/auc; tasks are {listed(t.name for t in self.tasks)}"
+            )
+            raise LocatedError(("train", "keep_best"), message)
+        missing = set() if task.is_binary else BEST.keys() - {"mse", "mae"}
+        missing |= {"mse", "mae"} if task.is_binary else set()
+        missing |= set() if self.metrics.group_by else {"gauc"}
+        missing |= set() if task.given else {one for one in BEST if one.startswith("entire_")}
+        if metric not in BEST or metric in missing:
+            known = listed(one for one in BEST if one not in missing)
+            raise LocatedError(("train", "keep_best"), f"'{metric}' cannot be had of {name}; there are {known}")
+        if not self.data.valid:
+            raise LocatedError(("train", "keep_best"), "is judged on the valid split: name its files in data.valid")
 
     # ---- derived, read-only
 

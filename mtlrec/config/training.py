@@ -37,12 +37,32 @@ class OptimConfig(Strict):
     dense: DenseOptim = DenseOptim()
 
 
+BEST: dict[str, Literal["highest", "lowest"]] = {
+    "auc": "highest",
+    "gauc": "highest",
+    "ne": "lowest",
+    "log_loss": "lowest",
+    "ece": "lowest",
+    "entire_auc": "highest",
+    "entire_ne": "lowest",
+    "entire_ece": "lowest",
+    "mse": "lowest",
+    "mae": "lowest",
+}
+"""Metrics by which a checkpoint may be the best."""
+
+
 class TrainConfig(Strict):
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
     eval_every: int = Field(0, ge=0, description="steps between validations; 0: at the end of each epoch")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
     keep_checkpoints: PositiveInt = 2
+    keep_best: str | None = Field(
+        None,
+        description="TASK/METRIC of the valid split: the best checkpoint stays beside the last ones, and every "
+        "evaluation is of a step that is saved",
+    )
     background_checkpoints: bool = Field(
         True, description="write while training goes on, from a copy of all tensors in host memory"
     )

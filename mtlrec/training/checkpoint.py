@@ -1,6 +1,7 @@
-"""Checkpoints through torch.distributed.checkpoint: written beside, renamed when whole, last N kept.
+"""Checkpoints through torch.distributed.checkpoint: written beside, renamed when whole, the last N and the best kept.
 
-    checkpoints/step_00000400/   one file per rank, DCP's metadata, job.json (position, config, plan)
+    checkpoints/step_00000400/   one file per rank, DCP's metadata, job.json (position, config, plan), and once it
+                                 was evaluated valid.json
     checkpoints/.writing_...     what a crash leaves; removed by the next save
 
 A folder with its final name is complete, because the rename comes last. Everything saved is a tensor; the metadata,
@@ -11,10 +12,11 @@ code.
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,11 +30,14 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from mtlrec.config import BEST
 from mtlrec.data.order import Position
 from mtlrec.training.preemption import Preempted
 from mtlrec.training.staging import Staging
 
 STEP = "step_{:08d}"
+EVALUATION = "valid.json"
+WORST = -math.inf
 
 
 class CheckpointError(ValueError):
@@ -60,9 +65,17 @@ class Checkpoints:
     over a process group of its own, because the default one is busy training. At most one is being written.
     """
 
-    def __init__(self, run: Path, keep: int = 2, in_background: bool = True, timeout_s: int = 300) -> None:
+    def __init__(
+        self,
+        run: Path,
+        keep: int = 2,
+        keep_best: str | None = None,
+        in_background: bool = True,
+        timeout_s: int = 300,
+    ) -> None:
         self.folder = run / "checkpoints"
-        self.keep, self.in_background, self._timeout = keep, in_background, timedelta(seconds=timeout_s)
+        self.keep, self.keep_best = keep, keep_best
+        self.in_background, self._timeout = in_background, timedelta(seconds=timeout_s)
         self._staging = Staging()
         self._group: dist.ProcessGroup | None = None
         self._writing: Future[None] | None = None
@@ -84,6 +97,45 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         return next(reversed(self.complete()), None)
+
+    def best(self) -> Path | None:
+        """The first among equals; a checkpoint that was not evaluated, or without a figure, is not the best."""
+        scores = {path: self._score(path) for path in self.complete()}
+        return (
+            max(scores, key=scores.__getitem__, default=None) if max(scores.values(), default=WORST) > WORST else None
+        )
+
+    def named(self, which: str) -> Path:
+        """`last`, `best` or the number of a step. Raises CheckpointError where there is none."""
+        found = {"last": self.latest, "best": self.best}.get(which, lambda: self._of_step(which))()
+        if found is None:
+            there = ", ".join(str(int(path.name.removeprefix("step_"))) for path in self.complete())
+            what = f"there are those of steps {there}" if there else "train it first"
+            hint = "; the best is known where train.keep_best names a metric" if which == "best" and there else ""
+            raise CheckpointError(f"{self.folder}: no complete checkpoint '{which}': {what}{hint}")
+        return found
+
+    def _of_step(self, number: str) -> Path | None:
+        return next(
+            (path for path in self.complete() if number.isdigit() and path.name == STEP.format(int(number))), None
+        )
+
+    def evaluated(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Collective. Keeps the figures of the valid split with the step's checkpoint; an older best may go."""
+        self.wait()
+        if dist.get_rank() == 0:
+            text = json.dumps({task: {k: v for k, v in of.items() if math.isfinite(v)} for task, of in metrics.items()})
+            _write_synced(self.folder / STEP.format(step) / EVALUATION, text)
+            self._remove_old()
+
+    def _score(self, checkpoint: Path) -> float:
+        """Higher is better."""
+        task, _, metric = (self.keep_best or "").partition("/")
+        try:
+            value = float(json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))[task][metric])
+        except (OSError, ValueError, LookupError, TypeError):
+            return WORST
+        return value if BEST[metric] == "highest" else -value
 
     def save(self, tensors: dict[str, Any], state: JobState) -> None:
         """Collective. On return the tensors may change; `wait` tells when the checkpoint is complete and older ones
@@ -124,14 +176,21 @@ class Checkpoints:
             raise CheckpointError(f"{writing}: {_reason(error)}") from None
         if first:
             _write_synced(writing / "job.json", json.dumps(asdict(state), indent=1))
+            _sync_folder(writing)
             final = self.folder / name
             if final.exists():
                 final.rename(self.folder / f".writing_{name}_before")
             writing.rename(final)
-            others = [path for path in self.complete() if path != final]
-            for old in [*others[: len(others) + 1 - self.keep], *self.folder.glob(".writing_*")]:
-                shutil.rmtree(old)
+            _sync_folder(self.folder)
+            for left in self.folder.glob(".writing_*"):
+                shutil.rmtree(left)
+            self._remove_old()
         dist.barrier(self._group)
+
+    def _remove_old(self) -> None:
+        for old in self.complete()[: -self.keep]:
+            if old != self.best():
+                shutil.rmtree(old)
 
 
 def _run(done: Future[None], work: Callable[..., None], *arguments: Any) -> None:
@@ -167,6 +226,15 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Names are the folder's: without this a power cut may keep a file and lose its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _reason(error: dcp.api.CheckpointException) -> str:

@@ -23,7 +23,7 @@ from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import TrainModule
-from mtlrec.training.checkpoint import CheckpointError, Checkpoints, check_tasks, load_tensors, read_job_state
+from mtlrec.training.checkpoint import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.training.optim import fuse_sparse_optimizer
 
 
@@ -73,14 +73,15 @@ def unsharded(job: JobConfig, device: torch.device) -> TrainModule:
     return module
 
 
-def load_run(job: JobConfig, run: Path, ranks: Ranks) -> ShardedModel:
-    """Collective. The last checkpoint's weights, whatever the world size and plan that saved them.
+def load_run(job: JobConfig, run: Path, ranks: Ranks, which: str = "last") -> ShardedModel:
+    """Collective. A checkpoint's weights, whatever the world size and plan that saved them.
+
+    Args:
+        which: last, best or the number of a step
 
     How training weighed the tasks is left behind: what a balancer needs need not be installed to evaluate.
     """
-    checkpoint = on_first_rank(ranks, Checkpoints(run).latest)
-    if checkpoint is None:
-        raise CheckpointError(f"{run}: no complete checkpoint; train it first")
+    checkpoint = on_first_rank(ranks, lambda: Checkpoints(run, keep_best=job.train.keep_best).named(which))
     saved = read_job_state(checkpoint)
     check_tasks(checkpoint, saved, [task.name for task in job.tasks])
     model = build_sharded(job.model_copy(update={"loss": LossConfig()}), ranks)

@@ -60,7 +60,9 @@ class Trainer:
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
         train = job.train
-        self.checkpoints = Checkpoints(run, train.keep_checkpoints, train.background_checkpoints, train.timeout_s)
+        self.checkpoints = Checkpoints(
+            run, train.keep_checkpoints, train.keep_best, train.background_checkpoints, train.timeout_s
+        )
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
             self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )
@@ -210,7 +212,9 @@ class Trainer:
         step, train = self.step, self.job.train
         epoch_ends, job_ends = not self.position.steps, step == self.total_steps
         evaluates = "valid" in self.evaluation_loaders and _due(step, train.eval_every, epoch_ends) and not job_ends
-        saves = _due(step, train.checkpoint_every, epoch_ends) or job_ends
+        saves = (
+            _due(step, train.checkpoint_every, epoch_ends) or job_ends or (evaluates and train.keep_best is not None)
+        )
         with clock.paused():
             if evaluates or saves:
                 self.model.average_running_statistics()
@@ -223,6 +227,8 @@ class Trainer:
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
         metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks).compute()
         telemetry.evaluation(self.step, split, metrics)
+        if split == "valid" and self._saved_step == self.step:
+            self.checkpoints.evaluated(self.step, metrics)
         return metrics
 
     def _save_unless_done(self) -> None:

@@ -125,3 +125,46 @@ def test_an_error_of_training_comes_before_one_of_saving(tmp_path: Path) -> None
             saved(tmp_path, fail)
         with pytest.raises(OSError, match="checkpoints"):
             saved(tmp_path, lambda: None)
+
+
+def evaluated(run: Path, aucs: list[float], metric: str = "click/auc") -> Checkpoints:
+    with process_group("cpu"), Checkpoints(run, keep=1, keep_best=metric) as checkpoints:
+        for step, auc in enumerate(aucs, 1):
+            checkpoints.save({"weight": torch.ones(1)}, state(step))
+            checkpoints.evaluated(step, {"click": {"auc": auc, "ne": auc}})
+    return checkpoints
+
+
+@pytest.mark.parametrize(
+    ("aucs", "metric", "best", "kept"),
+    [
+        ([0.5, 0.8, 0.7, 0.8, 0.6], "click/auc", 2, [2, 5]),
+        ([0.5, 0.8, 0.7, 0.8, 0.6], "click/ne", 1, [1, 5]),
+        ([0.5, 0.6, 0.7], "click/auc", 3, [3]),
+        ([float("nan"), float("nan")], "click/auc", None, [2]),
+    ],
+)
+def test_the_best_stays(aucs: list[float], metric: str, best: int | None, kept: list[int], tmp_path: Path) -> None:
+    checkpoints = evaluated(tmp_path, aucs, metric)
+    names = [int(path.name.removeprefix("step_")) for path in checkpoints.complete()]
+    assert names == kept
+    if best is None:
+        with pytest.raises(
+            CheckpointError, match="no complete checkpoint 'best': there are those of steps 2; the best"
+        ):
+            checkpoints.named("best")
+    else:
+        assert read_job_state(checkpoints.named("best")).step == best
+        assert checkpoints.named(str(best)) == checkpoints.best()
+    assert read_job_state(checkpoints.named("last")).step == len(aucs)
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    for which in ("best", "last", "7", "first"):
+        with pytest.raises(CheckpointError, match=f"no complete checkpoint '{which}': train it first"):
+            Checkpoints(tmp_path).named(which)
+    evaluated(tmp_path, [0.5])
+    (tmp_path / "checkpoints" / "step_00000001" / "valid.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"of steps 1$"):
+        Checkpoints(tmp_path).named("7")
+    assert Checkpoints(tmp_path, keep_best="click/auc").best() is None
