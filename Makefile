@@ -18,10 +18,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 ARGS ?=
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test test-slurm lint format bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 setup: $(INSTALLED) ## install everything into .venv, once
 
@@ -53,6 +53,10 @@ demo: .demo/feed ## synthetic data, a job on two ranks through TorchX, its evalu
 
 test: $(INSTALLED) ## run the tests; ARGS="-m 'not slow'" and the like reach pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slurm: $(INSTALLED) ## start two Slurm nodes on this machine (Debian, root), run the tests that want them
+	tests/slurm/cluster.sh up
+	$(BIN)/python -m pytest -v tests/integration/test_slurm.py $(ARGS); status=$$?; tests/slurm/cluster.sh down; exit $$status
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -48,6 +48,7 @@ def train(
     mounts: Optional[List[str]] = None,
     max_restarts: int = 0,
     max_retries: int = 0,
+    grace_s: int = 8,
     rdzv_port: int = 29500,
     name: Optional[str] = None,
 ) -> specs.AppDef:
@@ -76,6 +77,7 @@ def train(
         mounts: volumes for containers, type=volume,src=CLAIM,dst=/data
         max_restarts: how often torchrun restarts the ranks after one of them died
         max_retries: how often the scheduler starts the whole job again; implies resume
+        grace_s: seconds that the ranks have to save and end after SIGTERM; local_cwd kills after 10, Slurm by default after 30
         rdzv_port: port on the first node through which several nodes meet
         name: the job's name; by default train- and the config's
     """
@@ -97,6 +99,7 @@ def train(
         mounts=mounts,
         max_restarts=max_restarts,
         max_retries=max_retries,
+        grace_s=grace_s,
         rdzv_port=rdzv_port,
     )
 
@@ -150,6 +153,7 @@ def evaluate(
         mounts=mounts,
         max_restarts=0,
         max_retries=max_retries,
+        grace_s=8,
         rdzv_port=rdzv_port,
     )
 
@@ -168,6 +172,7 @@ def launch_mtlrec(
     mounts: list[str] | None,
     max_restarts: int,
     max_retries: int,
+    grace_s: int,
     rdzv_port: int,
 ) -> specs.AppDef:
     """An AppDef with one role, which runs `mtlrec COMMAND` under torchrun on every node.
@@ -176,7 +181,7 @@ def launch_mtlrec(
         LaunchError: a number out of range, or a resource that does not exist or is too small.
     """
     node = find_resource(resource)
-    check_at_least(1, nodes=nodes, rdzv_port=rdzv_port)
+    check_at_least(1, nodes=nodes, grace_s=grace_s, rdzv_port=rdzv_port)
     check_at_least(0, max_restarts=max_restarts, max_retries=max_retries)
     procs = max(node.gpu, 1) if procs_per_node is None else whole_number("procs_per_node", procs_per_node)
     # Left to itself torchrun gives every rank a single thread.
@@ -191,7 +196,7 @@ def launch_mtlrec(
         name=f"mtlrec/{job_name(app_name)}",
         image=image,
         j=f"{nodes}x{procs}",
-        env={**torchrun_environment(nodes, threads, max_restarts), **(env or {})},
+        env={**torchrun_environment(nodes, threads, max_restarts, grace_s), **(env or {})},
         mounts=mounts,
         max_retries=max_retries,
         rdzv_port=rdzv_port,
@@ -202,7 +207,7 @@ def launch_mtlrec(
     return app
 
 
-def torchrun_environment(nodes: int, threads: int, max_restarts: int) -> dict[str, str]:
+def torchrun_environment(nodes: int, threads: int, max_restarts: int, grace_s: int) -> dict[str, str]:
     """What torchrun is told through its environment: `dist.ddp` writes its command line and leaves no room in it.
 
     torchrun reads PET_NAME wherever --name is not given.
@@ -213,8 +218,12 @@ def torchrun_environment(nodes: int, threads: int, max_restarts: int) -> dict[st
         "PET_MAX_RESTARTS": str(max_restarts),
         # TorchX kills a cancelled local job after 10 s. An agent that still waits for its ranks then (30 s by default)
         # dies without them and leaves them running.
-        "PET_SHUTDOWN_TIMEOUT": "8",
+        "PET_SHUTDOWN_TIMEOUT": str(grace_s),
     }
+    if nodes > 1:
+        # A store of its own for every round of ranks. The agents of several nodes count restarts differently (one that
+        # joins another's does not count it), so their count cannot tell the rounds apart in a store that they share.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     if nodes == 1:
         # The ranks of one node meet on loopback: its full name may not resolve (laptops, containers) or may be filtered.
         environment["PET_LOCAL_ADDR"] = "127.0.0.1"

@@ -84,14 +84,14 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a job and report the metrics of its valid and test splits."""
-    from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.distributed.process_group import on_first_rank, process_group, restarts
     from mtlrec.training.preemption import Preempted
     from mtlrec.training.telemetry import say
     from mtlrec.training.trainer import Trainer
 
     job = load_config(config, set_ or [])
-    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     with process_group(job.train.device, job.train.timeout_s) as ranks:
+        resume = restarts(ranks) > 0 or resume
         on_first_rank(ranks, lambda: _check_folder(output, resume, overwrite, init_from))
         trainer = Trainer(job, output, ranks)
         if resume:

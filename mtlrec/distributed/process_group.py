@@ -2,7 +2,8 @@
 
 Under torchrun every attempt builds its group on a store of its own. In torch 2.13 the workers of a restarted attempt
 share the agent's store with the attempt before, and may read the dead workers' addresses and hang; a prefix prevents
-it.
+it on one node. On several nodes the agents' counts of restarts differ, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (the
+launch components set it) has torchrun make a new store for every attempt.
 """
 
 from __future__ import annotations
@@ -65,6 +66,13 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
             dist.destroy_process_group()
 
 
+def restarts(ranks: Ranks) -> int:
+    """Collective. How often torchrun has started the ranks again; an agent that only joined a restart counts it not."""
+    count = torch.tensor(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), device=ranks.device)
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    return int(count.item())
+
+
 def on_first_rank(ranks: Ranks, work: Callable[[], T]) -> T:
     """Collective. Rank 0 does `work` and every rank gets what it returned.
 
@@ -105,4 +113,6 @@ def _store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
         is_master=rank == 0 and not agent_has_it,
         timeout=timeout,
     )
+    if not agent_has_it:
+        return store
     return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

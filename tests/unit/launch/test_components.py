@@ -123,6 +123,14 @@ def test_restarts_and_retries_reach_different_layers() -> None:
 
 def test_shutdown_ends_before_torchx_kills_the_agent() -> None:
     assert int(components.train(config="feed", output="o").roles[0].env["PET_SHUTDOWN_TIMEOUT"]) < 10
+    assert components.train(config="feed", output="o", grace_s=25).roles[0].env["PET_SHUTDOWN_TIMEOUT"] == "25"
+
+
+def test_ranks_on_several_nodes_meet_on_a_new_store_after_every_restart() -> None:
+    """On one node the agent's count tells the rounds apart; on several the counts differ."""
+    several, one = (components.train(config="feed", output="o", nodes=nodes).roles[0].env for nodes in (2, 1))
+    assert several["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in one
 
 
 def test_given_environment_wins_and_is_left_alone() -> None:
