@@ -259,7 +259,7 @@ def finish_requeued(job: Job, whole: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_is_restarted_by_torchrun(rank: int, submit: Callable[..., Job], whole: Path) -> None:
-    """Without --resume: a restart finds its own run. The agent of the rank counts the restart, the other one may not."""
+    """Without --resume: a restart finds its own run. Its agent counts the restart, the other may not."""
     job = submit("--max_restarts", "1")
     in_the_middle(job)
     before = job.ranks()
