@@ -1,0 +1,129 @@
+"""Plans as files: foretold, trained with, taken from another run; and what embeddings travel as between ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.jobs import curve, final_tensors, write_job
+from tests.ranks import run_cli, run_ranks
+from tests.toy import write_toy
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+MIXED = {"sharding": {"constraints": {"user": {"types": ["row_wise"]}, "item": {"types": ["column_wise"]}}}}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plans")
+    return write_job(folder / "job.yaml", write_toy(folder / "data"), optim={"sparse": {"kind": "adagrad"}})
+
+
+@pytest.fixture(scope="module")
+def constrained(job: Path) -> tuple[Path, Path]:
+    """The job with constraints, and a run of it on two ranks."""
+    config = write_job(job.parent / "mixed.yaml", job.parent / "data", optim={"sparse": {"kind": "adagrad"}}, **MIXED)
+    run = job.parent / "constrained"
+    assert run_ranks(2, run_cli, "train", config, "-o", run) == [0, 0]
+    return config, run
+
+
+def same(one: Path, other: Path) -> bool:
+    tensors, others = final_tensors(one), final_tensors(other)
+    equal = tensors.keys() == others.keys() and all(torch.equal(t, others[name]) for name, t in tensors.items())
+    return equal and curve(one) == curve(other)
+
+
+def test_trained_with_the_plan_that_was_made_beforehand(
+    job: Path, constrained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, wanted = constrained
+    options = ("--device", "cpu", "--gpus-per-node", "2", "-o", tmp_path / "plan.json")
+    assert run_cli("plan", config, *options) == 0
+    assert (tmp_path / "plan.json").read_text() == (wanted / "plan.json").read_text()
+    run = tmp_path / "run"
+    given = ("--set", f"sharding.plan={tmp_path / 'plan.json'}")
+    assert run_ranks(2, run_cli, "train", job, "-o", run, *given) == [0, 0]
+    assert (run / "plan.json").read_text() == (wanted / "plan.json").read_text()
+    assert same(run, wanted)
+
+
+def edited(text: str, **changes: Any) -> str:
+    """The plan with other values, by their path: user__shards__0__rank=1."""
+    plan = json.loads(text)
+    for path, value in changes.items():
+        part, keys = plan, [int(key) if key.isdigit() else key for key in path.split("__")]
+        for key in keys[:-1]:
+            part = part[key]
+        if value is None:
+            del part[keys[-1]]
+        else:
+            part[keys[-1]] = value
+    return json.dumps(plan)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "another number of ranks": ({"world_size": 4}, "is for 4 ranks, the job has 1; make one for these"),
+    "a table less": ({"tables__user": None}, "is of other tables than the job's: user"),
+    "an unknown type": ({"tables__user__sharding_type": "diagonal"}, "not a plan (tables.user.sharding_type"),
+    "an unknown key": ({"tables__user__colour": "red"}, "not a plan (tables.user.colour"),
+    "a rank too many": ({"tables__user__shards__0__rank": 7}, "user: rank 7 of 1"),
+    "a gap": ({"tables__user__shards__0__size": [10, 8]}, "user: its shards do not make up a table of 50 x 8"),
+    "beyond the end": ({"tables__user__shards__0__offset": [10, 0]}, "user: its shards do not make up a table of 50"),
+    "no shards": ({"tables__user__shards": []}, "user: data_parallel has no shards, every other sharding type has"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_plan_of_something_else(name: str, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes, said = WRONG[name]
+    plan = tmp_path / "plan.json"
+    assert run_cli("plan", job, "--device", "cpu", "--gpus-per-node", "1", "-o", plan) == 0
+    plan.write_text(edited(plan.read_text(), **changes))
+    capsys.readouterr()
+    assert run_cli("train", job, "-o", tmp_path / "run", "--set", f"sharding.plan={plan}") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert str(plan) in lines[0]
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("{", "not a plan"), ("[]", "not a plan")])
+def test_no_plan_at_all(
+    text: str | None, said: str, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    if text is not None:
+        plan.write_text(text)
+    assert run_cli("train", job, "-o", tmp_path / "run", "--set", f"sharding.plan={plan}") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backward", ["fp32", "fp16", "bf16"])
+def test_embeddings_travel_in_half(backward: str, constrained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Near what fp32 gives and not equal to it: something was rounded on the way."""
+    config, exact = constrained
+    half = ("--set", "sharding.communication.forward=fp16", "--set", f"sharding.communication.backward={backward}")
+    assert run_ranks(2, run_cli, "train", config, "-o", tmp_path / "half", *half) == [0, 0]
+    wanted, found = (
+        torch.tensor([line["loss"] for line in curve(run) if line["kind"] == "train"])
+        for run in (exact, tmp_path / "half")
+    )
+    assert not torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+
+
+def test_a_cache_for_a_table_on_the_host(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = []
+    for factor in (0.1, 0.5):
+        table = {"types": ["row_wise"], "kernels": ["fused_uvm_caching"], "cache_load_factor": factor}
+        constraint = f"sharding.constraints={{C1: {json.dumps(table)}}}"
+        plan = tmp_path / "plan.json"
+        assert run_cli("plan", "criteo_mmoe", "--set", constraint, "-o", plan, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        made = json.loads(plan.read_text())["tables"]["C1"]
+        assert (made["compute_kernel"], made["cache_load_factor"]) == ("fused_uvm_caching", factor)
+        sizes.append(next(table["hbm_gb"] for table in found["tables"] if table["table"] == "C1"))
+    assert sizes[1] > 1.5 * sizes[0]
