@@ -118,6 +118,11 @@ class Job:
     def gone(self) -> bool:
         return not self.states()
 
+    def wait_for_the_end(self, seconds: float, what: str = "end") -> None:
+        """Accounting hears of it a little later than the queue."""
+        self.wait(self.gone, seconds, what)
+        self.wait(lambda: "RUNNING" not in self.history(), 20, "accounted")
+
     def explain(self) -> str:
         logs = [f"== {path.name}\n{path.read_text()[-3000:]}" for path in sorted(REPO.glob(f"slurm-{self.id}*"))]
         return "\n".join([command("squeue", check=False), command("sacct", "-D", "-j", self.id, check=False), *logs])
@@ -191,7 +196,7 @@ def test_trains_on_two_nodes(submit: Callable[..., Job], whole: Path) -> None:
     assert re.search(r"State: RUNNING", status), status
     nodes = command("squeue", "-h", "-j", job.id, "-o", "%N").split()
     assert len(set(nodes)) == 2
-    job.wait(job.gone, 120, "end")
+    job.wait_for_the_end(120)
     status = command("torchx", "status", job.handle)
     assert re.search(r"State: SUCCEEDED", status), job.explain()
     assert len(re.findall(r"trainer\[\d\]:SUCCEEDED", status)) == 2
@@ -206,7 +211,7 @@ def test_cancelled_and_resumed(submit: Callable[..., Job], whole: Path) -> None:
     job = submit()
     in_the_middle(job)
     command("torchx", "cancel", job.handle)
-    job.wait(job.gone, 60, "gone after torchx cancel")
+    job.wait_for_the_end(60, "gone after torchx cancel")
     job.wait(lambda: not job.anybody(), 5, "no process left")
     stopped = job.steps()
     assert stopped < STEPS, "it was to be cancelled in the middle"
@@ -216,7 +221,7 @@ def test_cancelled_and_resumed(submit: Callable[..., Job], whole: Path) -> None:
     assert "failed to translate slurm state CANCELLED by" in command("torchx", "status", job.handle, check=False)
 
     again = submit("--resume", "True")
-    again.wait(again.gone, 180, "end of the resumed job")
+    again.wait_for_the_end(180)
     assert f"resumed after step {stopped}" in command("torchx", "log", again.handle)
     check_same(again.run, whole)
 
@@ -249,7 +254,7 @@ def finish_requeued(job: Job, whole: Path) -> None:
 
     job.wait(runs, 200, "runs again")
     job.wait(lambda: job.gone() or job.steps() > stopped, 90, "steps again")
-    job.wait(job.gone, 120, "end")
+    job.wait_for_the_end(120)
     assert set(job.accounted().values()) == {"COMPLETED"}, job.explain()
     assert "REQUEUED" in job.history()
     assert re.search(r"State: SUCCEEDED", command("torchx", "status", job.handle))
@@ -265,7 +270,7 @@ def test_a_rank_killed_is_restarted_by_torchrun(rank: int, submit: Callable[...,
     before = job.ranks()
     os.kill(before[rank], signal.SIGKILL)
     job.wait(lambda: len(set(job.ranks().values()) - set(before.values())) == 2 or job.gone(), 90, "two new ranks")
-    job.wait(job.gone, 180, "end")
+    job.wait_for_the_end(180)
     assert job.history() == ["COMPLETED", "COMPLETED"], job.explain()
     assert re.search(r"resumed after step \d+", command("torchx", "log", job.handle)), job.explain()
     check_same(job.run, whole)
