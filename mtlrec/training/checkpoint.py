@@ -37,11 +37,16 @@ from mtlrec.training.staging import Staging
 
 STEP = "step_{:08d}"
 EVALUATION = "valid.json"
+KEPT = "this checkpoint was not saved, those before it are whole: mend the folder and --resume"
 WORST = -math.inf
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names it."""
+
+
+class NotSaved(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Checkpoints:
         """Collective. On return the tensors may change; `wait` tells when the checkpoint is complete and older ones
         beyond `keep` are gone.
 
-        Raises CheckpointError where the one before could not be written: it is waited for first.
+        Raises NotSaved where the one before could not be written: it is waited for first.
         """
         self.wait()
         if not self.in_background:
@@ -155,7 +160,7 @@ class Checkpoints:
         Thread(target=_run, args=arguments, name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises CheckpointError where that failed; what was saved before is there."""
+        """Until nothing is being written. Raises NotSaved where that failed; what was saved before is there."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -164,28 +169,33 @@ class Checkpoints:
         """Collective, over the group if there is one."""
         name = STEP.format(state.step)
         writing = self.folder / f".writing_{name}"
-        first = dist.get_rank() == 0
-        if first:
-            for left in self.folder.glob(".writing_*"):
-                shutil.rmtree(left)
-            writing.mkdir(parents=True)
-        dist.barrier(self._group)
         try:
+            if dist.get_rank() == 0:
+                for left in self.folder.glob(".writing_*"):
+                    shutil.rmtree(left)
+                writing.mkdir(parents=True)
+            dist.barrier(self._group)
             dcp.save(tensors, storage_writer=FileSystemWriter(writing), process_group=self._group)
+            if dist.get_rank() == 0:
+                self._complete(writing, name, state)
+            dist.barrier(self._group)
         except dcp.api.CheckpointException as error:
-            raise CheckpointError(f"{writing}: {_reason(error)}") from None
-        if first:
-            _write_synced(writing / "job.json", json.dumps(asdict(state), indent=1))
-            _sync_folder(writing)
-            final = self.folder / name
-            if final.exists():
-                final.rename(self.folder / f".writing_{name}_before")
-            writing.rename(final)
-            _sync_folder(self.folder)
-            for left in self.folder.glob(".writing_*"):
-                shutil.rmtree(left)
-            self._remove_old()
-        dist.barrier(self._group)
+            raise NotSaved(f"{writing}: {_reason(error)}; {KEPT}") from None
+        except OSError as error:
+            raise NotSaved(f"{error.filename or writing}: {error.strerror}; {KEPT}") from None
+
+    def _complete(self, writing: Path, name: str, state: JobState) -> None:
+        """Gives what is written its name, which says that it is whole, and removes what it supersedes."""
+        _write_synced(writing / "job.json", json.dumps(asdict(state), indent=1))
+        _sync_folder(writing)
+        final = self.folder / name
+        if final.exists():
+            final.rename(self.folder / f".writing_{name}_before")
+        writing.rename(final)
+        _sync_folder(self.folder)
+        for left in self.folder.glob(".writing_*"):
+            shutil.rmtree(left)
+        self._remove_old()
 
     def _remove_old(self) -> None:
         for old in self.complete()[: -self.keep]:
@@ -240,7 +250,10 @@ def _sync_folder(path: Path) -> None:
 def _reason(error: dcp.api.CheckpointException) -> str:
     """One line; CheckpointException is a BaseException, which an `except Exception` would miss."""
     reasons = dict.fromkeys(str(failure[0]) or repr(failure[0]) for failure in error.failures.values())
-    reason = " ".join("; ".join(reasons).split())[:300]
+    return " ".join("; ".join(reasons).split())[:300]
+
+
+def _why_not_loaded(reason: str) -> str:
     if "Missing key" in reason or "ize mismatch" in reason:
         return f"{reason}; the job is not the one that was saved: --init-from takes from it what fits"
     return f"{reason}; where the checkpoint is damaged, remove its folder and the one before is taken"
@@ -251,7 +264,7 @@ def load_tensors(tensors: dict[str, Any], checkpoint: Path) -> None:
     try:
         dcp.load(tensors, storage_reader=SafeReader(checkpoint))
     except dcp.api.CheckpointException as error:
-        raise CheckpointError(f"{checkpoint}: {_reason(error)}") from None
+        raise CheckpointError(f"{checkpoint}: {_why_not_loaded(_reason(error))}") from None
 
 
 def saved_shapes(checkpoint: Path) -> dict[str, torch.Size]:

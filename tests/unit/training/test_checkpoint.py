@@ -16,6 +16,7 @@ from mtlrec.training.checkpoint import (
     CheckpointError,
     Checkpoints,
     JobState,
+    NotSaved,
     load_tensors,
     read_job_state,
     saved_shapes,
@@ -100,7 +101,7 @@ def test_a_save_that_fails_is_told_and_the_one_before_is_there(tmp_path: Path, m
         folder = tmp_path / "checkpoints" / ".writing_step_00000002"
         monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", folder)))
         checkpoints.save(tensors, state(2))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(NotSaved, match=r"No space left; this checkpoint was not saved, those before it are whole"):
             checkpoints.save(tensors, state(3))
         monkeypatch.undo()
         checkpoints.save(tensors, state(4))
@@ -123,7 +124,7 @@ def test_an_error_of_training_comes_before_one_of_saving(tmp_path: Path) -> None
     with process_group("cpu"):
         with pytest.raises(ZeroDivisionError):
             saved(tmp_path, fail)
-        with pytest.raises(OSError, match="checkpoints"):
+        with pytest.raises(NotSaved, match="checkpoints"):
             saved(tmp_path, lambda: None)
 
 
