@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
@@ -16,12 +18,18 @@ from mtlrec.training.telemetry import watched
 
 
 def evaluate(
-    model: DistributedModelParallel, loader: Loader, job: JobConfig, ranks: Ranks, progress: str | None = None
+    model: DistributedModelParallel,
+    loader: Loader,
+    job: JobConfig,
+    ranks: Ranks,
+    progress: str | None = None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> TaskMetrics:
     """Collective. What the rows of a split add up to; a pipeline that holds the model must be detached before.
 
     Args:
         progress: what to call this on the screen; nothing is shown without it
+        after_batch: may raise, to end it
 
     Raises NonFinite where the model's output is, naming the batch's files.
     """
@@ -40,6 +48,7 @@ def evaluate(
             check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
             metrics.update(step)
             ranks.liveness.tick()
+            after_batch()
     model.train(was_training)
     say_what_was_skipped(loader, ranks)
     return metrics

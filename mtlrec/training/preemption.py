@@ -8,7 +8,7 @@ from types import FrameType
 
 from mtlrec.distributed.process_group import Ranks
 
-KEY = "mtlrec/stop_after_step"
+KEY = "mtlrec/stop_at"
 
 
 class Preempted(Exception):
@@ -22,14 +22,15 @@ class Preempted(Exception):
 class Preemption:
     """Takes SIGTERM for as long as it is entered; a second one ends the process as ever.
 
-    The signal may reach one rank or all, between any two of their operations, but they must stop after the same step:
-    the next one waits for every rank in a collective. So the first rank that was asked names the step after its
-    current one, in the store that all share; the collectives of that step come after, and so nobody passes it unseen.
+    The signal may reach one rank or all, between any two of their operations, but they must stop at the same point: the
+    next step, or batch of an evaluation, waits for every rank in a collective. All count these points alike. So the
+    first rank that was asked names the one after its current one, in the store that all share; the collectives of that
+    one come after, and so nobody passes it unseen.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._store = ranks.store
-        self._asked = False
+        self._asked, self._points = False, 0
         self._before: signal.Handlers | object | None = None
 
     def __enter__(self) -> Preemption:
@@ -45,8 +46,9 @@ class Preemption:
         self._asked = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def is_due(self, step: int) -> bool:
-        """Whether `step`, which every rank has just taken, is the last. To be asked after every step, by every rank."""
+    def is_due(self) -> bool:
+        """Whether all stop here. To be asked by every rank, after every step and every batch of an evaluation."""
+        self._points += 1
         if not self._asked and not self._store.check([KEY]):
             return False
-        return step >= int(self._store.compare_set(KEY, "", str(step + 1)))
+        return self._points >= int(self._store.compare_set(KEY, "", str(self._points + 1)))

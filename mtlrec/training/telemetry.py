@@ -52,7 +52,8 @@ class Telemetry:
         if not active:
             return
         self.total_steps = total_steps
-        self._file = _open_log(run / "metrics.jsonl", start_step, total_steps)
+        self._path = run / "metrics.jsonl"
+        self._file = _open_log(self._path, start_step, total_steps)
         self._board = SummaryWriter(str(run), purge_step=start_step + 1 if start_step else None)
         self._first_step, self._started = start_step, time.perf_counter()
         self._bar = _bar() if sys.stderr.isatty() else None
@@ -69,6 +70,11 @@ class Telemetry:
             self._board.close()
             if self._bar:
                 self._bar.stop()
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether the log has such a line; it is only as long as the run that is gone on with."""
+        lines = (json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines())
+        return any((line["step"], line["kind"]) == (step, kind) for line in lines)
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """`values`: loss, loss/TASK, samples_per_s, data_wait, lr/*; written at every `log_every`-th step."""

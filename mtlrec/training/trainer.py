@@ -60,6 +60,7 @@ class Trainer:
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
         train = job.train
+        self.preemption = Preemption(ranks)
         self.checkpoints = Checkpoints(
             run, train.keep_checkpoints, train.keep_best, train.background_checkpoints, train.timeout_s
         )
@@ -111,7 +112,7 @@ class Trainer:
         self.model.module.load_state_dict(tensors["model"])
         if "random" in tensors:
             _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
-        self.step, self.position = saved.step, saved.position
+        self.step, self.position, self._saved_step = saved.step, saved.position, saved.step
         self.total_steps = self.optimizers.total_steps = self._steps_until_the_end()
 
     def _columns(self, saved: JobState) -> dict[str, tuple[Columns, Columns]]:
@@ -143,16 +144,22 @@ class Trainer:
 
         Raises Preempted after SIGTERM, when everything is saved.
         """
-        with Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first) as telemetry, self.checkpoints:
-            with Preemption(self.ranks) as preemption:
-                while self.step < self.total_steps:
-                    self._epoch(telemetry, preemption)
+        log = Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first)
+        with log as telemetry, self.checkpoints, self.preemption:
+            if (
+                self.step
+                and self._evaluates()
+                and not on_first_rank(self.ranks, lambda: telemetry.has(self.step, "valid"))
+            ):
+                self._evaluate("valid", telemetry)  # the run ended in it
+            while self.step < self.total_steps:
+                self._epoch(telemetry)
             self._batches.close()
             self.pipeline.detach()
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
         return final
 
-    def _epoch(self, telemetry: Telemetry, preemption: Preemption) -> None:
+    def _epoch(self, telemetry: Telemetry) -> None:
         """The rest of the current epoch, or of the job."""
         self.model.module.train()
         steps = min(self.loader.steps_left(self.position), self.total_steps - self.step)
@@ -164,9 +171,7 @@ class Trainer:
                 if not self.position.steps:
                     self._next_epoch()
                 self._on_schedule(telemetry, clock)
-                if preemption.is_due(self.step) and self.step < self.total_steps:
-                    self._save_unless_done()
-                    raise Preempted(self.step)
+                self._stop_if_asked()
         except BaseException:
             self._batches.close()
             raise
@@ -174,6 +179,12 @@ class Trainer:
             self._batches.close()
             say_what_was_skipped(self.loader, self.ranks)
         self.pipeline.reset()
+
+    def _stop_if_asked(self) -> None:
+        """Collective."""
+        if self.preemption.is_due():
+            self._save_unless_done()
+            raise Preempted(self.step)
 
     def _next_epoch(self) -> None:
         """Collective. Its first rows are read while this one's model is saved and evaluated."""
@@ -211,7 +222,7 @@ class Trainer:
     def _on_schedule(self, telemetry: Telemetry, clock: _Clock) -> None:
         step, train = self.step, self.job.train
         epoch_ends, job_ends = not self.position.steps, step == self.total_steps
-        evaluates = "valid" in self.evaluation_loaders and _due(step, train.eval_every, epoch_ends) and not job_ends
+        evaluates = self._evaluates()
         saves = (
             _due(step, train.checkpoint_every, epoch_ends) or job_ends or (evaluates and train.keep_best is not None)
         )
@@ -224,8 +235,15 @@ class Trainer:
                 self.pipeline.detach()
                 self._evaluate("valid", telemetry)
 
+    def _evaluates(self) -> bool:
+        """Whether after this step the valid split is; after the last one it is anyway."""
+        due = _due(self.step, self.job.train.eval_every, not self.position.steps)
+        return "valid" in self.evaluation_loaders and due and self.step < self.total_steps
+
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
-        metrics = evaluate(self.model.module, self.evaluation_loaders[split], self.job, self.ranks).compute()
+        loader = self.evaluation_loaders[split]
+        tallies = evaluate(self.model.module, loader, self.job, self.ranks, after_batch=self._stop_if_asked)
+        metrics = tallies.compute()
         telemetry.evaluation(self.step, split, metrics)
         if split == "valid" and self._saved_step == self.step:
             self.checkpoints.evaluated(self.step, metrics)

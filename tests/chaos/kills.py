@@ -69,11 +69,11 @@ def _kill(where: str, rng: random.Random) -> dict[str, Any]:
     return {"rank": rank, "where": where, "after": after, "fraction": rng.random(), "delay_s": delay}
 
 
-def survive(folder: Path, kills: int, seed: int) -> Outcome:
+def survive(folder: Path, plan: list[dict[str, Any]], **train: Any) -> Outcome:
     """Trains one job twice below `folder`, undisturbed and killed."""
-    plan = draw(kills, seed)
+    kills = len(plan)
     (folder / "kills.json").write_text(json.dumps(plan))
-    train = {"epochs": 20 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60}
+    train = {"epochs": 20 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60, **train}
     config = write_job(folder / "job.yaml", write_toy(folder / "data"), train=train)
     environment = f"PYTHONPATH={INJECT},MTLREC_CHAOS={folder / 'kills.json'}"
     for run, options in (("whole", []), ("killed", ["--max_restarts", str(kills + 5), "--env", environment])):
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = survive(Path(folder), options.kills, options.seed)
+        outcome = survive(Path(folder), draw(options.kills, options.seed))
         for kill in outcome.killed:
             print(json.dumps(kill))
         if outcome.differences:

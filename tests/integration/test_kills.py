@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,19 @@ def test_a_job_killed_twenty_times_ends_as_if_nothing_had_been(tmp_path: Path) -
     print(f"MTLREC_CHAOS_SEED={seed}")
     planned = Counter(kill["where"] for kill in draw(20, seed))
     assert planned == {"save": 5, "backward": 5, "step": 5, "moment": 5}
-    outcome = survive(tmp_path, 20, seed)
+    outcome = survive(tmp_path, draw(20, seed))
     assert outcome.differences == [], outcome.output[-10_000:]
     assert Counter(kill["where"] for kill in outcome.killed) == planned
     print(outcome.summary())
+
+
+def test_a_rank_that_freezes_is_named_and_all_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After train.timeout_s; torchrun then kills it."""
+    monkeypatch.setenv("MTLREC_CHAOS_SIGNAL", "SIGSTOP")
+    freeze = {"rank": 1, "where": "backward", "after": 12, "fraction": 0.5, "delay_s": 0.0}
+    outcome = survive(tmp_path, [freeze], timeout_s=6)
+    assert outcome.differences == [], outcome.output[-10_000:]
+    assert len(outcome.killed) == 1
+    said = outcome.output
+    assert "a collective took longer than train.timeout_s (6 s): rank 1 (process " in said
+    assert re.search(r"rank 1 \(process \d+ on \S+\) does not answer; rank 0 at \w+\.py:\d+ ", said)

@@ -37,19 +37,38 @@ def terminated(which: int, step: int, run: Path, *arguments: str | Path) -> int:
         done.set()
 
 
-@pytest.mark.parametrize(("ranks", "which"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "which", "during"),
+    [
+        (1, 0, "training"),
+        (2, 0, "training"),
+        (2, 1, "training"),
+        (1, 0, "an evaluation"),
+        (2, 1, "an evaluation"),
+        (2, 0, "the last evaluation"),
+    ],
+)
 def test_stopped_by_a_signal_and_resumed(
-    ranks: int, which: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ranks: int, which: int, during: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train = {"epochs": 12, "checkpoint_every": 1000, "eval_every": 1000}
-    config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), train=train)
+    """The evaluation that was cut short is made again."""
+    after = {"training": 17, "an evaluation": 17, "the last evaluation": 60}[during]
+    train = {
+        "max_steps": 60,
+        "epochs": 99,
+        "checkpoint_every": 1000,
+        "eval_every": 17 if during == "an evaluation" else 1000,
+    }
+    data = {"valid": ["train/*.parquet"], "batch_size": 16 // ranks}
+    config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), train=train, data=data)
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert run_ranks(ranks, run_cli, "train", config, "-o", whole) == [0] * ranks
     capfd.readouterr()
-    assert run_ranks(ranks, terminated, which, 17, run, "train", config, "-o", run) == [0] * ranks
+    assert run_ranks(ranks, terminated, which, after, run, "train", config, "-o", run) == [0] * ranks
     (saved,) = (run / "checkpoints").iterdir()
     step = read_job_state(saved).step
-    assert 17 <= step < curve(whole)[-1]["step"]
+    assert after <= step
+    assert (step == after) == (during != "training")
     assert [line["step"] for line in curve(run)] == list(range(1, step + 1))
     said = capfd.readouterr().err
     assert said.count(f"stopped after step {step} as SIGTERM asked; --resume goes on from there") == 1

@@ -7,7 +7,7 @@ MTLREC_CHAOS names a JSON list of kills; attempt number n of the job (torchrun c
 
 where "moment" counts seconds since the process began; "step" backward passes that are done; "backward" passes that have
 begun, and dies in front of the node of the graph that lies so far in; "save" operations on files below checkpoints/.
-What happened is appended to MTLREC_CHAOS.log.
+MTLREC_CHAOS_SIGNAL may name another signal. What happened is appended to MTLREC_CHAOS.log.
 """
 
 import json
@@ -23,6 +23,7 @@ PLAN = os.environ.get("MTLREC_CHAOS", "")
 ATTEMPT = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
+SIGNAL = signal.Signals[os.environ.get("MTLREC_CHAOS_SIGNAL", "SIGKILL")]
 LATEST = 30
 """Backward passes after which a kill at a moment comes at once: fast machines must not finish the job before it."""
 
@@ -36,7 +37,7 @@ def die(after_s: float, **what: Any) -> None:
     def strike() -> None:
         time.sleep(after_s)
         tell(event="killed", **what)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), SIGNAL)
 
     if after_s:
         threading.Thread(target=strike, daemon=True).start()
