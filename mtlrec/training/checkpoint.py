@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from mtlrec.config import BEST
 from mtlrec.data.order import Position
+from mtlrec.training.pieces import in_pieces
 from mtlrec.training.preemption import Preempted
 from mtlrec.training.staging import Staging
 
@@ -149,6 +150,7 @@ class Checkpoints:
         Raises NotSaved where the one before could not be written: it is waited for first.
         """
         self.wait()
+        tensors = in_pieces(tensors)
         if not self.in_background:
             self._write(tensors, state)
             return

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
+from mtlrec.training import pieces
 from mtlrec.training.table_states import mixing
 from mtlrec.training.trainer import Trainer
 from tests.jobs import final_tensors
@@ -81,6 +83,7 @@ def train_and_go_on(kinds: dict[str, Plan], folder: Path, root: Path) -> dict[st
     losses = {}
     with process_group("cpu", 60) as ranks:
         for sparse, plan in kinds.items():
+            pieces.PIECE_BYTES = 500 if sparse == "adagrad" else 2**28  # of seven rows each
             trainer = Trainer(job_of(plan, sparse, root), folder / sparse, ranks)
             steps(trainer, range(BEFORE))
             save(trainer, BEFORE)
@@ -118,6 +121,15 @@ def unresharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, d
         before, after = (without_random_state(folder / run) for run in (sparse, f"{sparse}_end"))
         assert not any(torch.equal(tensor, after[name]) for name, tensor in before.items() if "momentum" in name)
     return folder, root, first
+
+
+def test_large_shards_are_saved_in_pieces(unresharded: Any) -> None:
+    """The column-wise table of 50 x 16: four times rows of 8 columns, fifteen at a time."""
+    folder, _, _ = unresharded
+    for sparse, rows in (("adagrad", [15, 15, 15, 5] * 2), ("sgd", [50] * 2)):
+        saved = FileSystemReader(folder / sparse / "checkpoints" / "step_00000010").read_metadata()
+        (table,) = (entry for name, entry in saved.state_dict_metadata.items() if name.endswith("item.weight"))
+        assert [chunk.sizes[0] for chunk in table.chunks] == rows
 
 
 def without_random_state(run: Path) -> dict[str, torch.Tensor]:
