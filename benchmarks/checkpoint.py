@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace, ranks: Ranks, folder: Path) -> dict[str
     }
     blocked, complete, foreground = [], [], []
     for step in range(options.rounds + 1):
-        state = JobState(step, Position(), "", ranks.world_size, {}, job.dump(), {})
+        state = JobState(step, Position(), "", ranks.world_size, {}, job.dump(), model.plan)
         tensors = {"model": model.state(), "optimizer": optimizers.state()}
         torch.distributed.barrier()
         started = time.perf_counter()

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from mtlrec.config import BEST
 from mtlrec.data.order import Position
+from mtlrec.distributed.plans import Plan
 from mtlrec.training.pieces import in_pieces
 from mtlrec.training.preemption import Preempted
 from mtlrec.training.staging import Staging
@@ -61,7 +62,10 @@ class JobState:
     ranks: int
     inputs: dict[str, str]
     config: dict[str, Any]
-    plan: dict[str, Any]
+    plan: Plan
+
+    def text(self) -> str:
+        return json.dumps(asdict(self) | {"plan": self.plan.dump()}, indent=1)
 
 
 class Checkpoints:
@@ -188,7 +192,7 @@ class Checkpoints:
 
     def _complete(self, writing: Path, name: str, state: JobState) -> None:
         """Gives what is written its name, which says that it is whole, and removes what it supersedes."""
-        _write_synced(writing / "job.json", json.dumps(asdict(state), indent=1))
+        _write_synced(writing / "job.json", state.text())
         _sync_folder(writing)
         final = self.folder / name
         if final.exists():
@@ -217,10 +221,14 @@ def _run(done: Future[None], work: Callable[..., None], *arguments: Any) -> None
 def read_job_state(checkpoint: Path) -> JobState:
     try:
         raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
-        position = Position.of(raw.pop("position"))
-        return JobState(position=position, **raw)
+        position, plan = Position.of(raw.pop("position")), Plan.model_validate(raw.pop("plan"))
+        return JobState(position=position, plan=plan, **raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({error!r})") from None
+        raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({_one_line(error)})") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(repr(error).split())[:200]
 
 
 def check_tasks(checkpoint: Path, saved: JobState, names: Sequence[str]) -> None:

@@ -91,15 +91,18 @@ def take_other_cuts(
     """
     shapes, found = saved_shapes(checkpoint), []
     for parameter, state in states.items():
-        now, before = columns[parameter]
+        now, before = columns.get(parameter, ([], []))  # a table that the checkpoint has not: loading says so
         for key in list(state):
             name = f"{STATES}.{parameter}.{key}"
             rows, pieces = state[key].size()
             of_rows = pieces == len(now) and shapes.get(name) == (rows, len(before))
-            same_width = sum(now[-1]) == sum(before[-1])  # else it is another table, and loading says so
-            if of_rows and same_width and list(now) != list(before):
+            if of_rows and _width(now) == _width(before) and list(now) != list(before):
                 found.append(OtherCut(name, state.pop(key), now, before))
     return found
+
+
+def _width(columns: Columns) -> int:
+    return sum(width for _, width in columns)
 
 
 def mixing(before: Columns, after: Columns) -> Tensor:

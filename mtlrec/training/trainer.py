@@ -16,7 +16,6 @@ from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.data.loader import Loader, check_inputs
 from mtlrec.data.order import Position
-from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.losses import DynamicWeightAverage, decayed_weights
 from mtlrec.models.train_module import StepOutput
@@ -117,11 +116,13 @@ class Trainer:
 
     def _columns(self, saved: JobState) -> dict[str, tuple[Columns, Columns]]:
         """By table's parameter: how the job's plan cuts a row, and how the checkpoint's did."""
-        before = Plan.model_validate(saved.plan).tables
-        now = self.optimizers.columns()
-        dims = {name: table.dim for name, table in self.job.tables.items()}
-        tables = {parameter: parameter.split(".")[-2] for parameter in now}
-        return {parameter: (now[parameter], before[name].columns(dims[name])) for parameter, name in tables.items()}
+        before, tables = saved.plan.tables, self.job.tables
+        named = {parameter: parameter.split(".")[-2] for parameter in self.optimizers.columns()}
+        return {
+            parameter: (columns, before[named[parameter]].columns(tables[named[parameter]].dim))
+            for parameter, columns in self.optimizers.columns().items()
+            if named[parameter] in before
+        }
 
     def _check_files(self, checkpoint: Path, saved: JobState) -> None:
         if saved.position.steps and saved.files != self.loader.dataset.fingerprint:
@@ -257,9 +258,7 @@ class Trainer:
     def _save(self) -> None:
         self._saved_step = self.step
         files, ranks = self.loader.dataset.fingerprint, self.ranks.world_size
-        state = JobState(
-            self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), self.model.plan.dump()
-        )
+        state = JobState(self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), self.model.plan)
         self.checkpoints.save(self._tensors(), state)
 
     def _tensors(self) -> dict[str, Any]:

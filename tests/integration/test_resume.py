@@ -68,6 +68,18 @@ def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(
     assert run_cli("evaluate", run) == 0
 
 
+def test_a_table_more_than_the_checkpoint_has(
+    mid_epoch: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = mid_epoch
+    tree = yaml.safe_load(config.read_text())
+    tree["tables"]["more"] = {"rows": 50, "dim": 8}
+    tree["features"]["sparse"].append({"name": "again", "column": "user_id", "table": "more"})
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(tree))
+    assert run_cli("train", tmp_path / "more.yaml", "-o", run, "--resume") == 2
+    assert "--init-from" in capsys.readouterr().err
+
+
 def test_tasks_in_another_order_are_refused(
     mid_epoch: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

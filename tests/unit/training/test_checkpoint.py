@@ -11,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mtlrec.data.order import Position
+from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.checkpoint import (
     CheckpointError,
@@ -24,7 +25,7 @@ from mtlrec.training.checkpoint import (
 
 
 def state(step: int) -> JobState:
-    return JobState(step, Position(), "", 1, {}, {"tasks": []}, {})
+    return JobState(step, Position(), "", 1, {}, {"tasks": []}, Plan(world_size=1, tables={}))
 
 
 class Bomb:
@@ -52,9 +53,12 @@ def test_a_missing_or_damaged_part_is_named(tmp_path: Path) -> None:
         load_tensors({"weight": torch.ones(2)}, tmp_path)
     with pytest.raises(CheckpointError, match=r"job\.json: not the state of a job"):
         read_job_state(tmp_path)
-    (tmp_path / "job.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"job\.json: not the state of a job"):
-        read_job_state(tmp_path)
+    for damaged in ("{", "[]", state(3).text().replace('"world_size": 1', '"world_size": "many"')):
+        (tmp_path / "job.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"job\.json: not the state of a job"):
+            read_job_state(tmp_path)
+    (tmp_path / "job.json").write_text(state(3).text())
+    assert read_job_state(tmp_path) == state(3)
 
 
 def test_tensors_come_back_in_place(tmp_path: Path) -> None:
