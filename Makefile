@@ -55,8 +55,8 @@ test: $(INSTALLED) ## run the tests; ARGS="-m 'not slow'" and the like reach pyt
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slurm: $(INSTALLED) ## start two Slurm nodes on this machine (Debian, root), run the tests that want them
-	tests/slurm/cluster.sh up
-	$(BIN)/python -m pytest -v tests/integration/test_slurm.py $(ARGS); status=$$?; tests/slurm/cluster.sh down; exit $$status
+	tests/slurm/cluster.sh up && $(BIN)/python -m pytest -v tests/integration/test_slurm.py $(ARGS); \
+		status=$$?; tests/slurm/cluster.sh down; exit $$status
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

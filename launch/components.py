@@ -107,6 +107,7 @@ def train(
 def evaluate(
     *words: str,
     run: str,
+    checkpoint: str = "last",
     set: Optional[str] = None,
     nodes: int = 1,
     procs_per_node: Optional[int] = None,
@@ -128,6 +129,7 @@ def evaluate(
     Args:
         words: any number of overrides, key=value; then options for mtlrec
         run: the run's folder
+        checkpoint: last, best or the number of a step
         set: overrides in one argument, key=value with ; between them
         nodes: number of nodes
         procs_per_node: ranks on each node; by default one per GPU of the resource, or one
@@ -136,12 +138,12 @@ def evaluate(
         image: container image with mtlrec in it; local_cwd and slurm take no notice of it
         env: environment variables, A=1,B=2; they win over what this component sets
         mounts: volumes for containers, type=volume,src=CLAIM,dst=/data
-        max_retries: how often the scheduler starts the whole job again; implies resume
+        max_retries: how often the scheduler starts the whole job again
         rdzv_port: port on the first node through which several nodes meet
         name: the job's name; by default evaluate- and the run's
     """
     return launch_mtlrec(
-        ["evaluate", run, *override_options(set, words)],
+        ["evaluate", run, "--checkpoint", checkpoint, *override_options(set, words)],
         role_name="evaluator",
         app_name=name or f"evaluate-{PurePath(run).name}",
         nodes=nodes,

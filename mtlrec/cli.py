@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from enum import StrEnum
 from importlib import metadata
@@ -90,15 +92,15 @@ def train(
     from mtlrec.training.trainer import Trainer
 
     job = load_config(config, set_ or [])
-    with process_group(job.train.device, job.train.timeout_s) as ranks:
-        resume = restarts(ranks) > 0 or resume
-        on_first_rank(ranks, lambda: _check_folder(output, resume, overwrite, init_from))
-        trainer = Trainer(job, output, ranks)
-        if resume:
-            trainer.resume()
+    with process_group(job.train.device, job.train.timeout_s) as ranks, ExitStack() as stack:
+        restarted = restarts(ranks) > 0
+        resume = on_first_rank(ranks, lambda: _check_folder(output, resume, restarted, overwrite, init_from))
+        trainer = stack.enter_context(closing(Trainer(job, output, ranks)))
+        changed = trainer.resume() if resume else []
         if trainer.step:
             epoch = min(trainer.position.epoch + 1, job.train.epochs)
             message = f"resumed after step {trainer.step} (epoch {epoch} of {job.train.epochs})"
+            message += "".join(f"\n  changed since: {change}" for change in changed)
         elif init_from is not None:
             message = f"started from {init_from}: {trainer.init_from(init_from)}"
         else:
@@ -108,6 +110,7 @@ def train(
         if overwrite and not resume:
             on_first_rank(ranks, lambda: _remove_run(output))
         trainer.describe()
+        on_first_rank(ranks, lambda: _mark(output))
         try:
             final = trainer.fit()
         except Preempted as stopped:
@@ -166,7 +169,7 @@ def evaluate(
         calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
         metrics = evaluate_model(model.module, loader, job, ranks, "evaluate").compute(calibration)
         if ranks.is_first:
-            _report({split: metrics}, as_json)
+            _report({split: metrics}, as_json, f", {checkpoint.name}")
 
 
 @app.command(epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet")
@@ -197,7 +200,7 @@ def predict(
         if ranks.is_first:
             by = f", calibrated ({calibration.method})" if calibration else ""
             described = {"rows": rows, "output": str(output), "calibration": calibration and calibration.method}
-            cli_data.print_(described, as_json, f"{rows:,} rows scored into {output}{by}")
+            cli_data.print_(described, as_json, f"{rows:,} rows scored into {output} by {checkpoint.name}{by}")
 
 
 @app.command(epilog="Example: mtlrec plan criteo_mmoe --nodes 8 --gpus-per-node 8 --hbm-gb 80")
@@ -261,8 +264,27 @@ RUN_FILES = ("plan.json", "metrics.jsonl", "events.out.tfevents.*", "checkpoints
 """What a run puts into its folder beside config.yaml, which it replaces."""
 
 
-def _check_folder(output: Path, resume: bool, overwrite: bool, init_from: Path | None) -> None:
-    """Makes the run's folder, and removes nothing yet: the job is not known to work."""
+MARK = ".launch"
+"""Holds the launch that began the run: only its own restarts go on with it unasked."""
+
+
+def _mark(output: Path) -> None:
+    (output / MARK).write_text(_launch(), encoding="utf-8")
+
+
+def _launch() -> str:
+    """What torchrun's ranks have in common with those that it starts in their stead, and with no others."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run_id if run_id != "none" else f"{platform.node()} {os.getppid()}"
+
+
+def _check_folder(output: Path, resume: bool, restarted: bool, overwrite: bool, init_from: Path | None) -> bool:
+    """Makes the run's folder, and removes nothing yet: the job is not known to work. Returns whether to resume."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite: take one of them (--max_retries of a launch implies --resume)")
+    mark = output / MARK
+    if restarted and mark.is_file() and mark.read_text(encoding="utf-8") == _launch():
+        return True
     if any(path.exists() and not path.is_dir() for path in (output, output / "checkpoints")):
         raise ConfigError(f"--output {output}: is a file, or its checkpoints are; name a folder")
     if not resume and (_run_files(output) or (output / "config.yaml").exists()):
@@ -273,6 +295,7 @@ def _check_folder(output: Path, resume: bool, overwrite: bool, init_from: Path |
                 f"--init-from {init_from}: is the run that --overwrite would remove; name another --output"
             )
     output.mkdir(parents=True, exist_ok=True)
+    return resume
 
 
 def _run_files(output: Path) -> list[Path]:
@@ -294,7 +317,7 @@ def _job_of(run: Path, overrides: list[str]) -> JobConfig:
     return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
 
 
-def _report(final: dict[str, Any], as_json: bool) -> None:
+def _report(final: dict[str, Any], as_json: bool, of: str = "") -> None:
     from mtlrec.training.telemetry import jsonable, metrics_table
 
     if as_json:
@@ -302,7 +325,7 @@ def _report(final: dict[str, Any], as_json: bool) -> None:
         return
     console = cli_data.wide_console()
     for split, metrics in final.items():
-        console.print(metrics_table(metrics, split))
+        console.print(metrics_table(metrics, split + of))
 
 
 def main() -> None:
@@ -350,7 +373,7 @@ def _raised_by_us(error: ValueError) -> bool:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == "mtlrec"
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
 
 
 def _mistake(message: str) -> int:

@@ -17,7 +17,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     """
     context = mp.get_context("spawn")
     results = context.Queue()
-    port = _free_port()
+    port = free_port()
     workers = [
         context.Process(target=_rank, args=(rank, world_size, port, function, args, results), daemon=True)
         for rank in range(world_size)
@@ -56,7 +56,7 @@ def _rank(
         results.put((rank, None, traceback.format_exc()))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

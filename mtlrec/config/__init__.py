@@ -44,7 +44,7 @@ from mtlrec.config.model import (
 )
 from mtlrec.config.tasks import ColumnRule, LabelColumn, Task
 from mtlrec.config.training import (
-    BEST,
+    METRIC_DIRECTIONS,
     DenseOptim,
     OptimConfig,
     Schedule,
@@ -55,7 +55,7 @@ from mtlrec.config.training import (
 )
 
 __all__ = [
-    "BEST",
+    "METRIC_DIRECTIONS",
     "AITMHeads",
     "AdaTTFusion",
     "AdaTTSpFusion",

@@ -25,7 +25,7 @@ from mtlrec.config.model import (
     PLEFusion,
 )
 from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
-from mtlrec.config.training import BEST, OptimConfig, ShardingConfig, TrainConfig
+from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
 
 STATISTICS_TO_COME = "statistics_to_come"
 """In the context of a validation: the job may leave open what `mtlrec prepare stats` is about to find out."""
@@ -170,13 +170,12 @@ class JobConfig(Strict):
                 f"wants TASK/METRIC, as in {self.tasks[0].name}/auc; tasks are {listed(t.name for t in self.tasks)}"
             )
             raise LocatedError(("train", "keep_best"), message)
-        missing = set() if task.is_binary else BEST.keys() - {"mse", "mae"}
-        missing |= {"mse", "mae"} if task.is_binary else set()
-        missing |= set() if self.metrics.group_by else {"gauc"}
-        missing |= set() if task.given else {one for one in BEST if one.startswith("entire_")}
-        if metric not in BEST or metric in missing:
-            known = listed(one for one in BEST if one not in missing)
-            raise LocatedError(("train", "keep_best"), f"'{metric}' cannot be had of {name}; there are {known}")
+        of_kind = ["auc", "ne", "log_loss", "ece"] if task.is_binary else ["mse", "mae"]
+        grouped = ["gauc"] if task.is_binary and self.metrics.group_by else []
+        entire = [f"entire_{one}" for one in ("auc", "ne", "ece")] if task.given else []
+        if metric not in (known := [*of_kind, *grouped, *entire]):
+            message = f"'{metric}' cannot be had of {name}; there are {listed(known)}"
+            raise LocatedError(("train", "keep_best"), message)
         if not self.data.valid:
             raise LocatedError(("train", "keep_best"), "is judged on the valid split: name its files in data.valid")
 

@@ -37,7 +37,7 @@ class OptimConfig(Strict):
     dense: DenseOptim = DenseOptim()
 
 
-BEST: dict[str, Literal["highest", "lowest"]] = {
+METRIC_DIRECTIONS: dict[str, Literal["highest", "lowest"]] = {
     "auc": "highest",
     "gauc": "highest",
     "ne": "lowest",

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ import torch.distributed as dist
 PACKAGE = str(Path(__file__).parents[1])
 TIMED_OUT = "(?i)timed out waiting|wait timeout|(connect|application) timeout"  # gloo, where some rank did not come
 BEAT_S = 2.0
+NO_STORE = "the store that the ranks share, rank 0's or torchrun's, does not answer"
 
 
 class RankMissing(RuntimeError):
@@ -32,6 +34,8 @@ class RankMissing(RuntimeError):
 
 class Liveness(AbstractContextManager["Liveness"]):
     """Entered for as long as the group lives; turns a collective's timeout into RankMissing.
+
+    One thread alone talks to the store, because a store whose process is frozen answers nobody; another one sees that.
 
     Args:
         store: shared by all ranks
@@ -42,60 +46,86 @@ class Liveness(AbstractContextManager["Liveness"]):
         self._store: dist.Store = store.clone()  # type: ignore[attr-defined]  # a wait on a connection blocks it for all
         self._rank, self._world_size, self._timeout = rank, world_size, timeout_s
         self._every = min(BEAT_S, timeout_s / 8)
-        self._ticks, self._ticked, self._told_at = 0, time.monotonic(), -1
         self._record: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "beats": 0, "ended": False}
-        self._lost = False
-        self._main = threading.get_ident()
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="liveness", daemon=True)
+        self._main, self._stopped_at = threading.get_ident(), ""
+        self._ticked = self._answered = time.monotonic()
+        self._told = self._lost = False
+        self._finding = ""
+        works = (self._beat, self._watch) if world_size > 1 else ()
+        self._threads = [threading.Thread(target=work, name="liveness", daemon=True) for work in works]
+        self._closed, self._asked, self._found = threading.Event(), threading.Event(), threading.Event()
 
     def __enter__(self) -> Liveness:
-        if self._world_size > 1:
-            self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        if self._world_size == 1:
+        timed_out = isinstance(error, RuntimeError) and re.search(TIMED_OUT, str(error)) is not None
+        if self._world_size == 1 or error is None or not timed_out:
+            self._record["ended"] = error is not None
+            self._close()
             return
-        timed_out = isinstance(error, RuntimeError) and re.search(TIMED_OUT, str(error))
-        finding = _sentence(*self._look()) if timed_out else None
+        self._stopped_at = _at([frame for frame, _ in traceback.walk_tb(error.__traceback__)][::-1])
+        self._asked.set()
+        self._found.wait(10 * self._every)
+        self._close()
+        took = f"a collective took longer than train.timeout_s ({self._timeout:g} s)"
+        raise RankMissing(f"{took}: {self._finding or NO_STORE}") from error
+
+    def _close(self) -> None:
         self._closed.set()
-        self._thread.join(self._every)
-        if error is not None and not self._thread.is_alive():
-            self._write(ended=True)
-        if finding is not None:
-            took = f"a collective took longer than train.timeout_s ({self._timeout:g} s)"
-            raise RankMissing(f"{took}: {finding}") from None
+        for thread in self._threads:
+            thread.join(self._every)
 
     def tick(self) -> None:
         """The rank has got on: a step of training is done, or a batch of an evaluation."""
-        self._ticks, self._ticked = self._ticks + 1, time.monotonic()
+        self._ticked, self._told = time.monotonic(), False
 
-    # ---- the thread's
+    # ---- the thread that talks to the store
 
     def _beat(self) -> None:
+        self._write()
         while not self._closed.wait(self._every):
             self._write()
             waited = time.monotonic() - self._ticked
-            if waited > self._timeout / 2 and self._told_at != self._ticks:
-                self._told_at = self._ticks
+            if self._asked.is_set():
+                self._finding = _sentence(*self._look())
+                self._found.set()
+            elif waited > self._timeout / 2 and not self._told:
+                self._told = True
                 self._warn(waited)
+        if self._record["ended"]:
+            self._write()
 
-    def _write(self, ended: bool = False) -> None:
-        """A store that does not answer is not asked again (torch logs a stack each time): its rank is gone."""
-        if self._lost:
-            return
+    def _write(self) -> None:
+        """A store whose process has ended is not asked again: torch logs a stack each time."""
         self._record["beats"] += 1
-        record = self._record | {"at": _place(self._main), "ended": ended}
         try:
-            self._store.set(_key(self._rank), json.dumps(record))
+            if not self._lost:
+                self._store.set(_key(self._rank), json.dumps(self._record | {"at": self._place()}))
         except RuntimeError:
             self._lost = True
+        self._answered = time.monotonic()
 
     def _warn(self, waited: float) -> None:
         silent, standing = self._look()
         if self._rank == min((rank for ranks in standing.values() for rank in ranks), default=self._rank):
-            print(f"no step for {waited:.0f} s: {_sentence(silent, standing)}", file=sys.stderr, flush=True)
+            _say(f"no step for {waited:.0f} s: {_sentence(silent, standing)}")
+
+    # ---- the thread that watches the other one
+
+    def _watch(self) -> None:
+        """Ends the process where the store has not answered for as long as a collective may take: the main thread may
+        wait for it too, which no timeout ends."""
+        while not self._closed.wait(self._every):
+            unanswered = time.monotonic() - self._answered
+            if unanswered > self._timeout / 2 and not self._told:
+                self._told = True
+                _say(f"no step for {time.monotonic() - self._ticked:.0f} s: {NO_STORE}")
+            if min(unanswered, time.monotonic() - self._ticked) > 1.5 * self._timeout:
+                _say(f"mtlrec (rank {self._rank}): {NO_STORE} for {unanswered:.0f} s, ended")
+                os._exit(1)
 
     # ---- looking
 
@@ -111,7 +141,7 @@ class Liveness(AbstractContextManager["Liveness"]):
         standing: dict[str, list[int]] = {}
         for rank, (was, is_) in enumerate(zip(before, after, strict=False)):
             if rank == self._rank:
-                standing.setdefault(_place(self._main), []).append(rank)
+                standing.setdefault(self._place(), []).append(rank)
             elif is_ is None:
                 silent.append(f"rank {rank} has never been heard of")
             elif is_["ended"]:
@@ -130,6 +160,14 @@ class Liveness(AbstractContextManager["Liveness"]):
             self._lost = True
             return []
 
+    def _place(self) -> str:
+        """Where the main thread stands, or stood when the error came."""
+        frame, stack = sys._current_frames().get(self._main), []
+        while frame is not None:
+            stack.append(frame)
+            frame = frame.f_back
+        return self._stopped_at or _at(stack)
+
 
 def _key(rank: int) -> str:
     return f"mtlrec/alive/{rank}"
@@ -140,14 +178,16 @@ def _sentence(silent: list[str], standing: dict[str, list[int]]) -> str:
     return "; ".join([*silent, *sorted(places, key=len)])
 
 
-def _place(thread: int) -> str:
-    """The innermost line of ours that the thread is at, and the innermost of all."""
-    innermost = frame = sys._current_frames().get(thread)
-    while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
-        frame = frame.f_back
-    shown = [_line(one) for one in dict.fromkeys([frame, innermost]) if one is not None]
-    return " in ".join(reversed(shown)) or "its end"
+def _at(stack: list[FrameType]) -> str:
+    """The innermost line of all, in the innermost of ours; `stack` begins with the innermost."""
+    ours = next((frame for frame in stack if frame.f_code.co_filename.startswith(PACKAGE)), None)
+    shown = [_line(frame) for frame in dict.fromkeys([*stack[:1], ours]) if frame is not None]
+    return " in ".join(shown) or "its end"
 
 
 def _line(frame: FrameType) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from torchrec.distributed.types import (
     ModuleSharder,
     ParameterSharding,
     ShardingPlan,
-    ShardingType,
 )
 
 from mtlrec.config import JobConfig
@@ -23,12 +24,12 @@ from mtlrec.config.training import Kernel, LoadFactor
 from mtlrec.config.training import ShardingType as ShardingKind
 
 
-class Piece(Strict):
-    """A piece of a table, on one rank: rows and columns."""
+class PlannedShard(Strict):
+    """Rows and columns of a table that one rank has; the last ranks of a row-wise table may have no row."""
 
     rank: NonNegativeInt
     offset: tuple[NonNegativeInt, NonNegativeInt]
-    size: tuple[PositiveInt, PositiveInt]
+    size: tuple[NonNegativeInt, PositiveInt]
 
 
 class TablePlan(Strict):
@@ -38,25 +39,50 @@ class TablePlan(Strict):
     compute_kernel: Kernel
     cache_load_factor: LoadFactor | None = None
     ranks: list[NonNegativeInt]
-    shards: list[Piece]
+    shards: list[PlannedShard]
 
     def columns(self, dim: int) -> list[tuple[int, int]]:
         """First column and width of every piece of a row."""
-        return sorted({(piece.offset[1], piece.size[1]) for piece in self.shards}) or [(0, dim)]
+        return sorted({(shard.offset[1], shard.size[1]) for shard in self.shards}) or [(0, dim)]
 
     def check(self, rows: int, dim: int, world_size: int) -> None:
-        """Raises ValueError unless the pieces make up the table and their ranks exist."""
-        for rank in (*self.ranks, *(piece.rank for piece in self.shards)):
+        """Raises ValueError unless it is what TorchRec makes of such a plan: it buckets ids by the sharding type and
+        the number of ranks, not by what the shards say."""
+        for rank in (*self.ranks, *(shard.rank for shard in self.shards)):
             if rank >= world_size:
                 raise ValueError(f"rank {rank} of {world_size}")
-        replicated = self.sharding_type == ShardingType.DATA_PARALLEL.value
+        replicated = self.sharding_type == "data_parallel"
         if replicated != (not self.shards):
             raise ValueError("data_parallel has no shards, every other sharding type has")
-        area = sum(piece.size[0] * piece.size[1] for piece in self.shards)
-        inside = all(p.offset[0] + p.size[0] <= rows and p.offset[1] + p.size[1] <= dim for p in self.shards)
-        distinct = len({piece.offset for piece in self.shards}) == len(self.shards)
-        if self.shards and not (area == rows * dim and inside and distinct):
-            raise ValueError(f"its shards do not make up a table of {rows} x {dim}")
+        if replicated != (self.compute_kernel == "dense"):
+            raise ValueError("data_parallel goes with the kernel dense, every other sharding type with a fused one")
+        if self.shards and self.ranks != [shard.rank for shard in self.shards]:
+            raise ValueError("its ranks are not those of its shards")
+        if self.shards and not (self._columns_are_whole(dim) and self._rows_are_whole(rows, world_size)):
+            raise ValueError(f"its shards do not make up a table of {rows} x {dim} that is {self.sharding_type}")
+
+    def _columns_are_whole(self, dim: int) -> bool:
+        columns = self.columns(dim)
+        starts = [sum(width for _, width in columns[:index]) for index in range(len(columns) + 1)]
+        cut = self.sharding_type in ("column_wise", "table_column_wise", "grid_shard")
+        fits = [first for first, _ in columns] == starts[:-1] and starts[-1] == dim
+        return fits and (cut or len(columns) == 1) and all(width % 4 == 0 for _, width in columns)
+
+    def _rows_are_whole(self, rows: int, world_size: int) -> bool:
+        """Blocks of equal size in the order of consecutive ranks, in every column cut; or all rows in one shard."""
+        for first, _ in self.columns(0):
+            column = [shard for shard in self.shards if shard.offset[1] == first]
+            block = math.ceil(rows / len(column))
+            starts = [min(index * block, rows) for index in range(len(column) + 1)]
+            if [(s.offset[0], s.offset[0] + s.size[0]) for s in column] != list(itertools.pairwise(starts)):
+                return False
+            if [s.rank for s in column] != list(range(column[0].rank, column[0].rank + len(column))):
+                return False
+            if self.sharding_type == "row_wise" and len(column) != world_size:
+                return False
+            if self.sharding_type in ("table_wise", "column_wise", "table_column_wise") and len(column) > 1:
+                return False
+        return True
 
 
 class Plan(Strict):
@@ -80,14 +106,16 @@ class Plan(Strict):
             plan = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"sharding.plan: {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"sharding.plan: {path}: not a plan (not UTF-8)") from None
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = ".".join(map(str, first["loc"])) or "the file"
             raise ValueError(f"sharding.plan: {path}: not a plan ({where}: {first['msg']})") from None
         if plan.world_size != world_size:
             raise ValueError(
                 f"sharding.plan: {path} is for {plan.world_size} ranks, the job has {world_size}; make one for these "
-                "with `mtlrec plan --output`, or leave sharding.plan out"
+                "with `mtlrec plan --output`, or do without: --set sharding.plan=null"
             )
         if plan.tables.keys() != job.tables.keys():
             odd = ", ".join(sorted(plan.tables.keys() ^ job.tables.keys()))
@@ -108,7 +136,11 @@ class Plan(Strict):
     def of_module(
         self, module: nn.Module, sharder: ModuleSharder[nn.Module], device: str, local_world_size: int
     ) -> ShardingPlan:
-        """As TorchRec wants it: by the path of the collection that has the tables."""
+        """As TorchRec wants it: by the path of the collection that has the tables, which `sharder` knows.
+
+        Args:
+            device: cpu or cuda; of CUDA, each rank has the one with its number on its node
+        """
         path, collection = next((p, m) for p, m in module.named_modules() if type(m) is sharder.module_type)
         wanted = sharder.shardable_parameters(collection)
         shardings = {name: _sharding(self.tables[name], device, local_world_size) for name in wanted}

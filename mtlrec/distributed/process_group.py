@@ -21,6 +21,8 @@ import torch.distributed as dist
 from mtlrec.distributed.liveness import Liveness
 
 T = TypeVar("T")
+START_S = 600
+"""How long ranks wait for one another at the start."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
     chosen = _device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    store = _store(rank, world_size, timedelta(seconds=timeout_s))
+    store = _store(rank, world_size)
     dist.init_process_group(
         backend="nccl" if chosen.type == "cuda" else "gloo",
         store=store,
@@ -103,16 +105,20 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _store(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+def _store(rank: int, world_size: int) -> dist.Store:
+    """Returns when all ranks have come to it: they may start minutes apart, whatever a collective may take later."""
     if world_size == 1:
         return dist.HashStore()
+    timeout = timedelta(seconds=START_S)
     agent_has_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store: dist.Store = dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=rank == 0 and not agent_has_it,
         timeout=timeout,
     )
-    if not agent_has_it:
-        return store
-    return dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    if agent_has_it:
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store.set(f"mtlrec/came/{rank}", "")
+    store.wait([f"mtlrec/came/{other}" for other in range(world_size)], timeout)
+    return store

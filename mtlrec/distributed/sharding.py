@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 
 GIB = 1024**3
+BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
 
 
 class TableSharder(EmbeddingBagCollectionSharder):
@@ -37,6 +39,10 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
     if job.sharding.plan is not None:
         path, size = Path(job.sharding.plan), ranks.world_size
         plan = on_first_rank(ranks, lambda: Plan.read(path, job, size))
+        for name, table in plan.tables.items():
+            reason = _refused(job, name, size, ranks.device.type).get(table.sharding_type)
+            if reason is not None:
+                raise ValueError(f"sharding.plan: {path}: {name}: {reason}")
         (sharder,) = sharders(job, ranks.device)
         return plan.of_module(module, sharder, ranks.device.type, ranks.local_world_size)
     topology = Topology(
@@ -94,12 +100,9 @@ def _constraints(job: JobConfig, world_size: int, device: str) -> dict[str, Para
     constraints = {}
     for table in job.tables:
         wanted = job.sharding.constraints.get(table)
-        types: list[str] | None = None if wanted is None else list(wanted.types)
         kernels: list[str] | None = None if wanted is None or wanted.kernels is None else list(wanted.kernels)
-        if types is None and job.optim.sparse.kind == "adam":
-            types = _types_without_data_parallel(device)
         constraints[table] = ParameterConstraints(
-            sharding_types=types,
+            sharding_types=_types(job, table, world_size, device),
             compute_kernels=kernels,
             cache_params=_cache(wanted),
             min_partition=_column_width(job.tables[table].dim, world_size) if wanted else None,
@@ -122,6 +125,27 @@ def _cache(wanted: TableConstraint | None) -> CacheParams | None:
     return CacheParams(load_factor=wanted.cache_load_factor)
 
 
-def _types_without_data_parallel(device: str) -> list[str]:
-    """FBGEMM's Adam moves only the rows of the batch, torch's moves all: a replicated table would train differently."""
-    return [kind for kind in TableSharder().sharding_types(device) if kind != "data_parallel"]
+def _types(job: JobConfig, table: str, world_size: int, device: str) -> list[str] | None:
+    """Those that the config wants, or all, without those that would not train rightly; None: the planner's own."""
+    wanted, refused = job.sharding.constraints.get(table), _refused(job, table, world_size, device)
+    if wanted is None and not refused:
+        return None
+    types = TableSharder().sharding_types(device) if wanted is None else list(wanted.types)
+    left = [kind for kind in types if kind not in refused]
+    if not left:
+        raise ValueError(f"sharding.constraints.{table}: {refused[types[0]]}")
+    return left
+
+
+def _refused(job: JobConfig, table: str, world_size: int, device: str) -> dict[str, str]:
+    """By sharding type, why it is not for this table."""
+    refused = {}
+    if job.optim.sparse.kind == "adam":
+        # FBGEMM's Adam moves only the rows of the batch, torch's moves all.
+        why = "data_parallel does not go with optim.sparse.kind adam: replicated tables would train differently"
+        refused["data_parallel"] = why
+    rows = job.tables[table].rows
+    if device == "cpu" and math.ceil(rows / world_size) * (world_size - 1) >= rows:
+        why = f"its {rows} rows over {world_size} ranks leave one without, for which FBGEMM on CPU has no lookup"
+        refused |= dict.fromkeys(BY_ROWS, f"{why}; take table_wise or data_parallel")
+    return refused

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -30,7 +31,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from mtlrec.config import BEST
+from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
 from mtlrec.training.pieces import in_pieces
@@ -103,21 +104,28 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Oldest first."""
-        return sorted(path for path in self.folder.glob("step_*") if (path / "job.json").is_file())
+        folders = self.folder.glob("step_*")
+        return sorted(
+            path for path in folders if re.fullmatch(r"step_\d{8,}", path.name) and (path / "job.json").is_file()
+        )
 
     def latest(self) -> Path | None:
         return next(reversed(self.complete()), None)
 
     def best(self) -> Path | None:
         """The first among equals; a checkpoint that was not evaluated, or without a figure, is not the best."""
-        scores = {path: self._score(path) for path in self.complete()}
-        return (
-            max(scores, key=scores.__getitem__, default=None) if max(scores.values(), default=WORST) > WORST else None
-        )
+        best = max(self.complete(), key=self._score, default=None)
+        return best if best is not None and self._score(best) > WORST else None
 
     def named(self, which: str) -> Path:
         """`last`, `best` or the number of a step. Raises CheckpointError where there is none."""
-        found = {"last": self.latest, "best": self.best}.get(which, lambda: self._of_step(which))()
+        match which:
+            case "last":
+                found = self.latest()
+            case "best":
+                found = self.best()
+            case _:
+                found = next((path for path in self.complete() if path.name == f"step_{which:0>8}"), None)
         if found is None:
             there = ", ".join(str(int(path.name.removeprefix("step_"))) for path in self.complete())
             what = f"there are those of steps {there}" if there else "train it first"
@@ -125,18 +133,20 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: no complete checkpoint '{which}': {what}{hint}")
         return found
 
-    def _of_step(self, number: str) -> Path | None:
-        return next(
-            (path for path in self.complete() if number.isdigit() and path.name == STEP.format(int(number))), None
-        )
-
     def evaluated(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Collective. Keeps the figures of the valid split with the step's checkpoint; an older best may go."""
         self.wait()
         if dist.get_rank() == 0:
             text = json.dumps({task: {k: v for k, v in of.items() if math.isfinite(v)} for task, of in metrics.items()})
-            _write_synced(self.folder / STEP.format(step) / EVALUATION, text)
-            self._remove_old()
+            path = self.folder / STEP.format(step) / EVALUATION
+            try:
+                _write_synced(path.with_suffix(".part"), text)
+                path.with_suffix(".part").rename(path)
+                self._remove_old()
+            except OSError as error:
+                raise NotSaved(
+                    f"{path}: {error.strerror}; the checkpoint is whole, its figures were not kept"
+                ) from None
 
     def _score(self, checkpoint: Path) -> float:
         """Higher is better."""
@@ -145,7 +155,9 @@ class Checkpoints:
             value = float(json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))[task][metric])
         except (OSError, ValueError, LookupError, TypeError):
             return WORST
-        return value if BEST[metric] == "highest" else -value
+        if not math.isfinite(value):
+            return WORST
+        return value if METRIC_DIRECTIONS[metric] == "highest" else -value
 
     def save(self, tensors: dict[str, Any], state: JobState) -> None:
         """Collective. On return the tensors may change; `wait` tells when the checkpoint is complete and older ones
@@ -162,7 +174,8 @@ class Checkpoints:
             self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         staged = self._staging.staged(tensors)
         self._writing = Future()
-        arguments = (self._writing, self._write, staged, state)
+        gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+        arguments = (self._writing, gpu, self._write, staged, state)
         Thread(target=_run, args=arguments, name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
@@ -204,13 +217,18 @@ class Checkpoints:
         self._remove_old()
 
     def _remove_old(self) -> None:
+        best = self.best()
         for old in self.complete()[: -self.keep]:
-            if old != self.best():
-                shutil.rmtree(old)
+            if old != best:
+                going = self.folder / f".writing_{old.name}_old"  # a name that says it is not whole
+                old.rename(going)
+                shutil.rmtree(going)
 
 
-def _run(done: Future[None], work: Callable[..., None], *arguments: Any) -> None:
+def _run(done: Future[None], gpu: int | None, work: Callable[..., None], *arguments: Any) -> None:
     try:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)  # a new thread begins on the first one
         work(*arguments)
     except BaseException as error:
         done.set_exception(error)
@@ -225,6 +243,23 @@ def read_job_state(checkpoint: Path) -> JobState:
         return JobState(position=position, plan=plan, **raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({_one_line(error)})") from None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Of two dumped configs: `train.epochs 6, now 2`, a line for every key."""
+    found: list[str] = []
+    for key in dict.fromkeys([*before, *now]):
+        one, other, name = before.get(key), now.get(key), f"{prefix}{key}"
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{name}.")
+        elif one != other:
+            found.append(f"{name} {_short(one)}, now {_short(other)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _one_line(error: Exception) -> str:

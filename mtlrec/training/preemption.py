@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
 
 from mtlrec.distributed.process_group import Ranks
@@ -20,7 +22,9 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Takes SIGTERM for as long as it is entered; a second one ends the process as ever.
+    """Takes SIGTERM for as long as it is entered; a second one, a second or more later, ends the process as ever.
+
+    Earlier it is the same request: torchrun and a scheduler may both pass on what they got.
 
     The signal may reach one rank or all, between any two of their operations, but they must stop at the same point: the
     next step, or batch of an evaluation, waits for every rank in a collective. All count these points alike. So the
@@ -30,7 +34,7 @@ class Preemption:
 
     def __init__(self, ranks: Ranks) -> None:
         self._store = ranks.store
-        self._asked, self._points = False, 0
+        self._asked, self._asked_at, self._points = False, 0.0, 0
         self._before: signal.Handlers | object | None = None
 
     def __enter__(self) -> Preemption:
@@ -43,8 +47,11 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._asked and time.monotonic() - self._asked_at > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif not self._asked:
+            self._asked, self._asked_at = True, time.monotonic()
 
     def is_due(self) -> bool:
         """Whether all stop here. To be asked by every rank, after every step and every batch of an evaluation."""

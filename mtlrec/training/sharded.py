@@ -84,7 +84,8 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks, which: str = "last") -> Sh
     checkpoint = on_first_rank(ranks, lambda: Checkpoints(run, keep_best=job.train.keep_best).named(which))
     saved = read_job_state(checkpoint)
     check_tasks(checkpoint, saved, [task.name for task in job.tasks])
-    model = build_sharded(job.model_copy(update={"loss": LossConfig()}), ranks)
+    sharding = job.sharding.model_copy(update={"plan": None})  # it was for the ranks that trained
+    model = build_sharded(job.model_copy(update={"loss": LossConfig(), "sharding": sharding}), ranks)
     state = model.state()
     load_tensors({"model": state}, checkpoint)
     model.module.load_state_dict(state)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
+from torch.distributed._shard.sharding_spec import ShardMetadata
 
 
 class Staging:
@@ -27,11 +29,11 @@ class Staging:
             return self.staged(value, f"{name}.")
         if isinstance(value, ShardedTensor):
             shards = [
-                Shard(self._buffer(shard.tensor, f"{name}[{index}]"), shard.metadata)
+                Shard(self._buffer(shard.tensor, f"{name}[{index}]"), _on_host(shard.metadata))
                 for index, shard in enumerate(value.local_shards())
             ]
             return ShardedTensor._init_from_local_shards_and_global_metadata(
-                shards, value.metadata(), process_group=value._process_group
+                shards, on_host(value.metadata()), process_group=value._process_group
             )
         return self._buffer(value, name)
 
@@ -42,3 +44,16 @@ class Staging:
             self._buffers[name] = kept
         kept.copy_(tensor.detach())
         return kept
+
+
+def on_host(metadata: ShardedTensorMetadata) -> ShardedTensorMetadata:
+    """The same shards in the ranks' host memory, pinned where they come from a GPU."""
+    from_gpu = any("cuda" in str(shard.placement) for shard in metadata.shards_metadata)
+    properties = replace(metadata.tensor_properties, pin_memory=from_gpu)
+    shards = [_on_host(shard) for shard in metadata.shards_metadata]
+    return ShardedTensorMetadata(shards, torch.Size(metadata.size), properties)
+
+
+def _on_host(shard: ShardMetadata) -> ShardMetadata:
+    assert shard.placement is not None
+    return ShardMetadata(list(shard.shard_offsets), list(shard.shard_sizes), f"rank:{shard.placement.rank()}/cpu")

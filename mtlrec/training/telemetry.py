@@ -72,7 +72,7 @@ class Telemetry:
                 self._bar.stop()
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether the log has such a line; it is only as long as the run that is gone on with."""
+        """Whether the log has such a line; those after the checkpoint were dropped when it was opened."""
         lines = (json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines())
         return any((line["step"], line["kind"]) == (step, kind) for line in lines)
 

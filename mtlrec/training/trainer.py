@@ -24,6 +24,7 @@ from mtlrec.training.checkpoint import (
     Checkpoints,
     JobState,
     check_tasks,
+    differences,
     load_tensors,
     read_job_state,
 )
@@ -34,7 +35,7 @@ from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.preemption import Preempted, Preemption
 from mtlrec.training.sharded import autocast, build_sharded
 from mtlrec.training.table_states import Columns, take_other_cuts
-from mtlrec.training.telemetry import Telemetry
+from mtlrec.training.telemetry import Telemetry, say
 from mtlrec.training.warm_start import WarmStart, warm_start
 
 
@@ -55,7 +56,11 @@ class Trainer:
         }
         self.total_steps = self._steps_until_the_end()
         self._batches = self.loader.epoch(self.position)  # read while the model is built
-        self.model = build_sharded(job, ranks)
+        try:
+            self.model = build_sharded(job, ranks)
+        except BaseException:
+            self.close()
+            raise
         self._set_window()
         self.optimizers = Optimizers(self.model.module, job, self.total_steps)
         train = job.train
@@ -66,6 +71,10 @@ class Trainer:
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
             self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )
+
+    def close(self) -> None:
+        """Ends the thread that reads: Python does not end well with one in the middle of Arrow."""
+        self._batches.close()
 
     # ---- starting
 
@@ -83,8 +92,9 @@ class Trainer:
     def init_from(self, run: Path) -> WarmStart:
         return warm_start(self.model.module, self.job, run, self.ranks)
 
-    def resume(self) -> None:
-        """Continues from the last checkpoint: weights, optimizers, random state, position in the data.
+    def resume(self) -> list[str]:
+        """Continues from the last checkpoint: weights, optimizers, random state, position in the data. Returns what
+        the job has otherwise than when it was saved, in words.
 
         Without a checkpoint it stands at the beginning. On another number of ranks, or with another batch size or
         shuffle, the rest of the epoch is dealt anew. Raises CheckpointError where the checkpoint does not fit the
@@ -92,7 +102,7 @@ class Trainer:
         """
         checkpoint = on_first_rank(self.ranks, self.checkpoints.latest)
         if checkpoint is None:
-            return
+            return []
         saved = read_job_state(checkpoint)
         check_tasks(checkpoint, saved, [task.name for task in self.job.tasks])
         self._check_files(checkpoint, saved)
@@ -113,6 +123,18 @@ class Trainer:
             _set_random_state(tensors["random"][str(self.ranks.rank)], self.ranks.device)
         self.step, self.position, self._saved_step = saved.step, saved.position, saved.step
         self.total_steps = self.optimizers.total_steps = self._steps_until_the_end()
+        ranks = [f"{saved.ranks} ranks, now {self.ranks.world_size}"] if saved.ranks != self.ranks.world_size else []
+        changed = ranks + differences(saved.config, self.job.dump())
+        self._keep_the_best_that_was_kept(saved)
+        return changed
+
+    def _keep_the_best_that_was_kept(self, saved: JobState) -> None:
+        """A resume that does not name train.keep_best must not remove what an earlier start kept by it."""
+        before = saved.config["train"].get("keep_best")
+        if self.job.train.keep_best is None and before is not None:
+            train = self.job.train.model_copy(update={"keep_best": before})
+            self.job = self.job.model_copy(update={"train": train})
+            self.checkpoints.keep_best = before
 
     def _columns(self, saved: JobState) -> dict[str, tuple[Columns, Columns]]:
         """By table's parameter: how the job's plan cuts a row, and how the checkpoint's did."""
@@ -146,19 +168,24 @@ class Trainer:
         Raises Preempted after SIGTERM, when everything is saved.
         """
         log = Telemetry(self.run, self.total_steps, self.step, self.ranks.is_first)
-        with log as telemetry, self.checkpoints, self.preemption:
-            if (
-                self.step
-                and self._evaluates()
-                and not on_first_rank(self.ranks, lambda: telemetry.has(self.step, "valid"))
-            ):
-                self._evaluate("valid", telemetry)  # the run ended in it
+        with self.preemption, log as telemetry, self.checkpoints:
+            if self._evaluation_is_missing(telemetry):
+                self._evaluate("valid", telemetry)
             while self.step < self.total_steps:
                 self._epoch(telemetry)
             self._batches.close()
             self.pipeline.detach()
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
+        best = self.checkpoints.best() if self.ranks.is_first and self.job.train.keep_best else None
+        if best is not None:
+            say(f"best by {self.job.train.keep_best}: {best.name}; evaluate and predict take it with --checkpoint best")
         return final
+
+    def _evaluation_is_missing(self, telemetry: Telemetry) -> bool:
+        """Collective. Whether the run ended between the checkpoint that it goes on from and its evaluation."""
+        if self.step == 0 or not self._evaluates():
+            return False
+        return not on_first_rank(self.ranks, lambda: telemetry.has(self.step, "valid"))
 
     def _epoch(self, telemetry: Telemetry) -> None:
         """The rest of the current epoch, or of the job."""
@@ -245,9 +272,9 @@ class Trainer:
         loader = self.evaluation_loaders[split]
         tallies = evaluate(self.model.module, loader, self.job, self.ranks, after_batch=self._stop_if_asked)
         metrics = tallies.compute()
-        telemetry.evaluation(self.step, split, metrics)
         if split == "valid" and self._saved_step == self.step:
             self.checkpoints.evaluated(self.step, metrics)
+        telemetry.evaluation(self.step, split, metrics)  # last: a resume looks there whether it was done
         return metrics
 
     def _save_unless_done(self) -> None:
@@ -256,6 +283,7 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
+        self.ranks.liveness.tick()
         self._saved_step = self.step
         files, ranks = self.loader.dataset.fingerprint, self.ranks.world_size
         state = JobState(self.step, self.position, files, ranks, self.loader.inputs, self.job.dump(), self.model.plan)

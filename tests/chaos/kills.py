@@ -43,7 +43,7 @@ class Outcome:
         kinds = ", ".join(
             f"{count} in a {where}" for where, count in sorted(Counter(k["where"] for k in self.killed).items())
         )
-        took, differ = self.seconds_to_recover, ", ".join(self.differences) or "none"
+        took, differ = self.seconds_to_recover or [0.0], ", ".join(self.differences) or "none"
         return (
             f"{len(self.killed)} of {self.tried} kills survived ({kinds}); seconds from a kill to the next finished "
             f"step: median {statistics.median(took):.1f}, longest {max(took):.1f}; differences: {differ}"
@@ -69,26 +69,31 @@ def _kill(where: str, rng: random.Random) -> dict[str, Any]:
     return {"rank": rank, "where": where, "after": after, "fraction": rng.random(), "delay_s": delay}
 
 
-def survive(folder: Path, plan: list[dict[str, Any]], **train: Any) -> Outcome:
-    """Trains one job twice below `folder`, undisturbed and killed."""
+def survive(folder: Path, plan: list[dict[str, Any]], *overrides: str) -> Outcome:
+    """Trains one job twice below `folder`, undisturbed, and killed with these overrides of the config."""
     kills = len(plan)
     (folder / "kills.json").write_text(json.dumps(plan))
-    train = {"epochs": 20 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60, **train}
+    train = {"epochs": 20 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60}
     config = write_job(folder / "job.yaml", write_toy(folder / "data"), train=train)
     environment = f"PYTHONPATH={INJECT},MTLREC_CHAOS={folder / 'kills.json'}"
-    for run, options in (("whole", []), ("killed", ["--max_restarts", str(kills + 5), "--env", environment])):
+    disturbed = ["--max_restarts", str(kills + 5), "--env", environment, *overrides]
+    for run, options in (("whole", []), ("killed", disturbed)):
         job = torchx(config, folder / run, *options)
-        output, _ = job.communicate(timeout=120 + 40 * kills)
+        try:
+            output, _ = job.communicate(timeout=120 + 40 * kills)
+        finally:
+            job.terminate()
         if job.returncode:
-            return Outcome(kills, [], [0.0], [f"the job '{run}' failed with status {job.returncode}"], output)
+            return Outcome(kills, [], [], [f"the job '{run}' failed with status {job.returncode}"], output)
     log = [json.loads(line) for line in (folder / "kills.json.log").read_text().splitlines()]
     killed = [entry for entry in log if entry["event"] == "killed"]
-    first_steps = [entry["time"] for entry in log if entry["event"] == "first step"]
+    first_steps = [entry for entry in log if entry["event"] == "first step"]
     return Outcome(
         tried=kills,
         killed=killed,
         seconds_to_recover=[
-            min(time for time in first_steps if time > entry["time"]) - entry["time"] for entry in killed
+            min(step["time"] for step in first_steps if step["attempt"] > kill["attempt"]) - kill["time"]
+            for kill in killed
         ],
         differences=differences(folder / "whole", folder / "killed"),
         output=output,

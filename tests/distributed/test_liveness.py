@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,11 +16,11 @@ import torch.distributed as dist
 from mtlrec.distributed.liveness import RankMissing
 from mtlrec.distributed.process_group import process_group
 from tests.jobs import write_job
-from tests.ranks import run_cli, run_ranks
+from tests.ranks import free_port, run_ranks
 from tests.toy import write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-TIMEOUT_S = 4
+TIMEOUT_S = 6
 
 
 def waiting_for_a_sleeper() -> tuple[str, int]:
@@ -40,46 +42,44 @@ def oversleep() -> None:
 def test_a_rank_that_is_busy_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
     (first, _), _, (third, _) = run_ranks(3, waiting_for_a_sleeper)
     for said in (first, third):
-        assert said.startswith("a collective took longer than train.timeout_s (4 s): ")
-    assert re.search(r"rank 1 at test_liveness\.py:\d+ \(oversleep\)", first)
-    assert re.search(r"rank 0, 2 at \w+\.py:\d+ \(all_reduce\)", capfd.readouterr().err), (
-        "said once before it is too late"
-    )
+        assert said.startswith("a collective took longer than train.timeout_s (6 s): ")
+    for said in (first, third, capfd.readouterr().err):  # also once before it is too late
+        assert re.search(r"rank 1 at test_liveness\.py:\d+ \(oversleep\)", said)
+        assert re.search(r"rank 0, 2 at \w+\.py:\d+ \(all_reduce\)", said)
+        assert "has ended" not in said
 
 
-def stopped(which: int, step: int, run: Path, *arguments: str | Path) -> tuple[int, int]:
-    """The command, on a rank that is frozen (if it is `which`) when so many steps are logged."""
+def start(rank: int, run: Path, config: Path, port: int) -> subprocess.Popen[str]:
+    """One of two ranks, without torchrun: rank 0 has the store."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "mtlrec.cli", "train", str(config), "-o", str(run)]
+    strings = {name: str(value) for name, value in environment.items()}
+    return subprocess.Popen(command, env=os.environ | strings, text=True, stderr=subprocess.PIPE)
 
-    def watch() -> None:
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_frozen_rank(which: int, tmp_path: Path) -> None:
+    train = {"epochs": 100, "timeout_s": TIMEOUT_S, "checkpoint_every": 1000, "eval_every": 1000}
+    config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), train=train)
+    run, port = tmp_path / "run", free_port()
+    ranks = [start(rank, run, config, port) for rank in range(2)]
+    try:
         log = run / "metrics.jsonl"
-        while not (log.exists() and len(log.read_text().splitlines()) >= step):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    if int(os.environ["RANK"]) == which:
-        threading.Thread(target=watch, daemon=True).start()
-        Path(run.parent / "victim").write_text(str(os.getpid()))
-    status = run_cli(*arguments)
-    (run.parent / "ended").touch()
-    return status, os.getpid()
-
-
-def test_a_frozen_rank(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Its process is woken when the other has ended: it has a result to bring."""
-    config = write_job(
-        tmp_path / "job.yaml", write_toy(tmp_path / "data"), train={"epochs": 100, "timeout_s": TIMEOUT_S}
-    )
-    run = tmp_path / "run"
-
-    def wake() -> None:
-        while not (tmp_path / "ended").exists():
-            time.sleep(0.05)
-        os.kill(int((tmp_path / "victim").read_text()), signal.SIGCONT)
-
-    threading.Thread(target=wake, daemon=True).start()
-    (status, _), (_, victim) = run_ranks(2, stopped, 1, 15, run, "train", config, "-o", run)
-    assert status == 1
-    assert f"rank 1 (process {victim} on " in capfd.readouterr().err.replace("\n", " ")
+        while not (log.exists() and len(log.read_text().splitlines()) >= 15):
+            assert all(rank.poll() is None for rank in ranks)
+            time.sleep(0.02)
+        ranks[which].send_signal(signal.SIGSTOP)
+        _, said = ranks[1 - which].communicate(timeout=100)
+        assert ranks[1 - which].returncode == 1
+    finally:
+        for rank in ranks:
+            rank.kill()
+    if which == 1:
+        assert re.search(
+            rf"train.timeout_s \(6 s\): rank 1 \(process {ranks[1].pid} on \S+\) does not answer; rank 0 at", said
+        )
+    else:
+        assert "the store that the ranks share, rank 0's or torchrun's, does not answer" in said
 
 
 def test_liveness_costs_nothing_alone() -> None:

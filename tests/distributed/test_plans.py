@@ -1,15 +1,20 @@
 """Plans as files: foretold, trained with, taken from another run; and what embeddings travel as between ranks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from mtlrec.distributed.estimate import estimate
+from mtlrec.distributed.plans import TablePlan
+from mtlrec.training.sharded import unsharded
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
-from tests.toy import write_toy
+from tests.toy import toy_job, toy_tree, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 MIXED = {"sharding": {"constraints": {"user": {"types": ["row_wise"]}, "item": {"types": ["column_wise"]}}}}
@@ -72,6 +77,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a rank too many": ({"tables__user__shards__0__rank": 7}, "user: rank 7 of 1"),
     "a gap": ({"tables__user__shards__0__size": [10, 8]}, "user: its shards do not make up a table of 50 x 8"),
     "beyond the end": ({"tables__user__shards__0__offset": [10, 0]}, "user: its shards do not make up a table of 50"),
+    "a rank that is another": ({"tables__user__ranks": []}, "user: its ranks are not those of its shards"),
+    "a kernel that is not": (
+        {"tables__user__compute_kernel": "dense"},
+        "user: data_parallel goes with the kernel dense",
+    ),
     "no shards": ({"tables__user__shards": []}, "user: data_parallel has no shards, every other sharding type has"),
 }
 
@@ -127,3 +137,91 @@ def test_a_cache_for_a_table_on_the_host(job: Path, tmp_path: Path, capsys: pyte
         assert (made["compute_kernel"], made["cache_load_factor"]) == ("fused_uvm_caching", factor)
         sizes.append(next(table["hbm_gb"] for table in found["tables"] if table["table"] == "C1"))
     assert sizes[1] > 1.5 * sizes[0]
+
+
+KINDS = ["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("nodes", "each"), [(1, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("rows", [50, 5])
+def test_every_plan_that_is_made_is_taken(kind: str, nodes: int, each: int, rows: int) -> None:
+    """Five rows over four ranks are 2, 2, 1 and none."""
+    constraint = {"types": [kind]}
+    job = toy_job(
+        tables={"user": {"rows": rows, "dim": 16}, "item": {"rows": 40, "dim": 16}},
+        sharding={"constraints": {"user": constraint, "item": constraint}},
+    )
+    found = estimate(unsharded(job, torch.device("cpu")), job, nodes, each, "cuda", 80, 100).plan
+    for name, table in found.tables.items():
+        assert table.sharding_type == kind
+        table.check(job.tables[name].rows, 16, nodes * each)
+
+
+def shard(rank: int, row: int, column: int, rows: int, columns: int) -> dict[str, Any]:
+    return {"rank": rank, "offset": (row, column), "size": (rows, columns)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shards"),
+    [
+        ("row_wise", [shard(0, 0, 0, 30, 8), shard(1, 20, 0, 20, 8)]),  # overlap
+        ("row_wise", [shard(0, 0, 0, 10, 8), shard(1, 10, 0, 40, 8)]),  # uneven: ids are bucketed evenly
+        ("row_wise", [shard(1, 25, 0, 25, 8), shard(0, 0, 0, 25, 8)]),  # in another order than the ranks'
+        ("row_wise", [shard(0, 0, 0, 50, 8)]),
+        ("row_wise", [shard(0, 0, 0, 25, 8), shard(0, 25, 0, 25, 8)]),
+        ("table_wise", [shard(0, 0, 0, 25, 8), shard(1, 25, 0, 25, 8)]),
+        ("table_wise", [shard(0, 0, 0, 50, 4), shard(1, 0, 4, 50, 4)]),
+        ("column_wise", [shard(0, 0, 0, 25, 8), shard(1, 25, 0, 25, 8)]),
+        ("column_wise", [shard(0, 0, 0, 50, 1), shard(1, 0, 1, 50, 7)]),
+        ("column_wise", [shard(0, 0, 0, 50, 4), shard(1, 0, 0, 50, 4)]),
+    ],
+)
+def test_shards_that_torchrec_would_not_honour(kind: str, shards: list[dict[str, Any]]) -> None:
+    ranks = [one["rank"] for one in shards]
+    plan = {"sharding_type": kind, "compute_kernel": "fused", "ranks": ranks, "shards": shards}
+    with pytest.raises(ValueError, match="its shards do not make up a table of 50 x 8 that is"):
+        TablePlan.model_validate(plan).check(50, 8, 2)
+
+
+def test_an_evaluation_does_without_the_plan_of_the_training(
+    job: Path, constrained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It was for two ranks, and its file is gone."""
+    shutil.copy(constrained[1] / "plan.json", tmp_path / "plan.json")
+    run = tmp_path / "run"
+    given = ("--set", f"sharding.plan={tmp_path / 'plan.json'}", "--set", "train.max_steps=2")
+    assert run_ranks(2, run_cli, "train", job, "-o", run, *given) == [0, 0]
+    (tmp_path / "plan.json").unlink()
+    assert run_cli("evaluate", run) == 0
+    assert run_cli("train", run / "config.yaml", "-o", run, "--resume", "--set", "sharding.plan=null") == 0
+
+
+def test_adam_is_not_for_replicated_tables(tmp_path: Path) -> None:
+    constraint = {"types": ["data_parallel"]}
+    job = toy_job(optim={"sparse": {"kind": "adam"}}, sharding={"constraints": {"user": constraint}})
+    with pytest.raises(ValueError, match=r"sharding\.constraints\.user: data_parallel does not go with .* adam"):
+        estimate(unsharded(job, torch.device("cuda")), job, 1, 2, "cuda", 80, 100)
+
+
+@pytest.fixture
+def five_rows(tmp_path: Path) -> Path:
+    tree = toy_tree(write_toy(tmp_path / "data"))
+    tree["tables"]["user"]["rows"] = 5
+    tree["features"]["sparse"][0]["transform"] = "modulo"
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "job.yaml"
+
+
+def test_no_rank_is_left_without_a_row_on_cpu(five_rows: Path, tmp_path: Path) -> None:
+    """FBGEMM has no lookup for an empty shard there; trained, saved, resumed, and evaluated by one."""
+    for steps in (3, 6):
+        more = ("--resume", "--set", f"train.max_steps={steps}", "--set", "train.epochs=9")
+        assert run_ranks(4, run_cli, "train", five_rows, "-o", tmp_path / "run", *more) == [0] * 4
+    assert run_cli("evaluate", tmp_path / "run") == 0
+
+
+def test_rows_that_do_not_go_round(five_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--device", "cpu", "--gpus-per-node", "4", "--set", "sharding.constraints={user: {types: [row_wise]}}")
+    assert run_cli("plan", five_rows, *options) == 2
+    assert "sharding.constraints.user: its 5 rows over 4 ranks leave one without" in capsys.readouterr().err

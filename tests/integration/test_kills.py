@@ -29,9 +29,10 @@ def test_a_rank_that_freezes_is_named_and_all_start_again(tmp_path: Path, monkey
     """After train.timeout_s; torchrun then kills it."""
     monkeypatch.setenv("MTLREC_CHAOS_SIGNAL", "SIGSTOP")
     freeze = {"rank": 1, "where": "backward", "after": 12, "fraction": 0.5, "delay_s": 0.0}
-    outcome = survive(tmp_path, [freeze], timeout_s=6)
+    outcome = survive(tmp_path, [freeze], "train.timeout_s=6")
     assert outcome.differences == [], outcome.output[-10_000:]
     assert len(outcome.killed) == 1
     said = outcome.output
     assert "a collective took longer than train.timeout_s (6 s): rank 1 (process " in said
-    assert re.search(r"rank 1 \(process \d+ on \S+\) does not answer; rank 0 at \w+\.py:\d+ ", said)
+    assert re.search(r"rank 1 \(process \d+ on \S+\) does not answer; rank 0 at \w+\.py:\d+ \(\w+\) in ", said)
+    assert "rank 0 at liveness.py" not in said

@@ -1,15 +1,19 @@
 """SIGTERM on any rank: all save after the same step and end with status 0; a resume goes on as if nothing had been."""
 
+import itertools
 import os
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mtlrec.training import evaluate
 from mtlrec.training.checkpoint import read_job_state
+from mtlrec.training.evaluate import check_finite
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import write_toy
@@ -17,20 +21,37 @@ from tests.toy import write_toy
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-def terminated(which: int, step: int, run: Path, *arguments: str | Path) -> int:
-    """The command, on a rank that gets SIGTERM (if it is `which`) when so many steps are logged."""
-    done = threading.Event()
+def terminated(which: int, step: int, during: str, run: Path, *arguments: str | Path) -> int:
+    """The command, on a rank that gets SIGTERM twice within milliseconds (if it is `which`): when so many steps are
+    logged, or in the second batch of the first evaluation."""
+    done, asked = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        asked.set()
+        for _ in range(2):  # as from a scheduler and from torchrun
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.003)
 
     def watch() -> None:
         log = run / "metrics.jsonl"
         while not done.is_set():
             if log.exists() and len(log.read_text().splitlines()) >= step:
-                os.kill(os.getpid(), signal.SIGTERM)
+                ask()
                 return
             time.sleep(0.002)
 
+    batches = itertools.count(1)
+
+    def checked(*values: Any) -> None:
+        if next(batches) == 2 and not asked.is_set():
+            ask()
+        check_finite(*values)
+
     if int(os.environ["RANK"]) == which:
-        threading.Thread(target=watch, daemon=True).start()
+        if during == "training":
+            threading.Thread(target=watch, daemon=True).start()
+        else:
+            evaluate.check_finite = checked
     try:
         return run_cli(*arguments)
     finally:
@@ -64,7 +85,7 @@ def test_stopped_by_a_signal_and_resumed(
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert run_ranks(ranks, run_cli, "train", config, "-o", whole) == [0] * ranks
     capfd.readouterr()
-    assert run_ranks(ranks, terminated, which, after, run, "train", config, "-o", run) == [0] * ranks
+    assert run_ranks(ranks, terminated, which, after, during, run, "train", config, "-o", run) == [0] * ranks
     (saved,) = (run / "checkpoints").iterdir()
     step = read_job_state(saved).step
     assert after <= step

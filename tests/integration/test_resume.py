@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,8 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(
     run.mkdir()
     shutil.copy(config, run / "config.yaml")
     if how == "restarted":
+        (run / ".launch").write_text("launch-1")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch-1")
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert run_cli("train", config, "-o", run, *(["--resume"] if how == "--resume" else [])) == 0
     assert "no checkpoint yet, starting from the beginning" in capsys.readouterr().err
@@ -238,3 +242,54 @@ def test_a_child_under_another_parent_starts_without_what_it_read_of_the_old_one
         assert "fresh: model.over_arch.heads.transfers.task_buy.hand_on.0.weight" in said
     else:
         assert "grown: model.over_arch.heads.relations.task_buy.net.0.weight (20%)" in said  # 8 of 8 + 32 columns
+
+
+@pytest.mark.parametrize("run_id", ["launch-2", "none"])
+def test_a_restart_does_not_go_on_with_the_run_of_another_launch(
+    run_id: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun starts the ranks again when one of them refused: the second time must be a refusal too."""
+    config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 2}), tmp_path / "run"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch-1")
+    assert run_cli("train", config, "-o", run) == 0
+    before = final_tensors(run)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run_cli("train", config, "-o", run, "--set", "train.max_steps=5") == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in final_tensors(run).items())
+    assert run_cli("train", config, "-o", run, "--overwrite", "--resume") == 2
+    assert "take one of them" in capsys.readouterr().err
+
+
+def test_a_resume_says_what_is_otherwise_and_keeps_the_best(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = {"epochs": 3, "keep_best": "click/ne", "keep_checkpoints": 1}
+    config, run = write_job(tmp_path / "job.yaml", data, train=train), tmp_path / "run"
+    high = ["--set", "optim.dense.lr=0.05", "--set", "optim.sparse.lr=0.5"]
+    assert run_cli("train", config, "-o", run, *high) == 0
+    assert "best by click/ne: step_" in capsys.readouterr().err
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert len(kept) == 2
+    forgotten = ["--set", "train.keep_best=null", "--set", "train.epochs=4"]
+    assert run_cli("train", config, "-o", run, "--resume", *high, *forgotten) == 0
+    said = capsys.readouterr().err
+    assert "changed since: train.epochs 3, now 4" in said
+    assert 'changed since: train.keep_best "click/ne", now null' in said
+    assert kept[0] in [path.name for path in (run / "checkpoints").iterdir()]
+    assert run_cli("evaluate", run, "--checkpoint", "best") == 0
+
+
+def test_a_mistake_is_a_line_and_no_abort(data: Path, tmp_path: Path) -> None:
+    """In a process of its own, which ends: also found when rows are being read, and started as torchrun does."""
+    config, run = write_job(tmp_path / "job.yaml", data), tmp_path / "run"
+    command = [sys.executable, "-m", "mtlrec.cli", "train", config, "-o", run]
+    wrong = subprocess.run([*command, "--set", "sharding.plan=nowhere"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "mtlrec: sharding.plan: nowhere: No such file or directory\n")
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").touch()
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "already holds a run" in refused.stderr

@@ -85,7 +85,7 @@ def test_evaluate_may_use_another_number_of_ranks() -> None:
     app = components.evaluate("data.root=d", run="runs/a/", nodes=2, procs_per_node=4, resource="cpu_large")
     assert app.name == "evaluate-a"
     assert (app.roles[0].name, app.roles[0].num_replicas) == ("evaluator", 2)
-    assert mtlrec_words(app) == ["mtlrec.cli", "evaluate", "runs/a/", "--set", "data.root=d"]
+    assert mtlrec_words(app) == ["mtlrec.cli", "evaluate", "runs/a/", "--checkpoint", "last", "--set", "data.root=d"]
 
 
 def test_gpu_nodes_get_a_rank_per_gpu() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.sharded_tensor import ShardedTensorMetadata, TensorProperties
+from torch.distributed._shard.sharding_spec import ShardMetadata
 
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
@@ -18,10 +20,12 @@ from mtlrec.training.checkpoint import (
     Checkpoints,
     JobState,
     NotSaved,
+    differences,
     load_tensors,
     read_job_state,
     saved_shapes,
 )
+from mtlrec.training.staging import on_host
 
 
 def state(step: int) -> JobState:
@@ -173,3 +177,28 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"of steps 1$"):
         Checkpoints(tmp_path).named("7")
     assert Checkpoints(tmp_path, keep_best="click/auc").best() is None
+
+
+def test_what_comes_from_gpus_is_staged_in_host_memory() -> None:
+    """The metadata alone: no GPU is needed to say where a copy lies."""
+    shards = [ShardMetadata([row, 0], [2, 4], f"rank:{rank}/cuda:{rank}") for rank, row in enumerate((0, 2))]
+    found = on_host(ShardedTensorMetadata(shards, torch.Size([4, 4]), TensorProperties()))
+    assert [str(shard.placement) for shard in found.shards_metadata] == ["rank:0/cpu", "rank:1/cpu"]
+    assert [shard.shard_offsets for shard in found.shards_metadata] == [[0, 0], [2, 0]]
+    assert (found.size, found.tensor_properties.pin_memory) == (torch.Size([4, 4]), True)
+    assert str(shards[0].placement) == "rank:0/cuda:0"
+
+
+def test_a_copy_that_somebody_made_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("step_00000003", "step_backup", "step_9"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "job.json").write_text("{}")
+    assert [path.name for path in Checkpoints(tmp_path).complete()] == ["step_00000003"]
+
+
+def test_what_a_config_has_otherwise() -> None:
+    before = {"train": {"epochs": 6, "seed": 0}, "tasks": ["a"], "old": 1}
+    now = {"train": {"epochs": 2, "seed": 0}, "tasks": ["a", "b" * 100], "new": None}
+    long = '["a", "' + "b" * 50 + "..."
+    assert differences(before, now) == ["train.epochs 6, now 2", f'tasks ["a"], now {long}', "old 1, now null"]
+    assert differences(now, now) == []
