@@ -130,7 +130,7 @@ class Trainer:
 
     def _keep_the_best_that_was_kept(self, saved: JobState) -> None:
         """A resume that does not name train.keep_best must not remove what an earlier start kept by it."""
-        before = saved.config["train"].get("keep_best")
+        before = saved.config.get("train", {}).get("keep_best")
         if self.job.train.keep_best is None and before is not None:
             train = self.job.train.model_copy(update={"keep_best": before})
             self.job = self.job.model_copy(update={"train": train})
