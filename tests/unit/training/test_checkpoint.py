@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,13 @@ def test_what_a_config_has_otherwise() -> None:
     long = '["a", "' + "b" * 50 + "..."
     assert differences(before, now) == ["train.epochs 6, now 2", f'tasks ["a"], now {long}', "old 1, now null"]
     assert differences(now, now) == []
+
+
+def test_figures_that_cannot_be_kept(tmp_path: Path) -> None:
+    checkpoints = evaluated(tmp_path, [0.5])
+    shutil.rmtree(checkpoints.folder)
+    with (
+        process_group("cpu"),
+        pytest.raises(NotSaved, match=r"valid\.json: No such file or directory; .*figures were not"),
+    ):
+        checkpoints.evaluated(1, {"click": {"auc": 0.6}})
