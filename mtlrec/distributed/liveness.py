@@ -69,6 +69,7 @@ class Liveness(AbstractContextManager["Liveness"]):
         self._stopped_at = _at([frame for frame, _ in traceback.walk_tb(error.__traceback__)][::-1])
         self._asked.set()
         self._found.wait(10 * self._every)
+        time.sleep(3 * self._every)  # others may still be looking: they want to hear of us, and the store if it is ours
         self._close()
         took = f"a collective took longer than train.timeout_s ({self._timeout:g} s)"
         raise RankMissing(f"{took}: {self._finding or NO_STORE}") from error
@@ -90,7 +91,7 @@ class Liveness(AbstractContextManager["Liveness"]):
             self._write()
             waited = time.monotonic() - self._ticked
             if self._asked.is_set():
-                self._finding = _sentence(*self._look())
+                self._finding = self._finding or _sentence(*self._look())
                 self._found.set()
             elif waited > self._timeout / 2 and not self._told:
                 self._told = True
