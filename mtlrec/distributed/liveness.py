@@ -117,8 +117,8 @@ class Liveness(AbstractContextManager["Liveness"]):
     # ---- the thread that watches the other one
 
     def _watch(self) -> None:
-        """Ends the process where the store has not answered for as long as a collective may take: the main thread may
-        wait for it too, which no timeout ends."""
+        """Ends the process where the store has not answered for one and a half times as long as a collective may take:
+        the main thread may wait for it too, which no timeout ends."""
         while not self._closed.wait(self._every):
             unanswered = time.monotonic() - self._answered
             if unanswered > self._timeout / 2 and not self._told:

@@ -18,14 +18,13 @@ PIECE_BYTES = 2**26
 
 def in_pieces(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts of tensors and ShardedTensors -> the same, ShardedTensors in more shards; memory is shared."""
-    return {
-        key: in_pieces(value)
-        if isinstance(value, Mapping)
-        else _cut(value)
-        if isinstance(value, ShardedTensor)
-        else value
-        for key, value in tree.items()
-    }
+    return {key: _pieces(value) for key, value in tree.items()}
+
+
+def _pieces(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return in_pieces(value)
+    return _cut(value) if isinstance(value, ShardedTensor) else value
 
 
 def _cut(tensor: ShardedTensor) -> ShardedTensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtlrec.training.checkpoint import read_job_state
+from mtlrec.training.checkpoint import Checkpoints, NotSaved, read_job_state
 from tests.jobs import curve, killed_after, write_job
 from tests.ranks import run_cli, run_ranks
 
@@ -60,6 +60,25 @@ def test_a_resumed_run_keeps_the_same_best(data: Path, tmp_path: Path) -> None:
     figures = {step: line["click/ne"] for step, line in evaluations(whole).items()}
     assert curve(run) == curve(whole)
     assert saved_steps(run) == sorted({min(figures, key=figures.__getitem__), max(figures)})
+
+
+def test_figures_that_were_not_kept_are_made_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends while the figures of its first evaluation are written: the log must not say that it was done."""
+    config = write_job(tmp_path / "job.yaml", data, train=TRAIN)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert run_cli("train", config, "-o", whole) == 0
+
+    def fail(*_: Any) -> None:
+        raise NotSaved("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "evaluated", fail)
+        assert run_cli("train", config, "-o", run) == 1
+    assert (saved_steps(run), evaluations(run)) == ([5], {})
+    assert run_cli("train", config, "-o", run, "--resume") == 0
+    assert curve(run) == curve(whole)
+    assert saved_steps(run) == saved_steps(whole)
+    assert Checkpoints(run, keep_best="click/ne").best() is not None
 
 
 @pytest.mark.parametrize(
