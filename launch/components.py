@@ -160,6 +160,63 @@ def evaluate(
     )
 
 
+def bench(
+    *words: str,
+    config: str,
+    steps: int = 100,
+    source: str = "train",
+    set: Optional[str] = None,
+    nodes: int = 1,
+    procs_per_node: Optional[int] = None,
+    threads: Optional[int] = None,
+    resource: str = "local",
+    image: str = DEFAULT_IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    name: Optional[str] = None,
+) -> specs.AppDef:
+    """Say how fast a job trains on one or more nodes and what its steps are spent on; keeps nothing of the model.
+
+    Example, on two ranks of this machine, without data:
+
+      torchx run -s local_cwd launch/components.py:bench --config feed_ple --source random --procs_per_node 2 -- --json
+
+    Args:
+        words: any number of overrides, key=value; then options for mtlrec
+        config: a recipe's name (mtlrec recipes lists them) or the path of a YAML job
+        steps: how many to time
+        source: train reads the job's files, memory takes batches of them made beforehand, random needs no files
+        set: overrides in one argument, key=value with ; between them
+        nodes: number of nodes
+        procs_per_node: ranks on each node; by default one per GPU of the resource, or one
+        threads: CPU threads of each rank; by default the resource's cores divided by the ranks
+        resource: what each node must have: local (this machine's cores), a name in launch/resources.py or one of TorchX's
+        image: container image with mtlrec in it; local_cwd and slurm take no notice of it
+        env: environment variables, A=1,B=2; they win over what this component sets
+        mounts: volumes for containers, type=volume,src=CLAIM,dst=/data
+        rdzv_port: port on the first node through which several nodes meet
+        name: the job's name; by default bench- and the config's
+    """
+    check_at_least(5, steps=steps)
+    return launch_mtlrec(
+        ["bench", config, "--steps", str(steps), "--source", source, *override_options(set, words)],
+        role_name="bench",
+        app_name=name or f"bench-{PurePath(config).stem}",
+        nodes=nodes,
+        procs_per_node=procs_per_node,
+        threads=threads,
+        resource=resource,
+        image=image,
+        env=env,
+        mounts=mounts,
+        max_restarts=0,
+        max_retries=0,
+        grace_s=8,
+        rdzv_port=rdzv_port,
+    )
+
+
 def launch_mtlrec(
     command: list[str],
     *,

@@ -34,7 +34,8 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
-        item = None if self._stop.is_set() else self._queue.get()
+        with torch.profiler.record_function("mtlrec::data_wait"):
+            item = None if self._stop.is_set() else self._queue.get()
         self._waited(time.perf_counter() - started)
         if item is None:
             self.close()

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import nn
 from torchrec.distributed.planner import Topology
@@ -19,7 +18,7 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption, Sta
 
 from mtlrec.config import JobConfig
 from mtlrec.distributed.plans import Plan
-from mtlrec.distributed.sharding import GIB, planner_of, sharders
+from mtlrec.distributed.sharding import GIB, planned
 
 PHASES = ("input_dist_comms", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "prefetch_compute")
 
@@ -110,7 +109,7 @@ def estimate(
     )
     seen = _Seen()
     try:
-        plan = planner_of(job, topology, stats=seen).plan(module, sharders(job, torch.device(device)))
+        plan = planned(module, job, topology, stats=seen)
     except (PlannerError, RuntimeError) as error:
         raise ValueError(_what_does_not_fit(job, nodes * per_node, device, hbm_gb, ddr_gb, error)) from None
     return Estimate(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mtlrec.distributed.allocator import keep_freed_memory
 from mtlrec.distributed.liveness import Liveness
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
     chosen = _device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     store = _store(rank, world_size)
     dist.init_process_group(
         backend="nccl" if chosen.type == "cuda" else "gloo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -52,11 +53,10 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         hbm_cap=None if job.sharding.hbm_gb is None else int(job.sharding.hbm_gb * GIB),
         ddr_cap=None if job.sharding.ddr_gb is None else int(job.sharding.ddr_gb * GIB),
     )
-    planner = planner_of(job, topology)
 
     def made() -> ShardingPlan:
         try:
-            return planner.plan(module, sharders(job, ranks.device))
+            return planned(module, job, topology)
         except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
@@ -64,15 +64,33 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
     return on_first_rank(ranks, made)
 
 
-def planner_of(job: JobConfig, topology: Topology, stats: Stats | None = None) -> EmbeddingShardingPlanner:
-    """The job's constraints and batch size on a topology; `stats` is told the choice."""
-    return EmbeddingShardingPlanner(
-        topology=topology,
-        batch_size=job.data.batch_size,
-        constraints=_constraints(job, topology.world_size, topology.compute_device),
-        stats=stats,
-        debug=False,
-    )
+def planned(module: nn.Module, job: JobConfig, topology: Topology, stats: Stats | None = None) -> ShardingPlan:
+    """The planner's choice under the job's constraints and batch size; `stats` is told it.
+
+    On CPU, tables are cut only where they would not fit as a whole: there the planner's costs, which are those of GPUs,
+    prefer row-wise shards, and a job of 26 tables trained a tenth slower with them (docs/performance.md).
+
+    Raises PlannerError or RuntimeError where there is none.
+    """
+    device, world_size = topology.compute_device, topology.world_size
+
+    def choice(by_default: list[str] | None) -> ShardingPlan:
+        planner = EmbeddingShardingPlanner(
+            topology=topology,
+            batch_size=job.data.batch_size,
+            constraints=_constraints(job, world_size, device, by_default),
+            stats=stats,
+            debug=False,
+        )
+        return planner.plan(module, sharders(job, torch.device(device)))
+
+    if world_size == 1:  # nothing to divide, but row-wise shards would have their ids put into buckets
+        return choice(["table_wise"])
+    if device == "cpu":
+        with suppress(PlannerError):
+            return choice(["data_parallel", "table_wise"])
+        return choice(TableSharder().sharding_types(device))
+    return choice(None)
 
 
 def shard(module: nn.Module, plan: ShardingPlan, job: JobConfig, ranks: Ranks) -> DistributedModelParallel:
@@ -96,13 +114,15 @@ def _on(device: torch.device, kind: str) -> CommType:
     return CommType.FP16 if kind == "bf16" and device.type == "cpu" else CommType(kind)
 
 
-def _constraints(job: JobConfig, world_size: int, device: str) -> dict[str, ParameterConstraints]:
+def _constraints(
+    job: JobConfig, world_size: int, device: str, by_default: list[str] | None
+) -> dict[str, ParameterConstraints]:
     constraints = {}
     for table in job.tables:
         wanted = job.sharding.constraints.get(table)
         kernels: list[str] | None = None if wanted is None or wanted.kernels is None else list(wanted.kernels)
         constraints[table] = ParameterConstraints(
-            sharding_types=_types(job, table, world_size, device),
+            sharding_types=_types(job, table, world_size, device, by_default),
             compute_kernels=kernels,
             cache_params=_cache(wanted),
             min_partition=_column_width(job.tables[table].dim, world_size) if wanted else None,
@@ -125,12 +145,12 @@ def _cache(wanted: TableConstraint | None) -> CacheParams | None:
     return CacheParams(load_factor=wanted.cache_load_factor)
 
 
-def _types(job: JobConfig, table: str, world_size: int, device: str) -> list[str] | None:
-    """Those that the config wants, or all, without those that would not train rightly; None: the planner's own."""
+def _types(job: JobConfig, table: str, world_size: int, device: str, by_default: list[str] | None) -> list[str] | None:
+    """The config's, or the default, without those that would not train rightly; None: the planner's own."""
     wanted, refused = job.sharding.constraints.get(table), _refused(job, table, world_size, device)
-    if wanted is None and not refused:
+    if wanted is None and by_default is None and not refused:
         return None
-    types = TableSharder().sharding_types(device) if wanted is None else list(wanted.types)
+    types = by_default or TableSharder().sharding_types(device) if wanted is None else list(wanted.types)
     left = [kind for kind in types if kind not in refused]
     if not left:
         raise ValueError(f"sharding.constraints.{table}: {refused[types[0]]}")

@@ -29,6 +29,9 @@ GROUP_BYTES = 16 * 2**20
 RECOMPUTED_GROUP_BYTES = 2 * 2**20
 """The same where activations are recomputed: a group's are then nearly all there is."""
 
+ALIGNED = 8
+"""Of a product with this multiple of columns MKL has all of its speed, of one beside it five sixths."""
+
 relu_backward_into = torch.ops.aten.threshold_backward.grad_input
 
 
@@ -56,6 +59,8 @@ def mix_relu_experts(
         >>> mix_relu_experts(x, weights, [2, 1], parameters).shape
         torch.Size([5, 2, 4])
     """
+    if x.device.type == "cpu" and x.shape[0] >= x.shape[-1] >= 16 * ALIGNED and x.shape[-1] % ALIGNED:
+        x, parameters = _with_columns_of_zeros(x, parameters)
     tensors = (x, weights_BGE, *parameters)
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         layers = _layers(parameters)
@@ -65,6 +70,12 @@ def mix_relu_experts(
         return torch.bmm(weights_BGE, outputs_EBH.transpose(0, 1))
     out: Tensor = ExpertMixture.apply(x, weights_BGE, tuple(experts_per_slot), recompute, *parameters)  # type: ignore[no-untyped-call]
     return out
+
+
+def _with_columns_of_zeros(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The first layer's input and weight, made as wide as `ALIGNED` wants."""
+    missing = -x.shape[-1] % ALIGNED
+    return F.pad(x, (0, missing)), [F.pad(parameters[0], (0, missing)), *parameters[1:]]
 
 
 def relu_mixture(
@@ -127,6 +138,7 @@ def plan_groups(x: Tensor, experts_per_slot: Sequence[int], layers: Sequence[Lay
     if rows >= 2 * x.shape[-1]:
         # Activations outweigh weights: half of them are to be gone before the gradients of the other half come.
         most = min(most, -(-num_experts // 2))
+    most -= most % min(most, torch.get_num_threads())  # a batched product gives each thread whole experts
     if x.dim() == 2:
         return [Group(experts, None, i == 0) for i, experts in enumerate(_cut(0, num_experts, most))]
     if len(experts_per_slot) == num_experts:

@@ -107,5 +107,6 @@ class MultiTaskLoss(nn.Module):
 def _sum_over_ranks(values: Tensor) -> tuple[Tensor, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return values, 1
-    dist.all_reduce(values)
+    with torch.profiler.record_function("mtlrec::sum_over_ranks"):
+        dist.all_reduce(values)
     return values, dist.get_world_size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
@@ -30,7 +31,8 @@ class LossModule(nn.Module):
         self.multitask = loss
 
     def forward(self, outputs: HeadOutput, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, StepOutput]:
-        loss, report = self.multitask(outputs, batch.labels, batch.label_mask, batch.weights, pooled.values())
+        with torch.profiler.record_function("mtlrec::loss"):
+            loss, report = self.multitask(outputs, batch.labels, batch.label_mask, batch.weights, pooled.values())
         return loss, StepOutput(outputs.detach(), report, batch.origin, batch.groups)
 
 

@@ -44,11 +44,11 @@ def _sparse_optimizer(config: SparseOptim) -> tuple[type[torch.optim.Optimizer],
 def _dense_optimizer(config: DenseOptim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     match config.kind:
         case "adam":
-            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         case "sgd":
-            return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay)
+            return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptim, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: one step is `pipeline.progress(iterator)`; around it logs, evaluations and checkpoints."""
+"""The training loop: steps (`step.py`), and around them logs, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import yaml
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from mtlrec.batch import Batch
-from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
+from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader, check_inputs
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, on_first_rank
-from mtlrec.losses import DynamicWeightAverage, decayed_weights
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.checkpoint import (
     CheckpointError,
@@ -28,12 +24,12 @@ from mtlrec.training.checkpoint import (
     load_tensors,
     read_job_state,
 )
-from mtlrec.training.evaluate import NonFinite, evaluate
+from mtlrec.training.evaluate import evaluate
 from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.metrics import Metrics
-from mtlrec.training.optim import Optimizers, learning_rate
+from mtlrec.training.optim import learning_rate
 from mtlrec.training.preemption import Preempted, Preemption
-from mtlrec.training.sharded import autocast, build_sharded
+from mtlrec.training.step import TrainingStep
 from mtlrec.training.table_states import Columns, take_other_cuts
 from mtlrec.training.telemetry import Telemetry, say
 from mtlrec.training.warm_start import WarmStart, warm_start
@@ -57,19 +53,16 @@ class Trainer:
         self.total_steps = self._steps_until_the_end()
         self._batches = self.loader.epoch(self.position)  # read while the model is built
         try:
-            self.model = build_sharded(job, ranks)
+            self._take_step = TrainingStep(job, ranks, self.total_steps, self.loader.steps_per_epoch)
         except BaseException:
             self.close()
             raise
-        self._set_window()
-        self.optimizers = Optimizers(self.model.module, job, self.total_steps)
+        self.model, self.optimizers = self._take_step.model, self._take_step.optimizers
+        self.pipeline = self._take_step.pipeline
         train = job.train
         self.preemption = Preemption(ranks)
         self.checkpoints = Checkpoints(
             run, train.keep_checkpoints, train.keep_best, train.background_checkpoints, train.timeout_s
-        )
-        self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
-            self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )
 
     def close(self) -> None:
@@ -222,28 +215,9 @@ class Trainer:
             self._batches = self.loader.epoch(self.position)
 
     def _step(self) -> StepOutput:
-        self.optimizers.set_learning_rates(self.step)
-        self._set_task_weights()
-        with autocast(self.job, self.ranks.device):
-            done = self.pipeline.progress(self._batches)
+        done = self._take_step(self._batches, self.step, self.position.epoch)
         self.step, self.position = self.step + 1, self.loader.after(self.position)
-        self.ranks.liveness.tick()
-        self._stop_if_not_finite(done)
         return done
-
-    def _set_window(self) -> None:
-        """Dynamic weight average compares epochs, unless the job gives a number of steps."""
-        weighting, balancing = self.job.loss.weighting, self.model.loss.balancing
-        if isinstance(balancing, DynamicWeightAverage) and isinstance(weighting, DWAWeighting) and not weighting.every:
-            balancing.window = self.loader.steps_per_epoch
-
-    def _set_task_weights(self) -> None:
-        weighting = self.job.loss.weighting
-        if isinstance(weighting, DecayWeighting):
-            time_ = self.position.epoch if weighting.unit == "epoch" else self.step
-            initial = [weighting.initial.get(task.name, task.weight) for task in self.job.tasks]
-            rate = [weighting.rate.get(task.name, 1.0) for task in self.job.tasks]
-            self.model.loss.set_weights(decayed_weights(initial, rate, time_))
 
     # ---- between steps
 
@@ -311,20 +285,6 @@ class Trainer:
         for part in ("dense", "sparse"):
             values[f"lr/{part}"] = learning_rate(getattr(self.job.optim, part), step - 1, self.total_steps)
         telemetry.step(step, values | clock.read())
-
-    def _stop_if_not_finite(self, done: StepOutput) -> None:
-        """The report's losses are global, so all ranks stop together; they tell each other whose rows it was."""
-        finite = torch.isfinite(done.report.losses)
-        if finite.all():
-            return
-        tasks = [task.name for task, fine in zip(self.job.tasks, finite.tolist(), strict=True) if not fine]
-        everywhere: list[str | None] = [None] * self.ranks.world_size
-        dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
-        files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
-        raise NonFinite(
-            f"step {self.step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
-            "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
-        )
 
 
 class _Clock:

@@ -18,6 +18,9 @@ from tests.toy import FUSIONS, toy_tree, write_toy
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
+BY_ROWS = {"constraints": {"user": {"types": ["row_wise"]}}}
+
+
 def on_two_ranks(*arguments: str | Path) -> list[int]:
     return run_ranks(2, run_cli, *arguments)
 
@@ -32,9 +35,9 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks, the planner's own plan; five steps an epoch."""
+    """Two ranks, one table cut by rows, the other where the planner wants it; five steps an epoch."""
     folder = tmp_path_factory.mktemp("two")
-    config = write_job(folder / "job.yaml", write_toy(folder / "data"))
+    config = write_job(folder / "job.yaml", write_toy(folder / "data"), sharding=BY_ROWS)
     every = ["--set", "train.checkpoint_every=2", "--set", "train.keep_checkpoints=9"]
     assert on_two_ranks("train", config, "-o", folder / "run", *every) == [0, 0]
     return folder / "run"

@@ -88,6 +88,17 @@ def test_evaluate_may_use_another_number_of_ranks() -> None:
     assert mtlrec_words(app) == ["mtlrec.cli", "evaluate", "runs/a/", "--checkpoint", "last", "--set", "data.root=d"]
 
 
+def test_bench_takes_no_output() -> None:
+    app = components.bench(
+        "data.root=d", "--", "--json", config="feed_ple", steps=20, source="random", procs_per_node=2
+    )
+    assert (app.name, app.roles[0].name, option(app, "--nproc_per_node")) == ("bench-feed-ple", "bench", "2")
+    expected = ["mtlrec.cli", "bench", "feed_ple", "--steps", "20", "--source", "random"]
+    assert mtlrec_words(app) == [*expected, "--set", "data.root=d", "--json"]
+    with pytest.raises(ValueError, match="steps: must be at least 5"):
+        components.bench(config="feed_ple", steps=1)
+
+
 def test_gpu_nodes_get_a_rank_per_gpu() -> None:
     app = components.train(config="feed", output="o", nodes=4, resource="gpu8_h100")
     assert (option(app, "--nnodes"), option(app, "--nproc_per_node")) == ("4", "8")
@@ -186,7 +197,7 @@ def test_resources_ask_for_something(name: str) -> None:
 class TestThroughTorchX:
     """The component as the torchx command sees it."""
 
-    @pytest.mark.parametrize("component", ["train", "evaluate"])
+    @pytest.mark.parametrize("component", ["train", "evaluate", "bench"])
     def test_torchx_accepts_the_signature_and_prints_help(
         self, component: str, capsys: pytest.CaptureFixture[str]
     ) -> None:

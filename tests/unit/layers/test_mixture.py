@@ -107,7 +107,27 @@ def test_backward_may_run_inside_an_autocast_that_forward_did_not() -> None:
         torch.testing.assert_close(torch.autograd.grad(out, tensors, torch.ones_like(out)), expected)
 
 
-def test_groups_cover_every_expert_once_and_never_mix_slots() -> None:
+@pytest.mark.parametrize("has_slots", [False, True])
+def test_equals_the_plain_formula_at_a_width_that_is_filled_up_with_zeros(has_slots: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 3, 131, dtype=torch.float64) if has_slots else torch.randn(200, 131, dtype=torch.float64)
+    tensors = [x, torch.rand(200, 2, 5), torch.randn(5, 16, 131), torch.randn(5, 16)]
+    tensors = [tensor.double().requires_grad_() for tensor in tensors]
+    counts = [2, 2, 1] if has_slots else [5]
+    ours, plain = gradients(mix_relu_experts, tensors, counts, False), gradients(relu_mixture, tensors, counts)
+    torch.testing.assert_close(ours, plain, atol=1e-11, rtol=1e-11)
+
+
+def test_a_group_has_experts_for_every_thread_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [Layer(torch.empty(6, 64, 8), torch.empty(6, 64))]
+    for threads, sizes in [(1, [3, 3]), (2, [2, 2, 2]), (3, [3, 3]), (16, [3, 3])]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        groups = plan_groups(torch.empty(40, 8), [6], layers, limit=4 * 40 * 64 * 4)
+        assert [group.experts.stop - group.experts.start for group in groups] == sizes
+
+
+def test_groups_cover_every_expert_once_and_never_mix_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     limit = 400 * 64  # a hundred rows in float32 fill a group
     layers = [Layer(torch.empty(6, 64, 8), torch.empty(6, 64)), Layer(torch.empty(6, 5, 64), torch.empty(6, 5))]
     for rows, sizes in [(100, [1] * 6), (50, [2, 2, 1, 1]), (1, [4, 1, 1])]:

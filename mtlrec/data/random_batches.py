@@ -1,0 +1,50 @@
+"""Batches of a job's shapes without its data: to measure how fast it would train."""
+
+from __future__ import annotations
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from mtlrec.batch import Batch
+from mtlrec.config import JobConfig
+
+SKEW = 3
+"""An id is rows * u^3 for uniform u: few ids make most of the rows, as in logs."""
+
+
+def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
+    """Normal floats, skewed ids (one of a plain feature; of a list any number up to its `max_length`), labels that are
+    1 in a tenth of the rows, regressions and watch times uniform up to 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return [_batch(job, generator) for _ in range(count)]
+
+
+def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
+    rows = job.data.batch_size
+    labels = torch.rand(rows, len(job.label_columns), generator=generator)
+    binary = {task.label for task in job.tasks if task.kind == "binary"}
+    for index, column in enumerate(job.label_columns):
+        if column in binary:
+            labels[:, index] = (labels[:, index] < 0.1).float()
+    lengths, values = [], []
+    for feature in job.features.sparse:
+        most = feature.max_length
+        length = torch.ones(rows) if most is None else torch.randint(0, most + 1, (rows,), generator=generator)
+        lengths.append(length.int())
+        drawn = torch.rand(int(length.sum()), generator=generator)
+        values.append((job.tables[feature.table].rows * drawn.double() ** SKEW).long())
+    weighted = any(feature.weights is not None for feature in job.features.sparse)
+    ids = torch.cat(values)
+    return Batch(
+        dense=torch.randn(rows, len(job.features.dense), generator=generator),
+        sparse=KeyedJaggedTensor(
+            keys=[feature.name for feature in job.features.sparse],
+            values=ids,
+            lengths=torch.cat(lengths),
+            weights=torch.ones(len(ids)) if weighted else None,
+        ),
+        labels=labels,
+        label_mask=torch.ones(rows, len(job.label_columns)),
+        weights=torch.ones(rows),
+        origin="random batches",
+    )

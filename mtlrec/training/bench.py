@@ -1,0 +1,248 @@
+"""How fast a job trains on these ranks, and what its steps are spent on."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtlrec.batch import Batch
+from mtlrec.config import JobConfig
+from mtlrec.data.random_batches import random_batches
+from mtlrec.distributed.process_group import Ranks
+from mtlrec.training.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronise
+from mtlrec.training.loading import loader_of
+from mtlrec.training.step import TrainingStep
+from mtlrec.training.timeline import STAGES, STEP, Split, read_trace, split_steps
+
+Source = Literal["train", "memory", "random"]
+WARM_UP, ROUNDS, PROFILED, KEPT_BATCHES = 5, 5, 3, 16
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured; times in milliseconds, memory in GB (1e9 bytes), of this rank where nothing else is said.
+
+    Attributes:
+        samples_per_s: of all ranks, without the profiler
+        split_ms: exposed time per step by stage (`timeline.py`), under the profiler
+        split_to_step: all stages together over the median step without the profiler
+        profiled_to_step: the median step under the profiler over that without
+        flops_per_step: of matrix products, forward and backward
+        mfu: flops_per_step in the median step over the ceiling
+        embedding_gb_s: bytes of the rows that lookup and update move, over the time that these are exposed for
+    """
+
+    job: str
+    source: Source
+    world_size: int
+    threads: int
+    device: str
+    batch_size: int
+    steps: int
+    samples_per_s: float
+    step_p50_ms: float
+    step_p99_ms: float
+    split_ms: dict[str, float]
+    split_to_step: float
+    profiled_to_step: float
+    memory_gb: dict[str, float]
+    flops_per_step: float
+    mfu: float
+    embedding_gb_s: float
+    ceilings: Ceilings
+
+
+def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", trace: Path | None = None) -> Benchmark:
+    """Collective. Trains `steps` steps and a few more under the profiler, in turns, and keeps nothing of the model.
+
+    Args:
+        source: train reads the job's files as training does; memory takes batches of them that were made beforehand;
+            random needs no files
+        trace: where the first rank's last profile goes, to be opened in Perfetto or chrome://tracing
+    """
+    with closing(_Batches(job, ranks, source)) as batches:
+        return _Bench(job, ranks, batches).run(steps, source, trace)
+
+
+class _Batches(Iterator[Batch]):
+    """Without end."""
+
+    def __init__(self, job: JobConfig, ranks: Ranks, source: Source) -> None:
+        self._loader = None if source == "random" else loader_of(job, "train", ranks, training=True)
+        self.steps_per_epoch = self._loader.steps_per_epoch if self._loader else 1
+        self._open = self._loader.epoch() if self._loader else None
+        self._kept: Iterator[Batch] | None = None
+        if source != "train":
+            self._kept = itertools.cycle(self._made_beforehand(job, ranks))
+
+    def _made_beforehand(self, job: JobConfig, ranks: Ranks) -> list[Batch]:
+        if self._open is None:
+            return random_batches(job, KEPT_BATCHES, seed=job.train.seed + ranks.rank)
+        with closing(self._open):
+            return list(itertools.islice(self._open, KEPT_BATCHES))
+
+    def __next__(self) -> Batch:
+        if self._kept is not None:
+            return next(self._kept)
+        assert self._loader is not None
+        assert self._open is not None
+        try:
+            return next(self._open)
+        except StopIteration:
+            self._open = self._loader.epoch()
+            return next(self._open)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+
+
+class _Bench:
+    def __init__(self, job: JobConfig, ranks: Ranks, batches: _Batches) -> None:
+        self.job, self.ranks, self.batches = job, ranks, batches
+        self.take_step = TrainingStep(job, ranks, total_steps=10**9, steps_per_epoch=batches.steps_per_epoch)
+        self.step = 0
+        self.bytes_of_lookup: list[int] = []
+
+    def run(self, steps: int, source: Source, trace: Path | None) -> Benchmark:
+        self.take_step.model.module.train()
+        for _ in range(WARM_UP):
+            self._step()
+        flops = self._flops()
+        moved = lookup_bytes(next(self.batches), self.job)
+        timed: list[float] = []
+        profiled: list[float] = []
+        splits: list[Split] = []
+        for count in _divided(steps, ROUNDS):
+            timed += self._times(count)
+            some, split = self._profiled(trace)
+            profiled += some
+            splits.append(split)
+        median = statistics.median(timed)
+        split_s = {stage: sum(s.stages[stage] for s in splits) / sum(s.steps for s in splits) for stage in STAGES}
+        memory = self._memory()
+        ceilings = measure_ceilings(self.job, self.ranks.device)
+        exposed = split_s["sparse forward"] + split_s["sparse update"]
+        world_size, batch_size = self.ranks.world_size, self.job.data.batch_size
+        return Benchmark(
+            job=self.job.name,
+            source=source,
+            world_size=world_size,
+            threads=torch.get_num_threads(),
+            device=self.ranks.device.type,
+            batch_size=batch_size,
+            steps=steps,
+            samples_per_s=world_size * batch_size * len(timed) / sum(timed),
+            step_p50_ms=1e3 * median,
+            step_p99_ms=1e3 * sorted(timed)[int(0.99 * (len(timed) - 1))],
+            split_ms={stage: 1e3 * s for stage, s in split_s.items()},
+            split_to_step=sum(split_s.values()) / median,
+            profiled_to_step=statistics.median(profiled) / median,
+            memory_gb=memory,
+            flops_per_step=flops,
+            mfu=flops / median / (1e12 * ceilings.tflops),
+            embedding_gb_s=moved / exposed / 1e9 if exposed else 0.0,
+            ceilings=ceilings,
+        )
+
+    def _step(self) -> None:
+        with record_function(STEP):
+            self.take_step(self.batches, self.step)
+        self.step += 1
+
+    def _times(self, count: int) -> list[float]:
+        """Seconds of each of so many steps. On CUDA they are told by events, which wait for nothing."""
+        if self.ranks.device.type == "cuda":
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+            marks[0].record()
+            for mark in marks[1:]:
+                self._step()
+                mark.record()
+            torch.cuda.synchronize(self.ranks.device)
+            return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
+        ends = [time.perf_counter()]
+        for _ in range(count):
+            self._step()
+            ends.append(time.perf_counter())
+        return [b - a for a, b in itertools.pairwise(ends)]
+
+    def _profiled(self, trace: Path | None) -> tuple[list[float], Split]:
+        activities = [ProfilerActivity.CPU]
+        if self.ranks.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        with profile(activities=activities) as profiler:
+            self._step()  # the first under a profiler is a slow one; its span is left out below
+            times = self._times(PROFILED)
+            synchronise(self.ranks.device)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(path))
+            if trace is not None and self.ranks.is_first:
+                shutil.copyfile(path, trace)
+            events = read_trace(path)
+        first = min(event.start for event in events if event.name == STEP)
+        return times, split_steps([event for event in events if (event.name, event.start) != (STEP, first)])
+
+    def _flops(self) -> float:
+        with FlopCounterMode(display=False) as counter:
+            self._step()
+        return float(counter.get_total_flops())
+
+    def _memory(self) -> dict[str, float]:
+        """Of what is held from step to step, and the most that the process has ever held."""
+        model, optimizers = self.take_step.model.module, self.take_step.optimizers
+        parameters = dict(model.named_parameters())
+        dense = {name: p for name, p in parameters.items() if ".tables." not in name}
+        tables = [p for name, p in parameters.items() if name not in dense]
+        state = optimizers.state()
+        states = {part: _bytes(state.get(part, {})) for part in ("tables", "dense")}
+        batch = next(self.batches)
+        waiting = 2 + self.job.data.prefetch
+        parts = {
+            "tables": sum(p.nbytes for p in tables),
+            "tables' optimizer": states["tables"],
+            "dense parameters": sum(p.nbytes for p in dense.values()),
+            "dense gradients": sum(p.grad.nbytes for p in dense.values() if p.grad is not None),
+            "dense optimizer": states["dense"],
+            "batches": waiting * _bytes(batch),
+        }
+        if self.ranks.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.ranks.device)
+        else:
+            peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {name: size / 1e9 for name, size in (parts | {"peak of the process": peak}).items()}
+
+
+def _bytes(held: object) -> int:
+    """Of the tensors in mappings, lists, sharded tensors and batches; a shard counts where it lies."""
+    match held:
+        case ShardedTensor():
+            return sum(shard.tensor.nbytes for shard in held.local_shards())
+        case torch.Tensor():
+            return held.nbytes
+        case dict():
+            return sum(map(_bytes, held.values()))
+        case list() | tuple():
+            return sum(map(_bytes, held))
+        case Batch():
+            of_ids = [held.sparse.values(), held.sparse.lengths(), held.sparse.weights_or_none()]
+            return _bytes([held.dense, held.labels, held.label_mask, held.weights, held.groups, *of_ids])
+    return 0
+
+
+def _divided(number: int, parts: int) -> list[int]:
+    return [one for one in (number * (i + 1) // parts - number * i // parts for i in range(parts)) if one]
