@@ -82,6 +82,10 @@ def _on_ranks(world_size: int) -> int:
     return subprocess.run([*command, "-m", "mtlrec.cli", *words], env=environment, check=False).returncode
 
 
+def _megabytes(by_kind: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {size:.2f} MB" for kind, size in by_kind.items()) or "nothing"
+
+
 def _report(found: Benchmark) -> Iterator[Table | str]:
     ranks = f"{found.world_size} {'rank' if found.world_size == 1 else 'ranks'} of {found.threads} threads"
     speed = Table("", "", title=f"{found.job}, {found.device}, {ranks}, batches of {found.batch_size} ({found.source})")
@@ -90,6 +94,7 @@ def _report(found: Benchmark) -> Iterator[Table | str]:
         "step, median and 99th percentile": f"{found.step_p50_ms:.1f} ms, {found.step_p99_ms:.1f} ms",
         "products in a step": f"{found.flops_per_step / 1e9:,.1f} GFLOP, {found.mfu:.0%} of the ceiling",
         "embedding rows moved": f"{found.embedding_gb_s:.2f} GB/s while exposed",
+        "handed to collectives in a step": _megabytes(found.communicated_mb),
         "ceilings: product": f"{found.ceilings.tflops:.2f} TFLOP/s",
         "ceilings: rows gathered, copy": f"{found.ceilings.gather_gb_s:.1f} GB/s, {found.ceilings.copy_gb_s:.1f} GB/s",
     }.items():

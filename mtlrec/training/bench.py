@@ -41,6 +41,7 @@ class Benchmark:
         split_ms: exposed time per step by stage (`timeline.py`), under the profiler
         split_to_step: all stages together over the median step without the profiler
         profiled_to_step: the median step under the profiler over that without
+        communicated_mb: what it hands to each kind of collective in a step
         flops_per_step: of matrix products, forward and backward
         mfu: flops_per_step in the median step over the ceiling
         embedding_gb_s: bytes of the rows that lookup and update move, over the time that these are exposed for
@@ -59,6 +60,7 @@ class Benchmark:
     split_ms: dict[str, float]
     split_to_step: float
     profiled_to_step: float
+    communicated_mb: dict[str, float]
     memory_gb: dict[str, float]
     flops_per_step: float
     mfu: float
@@ -116,7 +118,6 @@ class _Bench:
         self.job, self.ranks, self.batches = job, ranks, batches
         self.take_step = TrainingStep(job, ranks, total_steps=10**9, steps_per_epoch=batches.steps_per_epoch)
         self.step = 0
-        self.bytes_of_lookup: list[int] = []
 
     def run(self, steps: int, source: Source, trace: Path | None) -> Benchmark:
         self.take_step.model.module.train()
@@ -133,7 +134,8 @@ class _Bench:
             profiled += some
             splits.append(split)
         median = statistics.median(timed)
-        split_s = {stage: sum(s.stages[stage] for s in splits) / sum(s.steps for s in splits) for stage in STAGES}
+        split_s = {stage: statistics.mean(s.stages[stage] / s.steps for s in splits) for stage in STAGES}
+        _, with_shapes = self._profiled(None, steps=1, shapes=True)
         memory = self._memory()
         ceilings = measure_ceilings(self.job, self.ranks.device)
         exposed = split_s["sparse forward"] + split_s["sparse update"]
@@ -152,6 +154,7 @@ class _Bench:
             split_ms={stage: 1e3 * s for stage, s in split_s.items()},
             split_to_step=sum(split_s.values()) / median,
             profiled_to_step=statistics.median(profiled) / median,
+            communicated_mb={kind: size / 1e6 for kind, size in with_shapes.handed_over.items()},
             memory_gb=memory,
             flops_per_step=flops,
             mfu=flops / median / (1e12 * ceilings.tflops),
@@ -180,13 +183,14 @@ class _Bench:
             ends.append(time.perf_counter())
         return [b - a for a, b in itertools.pairwise(ends)]
 
-    def _profiled(self, trace: Path | None) -> tuple[list[float], Split]:
+    def _profiled(self, trace: Path | None, steps: int = PROFILED, shapes: bool = False) -> tuple[list[float], Split]:
+        """`shapes`: of what is communicated too, which makes the steps a few percent slower."""
         activities = [ProfilerActivity.CPU]
         if self.ranks.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        with profile(activities=activities) as profiler:
+        with profile(activities=activities, record_shapes=shapes) as profiler:
             self._step()  # the first under a profiler is a slow one; its span is left out below
-            times = self._times(PROFILED)
+            times = self._times(steps)
             synchronise(self.ranks.device)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"

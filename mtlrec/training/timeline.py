@@ -12,6 +12,7 @@ another belongs to the outer one's stage unless it has one of its own.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -58,7 +59,8 @@ HIDDEN = ("all-to-all", "all-reduce", "host to device")
 
 
 class Event(NamedTuple):
-    """Times in microseconds; `correlation` ties a GPU's event to the call that launched it."""
+    """Times in microseconds; `correlation` ties a GPU's event to the call that launched it; `handed_over` is the bytes
+    that a collective was given."""
 
     name: str
     thread: Any
@@ -66,6 +68,7 @@ class Event(NamedTuple):
     end: float
     on_gpu: bool = False
     correlation: int | None = None
+    handed_over: int = 0
 
 
 def read_trace(path: Path) -> list[Event]:
@@ -80,16 +83,39 @@ def read_trace(path: Path) -> list[Event]:
             end=one["ts"] + one["dur"],
             on_gpu=kinds[one["cat"]],
             correlation=one.get("args", {}).get("correlation"),
+            handed_over=_handed_over(one["name"], one.get("args", {})),
         )
         for one in json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
         if one.get("ph") == "X" and one.get("cat") in kinds
     ]
 
 
+def _handed_over(name: str, arguments: dict[str, Any]) -> int:
+    """Of the tensor that goes in; of a list of tensors, which are floats, of all."""
+    if not name.startswith("c10d::") or "Input Dims" not in arguments:
+        return 0
+    takes_output_first = not name.startswith(("c10d::allreduce_", "c10d::broadcast_"))
+    shapes, kind = arguments["Input Dims"][takes_output_first], arguments["Input type"][takes_output_first]
+    tensors = shapes if kind == "TensorList" else [shapes]
+    return sum(math.prod(shape) for shape in tensors) * BYTES.get(kind, 4)
+
+
+BYTES = {
+    "long int": 8,
+    "double": 8,
+    "c10::Half": 2,
+    "c10::BFloat16": 2,
+    "unsigned char": 1,
+    "signed char": 1,
+    "bool": 1,
+}
+
+
 class Split(NamedTuple):
-    """Seconds of all steps, by stage; they add up to `total`."""
+    """Seconds of all steps, by stage; they add up to `total`. `handed_over`: bytes by collective."""
 
     stages: dict[str, float]
+    handed_over: dict[str, int]
     steps: int
     total: float
 
@@ -109,7 +135,12 @@ def split_steps(events: Sequence[Event]) -> Split:
             stages[stage] += max(0.0, min(end, step.end) - max(start, step.start)) / 1e6
     total = sum(step.end - step.start for step in steps) / 1e6
     stages["other"] += total - sum(stages.values())
-    return Split(stages, len(steps), total)
+    handed_over: dict[str, int] = {}
+    for event in events:
+        if event.handed_over and any(step.start <= event.start < step.end for step in steps):
+            kind = event.name.removeprefix("c10d::").strip("_").removesuffix("_base")
+            handed_over[kind] = handed_over.get(kind, 0) + event.handed_over
+    return Split(stages, handed_over, len(steps), total)
 
 
 Span = tuple[float, float, str]

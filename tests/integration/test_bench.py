@@ -75,6 +75,7 @@ def test_two_ranks_and_a_trace(
     assert found["world_size"] == 2
     assert found["split_ms"]["all-to-all"] > 0
     assert found["split_ms"]["all-reduce"] > 0
+    assert found["communicated_mb"]["alltoall"] > 0
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert STEP in names
 

@@ -112,9 +112,17 @@ def test_a_gpu_is_charged_for_what_nothing_hides() -> None:
 def test_a_chrome_trace_is_read(tmp_path: Path) -> None:
     one = {"ph": "X", "cat": "cpu_op", "name": STEP, "tid": 5, "ts": 2.5, "dur": 4.0}
     gpu = one | {"cat": "kernel", "name": "gemm", "tid": 7, "args": {"correlation": 3}}
+    sent = {"Input Dims": [[8], [3, 4], []], "Input type": ["long int", "long int", ""]}
+    collective = one | {"name": "c10d::alltoall_base_", "ts": 3.0, "dur": 1.0, "args": sent}
+    listed = {"Input Dims": [[[5], [2, 2]], []], "Input type": ["TensorList", ""]}
+    reduced = one | {"name": "c10d::allreduce_", "ts": 5.0, "dur": 1.0, "args": listed}
     others = [{"ph": "s", "cat": "ac2g"}, one | {"cat": "python_function"}, {"ph": "X", "name": "no category"}]
-    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": [one, gpu, *others]}))
-    assert read_trace(tmp_path / "trace.json") == [
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": [one, gpu, collective, reduced, *others]}))
+    events = read_trace(tmp_path / "trace.json")
+    assert events == [
         Event(STEP, 5, 2.5, 6.5),
         Event("gemm", 7, 2.5, 6.5, on_gpu=True, correlation=3),
+        Event("c10d::alltoall_base_", 5, 3.0, 4.0, handed_over=12 * 8),
+        Event("c10d::allreduce_", 5, 5.0, 6.0, handed_over=9 * 4),
     ]
+    assert split_steps(events).handed_over == {"alltoall": 96, "allreduce": 36}
