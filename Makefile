@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 ARGS ?=
 
-.PHONY: help setup demo test test-slurm lint format bench clean
+.PHONY: help setup demo test test-slurm lint format bench bench-peers bench-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -67,8 +67,15 @@ format: $(INSTALLED) ## let ruff lay out and mend the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## samples per second of the demo's job, for every kind of fusion
-	$(BIN)/python benchmarks/throughput.py $(ARGS)
+bench: $(INSTALLED) ## where a step's time goes, per fusion kind, with 26 tables; minutes
+	$(BIN)/python benchmarks/train.py fusions $(ARGS)
+
+bench-peers: $(INSTALLED) ## the same models in torch-rechub and in plain PyTorch: samples per second, AUC
+	$(PIP) install --quiet --no-deps torch-rechub==0.9.0
+	$(BIN)/python benchmarks/peers.py $(ARGS)
+
+bench-check: $(INSTALLED) ## have ratios of speeds fallen since benchmarks/results/guard.json?
+	$(BIN)/python benchmarks/guard.py $(ARGS)
 
 clean: ## remove the demo and the caches, not .venv
 	rm -rf .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

@@ -20,10 +20,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import trials
-from throughput import Runner
 
+from mtlrec.batch import Batch
 from mtlrec.cli import quiet_libraries
+from mtlrec.config.file import load_config
 from mtlrec.distributed.process_group import Ranks, on_first_rank, process_group
+from mtlrec.training.loading import loader_of
+from mtlrec.training.step import TrainingStep
 
 KINDS = ["static", "decay", "uncertainty", "dwa", "pcgrad", "mgda", "upgrad", "aligned", "cagrad"]
 
@@ -67,11 +70,11 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
         runners = {kind: Runner(recipe, options, ranks, f"loss.weighting={{kind: {kind}}}") for kind in KINDS}
         batches = runners["static"].batches(options.steps)
         for runner in runners.values():
-            runner.samples_per_second(batches)  # warms up
+            runner.seconds_per_step(batches)  # warms up
         rounds = []
         for number in range(options.rounds):
             order = KINDS[number % len(KINDS) :] + KINDS[: number % len(KINDS)]
-            rounds.append({kind: 1000 * seconds_per_step(runners[kind], batches) for kind in order})
+            rounds.append({kind: 1000 * runners[kind].seconds_per_step(batches) for kind in order})
         results["cells"][recipe] = {
             kind: {
                 "ms": round(statistics.median(one[kind] for one in rounds), 2),
@@ -82,8 +85,23 @@ def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     return results
 
 
-def seconds_per_step(runner: Runner, batches: list[Any]) -> float:
-    return len(batches[0]) / runner.samples_per_second(batches)
+class Runner:
+    """One job's training step, ready to go through batches made beforehand."""
+
+    def __init__(self, recipe: str, options: argparse.Namespace, ranks: Ranks, *overrides: str) -> None:
+        data = [f"data.root={options.root}", f"data.batch_size={options.batch_size}"]
+        job = load_config(recipe, [*data, *options.set, *overrides])
+        self.loader = loader_of(job, "train", ranks)
+        self.take_step = TrainingStep(job, ranks, options.steps, self.loader.steps_per_epoch)
+
+    def batches(self, count: int) -> list[Batch]:
+        return [batch for batch, _ in zip(self.loader.epoch(), range(count), strict=False)]
+
+    def seconds_per_step(self, batches: list[Batch]) -> float:
+        stream, started = iter(batches), time.perf_counter()
+        for step in range(len(batches)):
+            self.take_step(stream, step)
+        return (time.perf_counter() - started) / len(batches)
 
 
 def all_reduce_ms() -> float:

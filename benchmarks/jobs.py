@@ -80,7 +80,13 @@ def job(
     return JobConfig.model_validate(
         {
             "name": f"criteo_like_{fusion}",
-            "data": {"root": str(root), "train": ["train.parquet"], "test": ["test.parquet"], "batch_size": batch_size},
+            "data": {
+                "root": str(root),
+                "train": ["train.parquet"],
+                "valid": [],
+                "test": ["test.parquet"],
+                "batch_size": batch_size,
+            },
             "tables": {name: {"rows": size, "dim": dim} for name, size in zip(TABLE_NAMES, table_rows, strict=True)},
             "features": {
                 "dense": [{"name": name} for name in DENSE_NAMES],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import resource
 import shutil
@@ -29,7 +30,7 @@ from mtlrec.training.step import TrainingStep
 from mtlrec.training.timeline import STAGES, STEP, Split, read_trace, split_steps
 
 Source = Literal["train", "memory", "random"]
-WARM_UP, ROUNDS, PROFILED, KEPT_BATCHES = 5, 5, 3, 16
+WARM_UP, ROUNDS, PROFILED, KEPT_BATCHES = 5, 5, 8, 16
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class _Bench:
         if self.ranks.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         with profile(activities=activities, record_shapes=shapes) as profiler:
+            gc.collect()  # of what reading the last trace has left
             self._step()  # the first under a profiler is a slow one; its span is left out below
             times = self._times(steps)
             synchronise(self.ranks.device)

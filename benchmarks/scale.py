@@ -1,0 +1,146 @@
+"""More ranks: samples per second, what they send each other, and what the planner expects of many GPUs.
+
+    python benchmarks/scale.py --out benchmarks/results/scale.json
+
+The job is that of `train.py` (PLE, 26 tables of 100,000 rows), measured by `mtlrec bench --source memory` on 1, 2 and 4
+ranks of this machine, in turns, medians over the rounds:
+
+    fixed total cores      the cores are divided among the ranks; where there are more ranks than cores they share them
+    fixed cores per rank   one thread each: beyond the machine's cores this says what sharing them costs, no more
+    weak, strong           4096 rows per rank; 4096 rows over all ranks
+
+`sent_mb` is what leaves a rank in a step: of an all-to-all all but the rank's own part, of an all-reduce 2 (W - 1) / W
+of the tensor, as a ring sends it. `least_mb` is what must: ids and lengths of the other ranks' tables, pooled
+embeddings and their gradients, the dense gradients.
+
+The extrapolation is an estimate and labelled so: TorchRec's planner gives the embedding part of a step on 8, 64 and 512
+GPUs, the dense part takes its products at an assumed speed, and the all-reduce goes over an assumed network. None of it
+was run.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import jobs
+from benchmarks.train import BATCH, bench
+from benchmarks.trials import processor
+from mtlrec.cli import quiet_libraries
+from mtlrec.config import JobConfig
+from mtlrec.config.file import load_config
+from mtlrec.distributed.estimate import estimate
+from mtlrec.training.sharded import unsharded
+
+ROWS, DIM = 100_000, 16
+WORLDS = (1, 2, 4)
+GPU = {"hbm_gb": 80.0, "tflops": 60.0, "all_reduce_gb_s": 40.0, "gpus_per_node": 8}
+"""Assumed: float32 products on an H100-like GPU at half of its TF32 peak, and a network of 400 Gbit/s per GPU."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(".demo/bench_scale"))
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    options = parser.parse_args()
+    quiet_libraries()
+    jobs.write_files(options.root, [ROWS] * jobs.TABLES, 64 * BATCH, BATCH)
+    cores = os.cpu_count() or 1
+    variants = {
+        (scaling, threads, world): (BATCH if scaling == "weak" else BATCH // world, thread_count)
+        for world in WORLDS
+        for threads, thread_count in (("fixed_total", max(1, cores // world)), ("fixed_per_rank", 1))
+        for scaling in ("weak", "strong")
+    }
+    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for round_ in range(options.rounds):
+        for variant, (batch_size, threads) in variants.items():
+            job = jobs.job(options.root, [ROWS] * jobs.TABLES, batch_size=batch_size)
+            one = bench(job, options.steps, "memory", "--world-size", str(variant[2]), threads=threads)
+            found[variant].append(one)
+            said = f"{one['samples_per_s']:,.0f} samples/s"
+            print(f"round {round_ + 1}, {' '.join(map(str, variant))}: {said}", file=sys.stderr, flush=True)
+    result = {
+        "command": f"python benchmarks/scale.py {' '.join(sys.argv[1:])}",
+        "hardware": f"{processor()}, {cores} cores",
+        "measured": [summary(*variant, rounds) for variant, rounds in found.items()],
+        "estimate": {"assumed": GPU, "criteo_mmoe": extrapolated("criteo_mmoe", (8, 64, 512))},
+    }
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def summary(scaling: str, threads: str, world: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    job = jobs.job(Path(), [ROWS] * jobs.TABLES, batch_size=rounds[0]["batch_size"])
+    sent = sent_mb(rounds[0]["communicated_mb"], world)
+    stages = rounds[0]["split_ms"]
+    return {
+        "ranks": world,
+        "threads_per_rank": rounds[0]["threads"],
+        "cores": threads,
+        "scaling": scaling,
+        "batch_per_rank": rounds[0]["batch_size"],
+        "samples_per_s": round(statistics.median(one["samples_per_s"] for one in rounds)),
+        "sent_mb": sent,
+        "least_mb": least_mb(job, world),
+        "split_ms": {stage: statistics.median(one["split_ms"][stage] for one in rounds) for stage in stages},
+    }
+
+
+def sent_mb(communicated: dict[str, float], world: int) -> float:
+    share = {"allreduce": 2 * (world - 1) / world}
+    return sum(size * share.get(kind, (world - 1) / world) for kind, size in communicated.items())
+
+
+def least_mb(job: JobConfig, world: int) -> float:
+    """Of whole tables spread evenly; an id is 8 bytes, a length 4."""
+    batch, tables = job.data.batch_size, len(job.features.sparse)
+    ids = batch * tables * 12
+    pooled = 2 * batch * tables * DIM * 4
+    dense = 4 * sum(
+        p.numel() for name, p in unsharded(job, torch.device("cpu")).named_parameters() if ".tables." not in name
+    )
+    return ((ids + pooled) * (world - 1) / world + dense * 2 * (world - 1) / world) / 1e6
+
+
+def extrapolated(recipe: str, gpus: tuple[int, ...]) -> list[dict[str, float]]:
+    """ESTIMATES: the embedding part by TorchRec's planner, beside the dense part and its all-reduce."""
+    job = load_config(recipe, [])
+    module = unsharded(job, torch.device("cuda"))
+    weights = [p for name, p in module.named_parameters() if ".tables." not in name]
+    multiplied = sum(p.numel() for p in weights if p.dim() >= 2)
+    dense_ms = 1e3 * 6 * multiplied * job.data.batch_size / (1e12 * GPU["tflops"])
+    rows = []
+    for count in gpus:
+        per_node = int(GPU["gpus_per_node"])
+        plan = estimate(module, job, count // per_node, per_node, "cuda", GPU["hbm_gb"], 128.0)
+        reduced_ms = (
+            1e3 * 2 * (count - 1) / count * 4 * sum(p.numel() for p in weights) / (1e9 * GPU["all_reduce_gb_s"])
+        )
+        embedding_ms = plan.slowest.total_ms
+        step_ms = embedding_ms + max(dense_ms, reduced_ms)  # the all-reduce hides behind backward, the tables do not
+        rows.append(
+            {
+                "gpus": count,
+                "embedding_ms": embedding_ms,
+                "dense_ms": dense_ms,
+                "all_reduce_ms": reduced_ms,
+                "samples_per_s": 1e3 * count * job.data.batch_size / step_ms,
+                "imbalance": plan.imbalance,
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Samples per second of training, end to end from Parquet and of its computation alone: fusions, tasks, table sizes.
+
+    python benchmarks/train.py fusions --out benchmarks/results/train_fusions.json   # nine kinds, 2 tasks
+    python benchmarks/train.py tasks --out benchmarks/results/train_tasks.json       # 2, 4, 8 tasks
+    python benchmarks/train.py rows --out benchmarks/results/train_rows.json         # 26 tables of 1e4 to 1e7 rows
+
+Jobs have 26 tables as in `jobs.py`, dim 16, batches of 4096, experts [256, 128], towers [64]. Each figure is `mtlrec
+bench` of that job in a process of its own (`--source train`, then `memory`); variants take turns, figures are medians
+over the rounds. `end_to_end` is the share of the computation's speed that is left when rows come from files.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import jobs
+from benchmarks.trials import processor
+from mtlrec.config import JobConfig
+
+BATCH = 4096
+MIXED = [10**5, 10**6, 10**5, 10**4] * 6 + [10**7, 10**5]
+"""As uneven as a log's columns."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("fusions", "tasks", "rows"))
+    parser.add_argument("--root", type=Path, default=Path(".demo/bench_train"))
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    options = parser.parse_args()
+    variants = {"fusions": fusions, "tasks": tasks, "rows": rows}[options.what](options.root)
+    found: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in variants}
+    for round_ in range(options.rounds):
+        for name, job in variants.items():
+            measured = {source: bench(job, options.steps, source) for source in ("train", "memory")}
+            found[name].append(measured)
+            rates = ", ".join(f"{source} {one['samples_per_s']:,.0f}" for source, one in measured.items())
+            print(f"round {round_ + 1}, {name}: {rates} samples/s", file=sys.stderr, flush=True)
+    result = {
+        "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}",
+        "hardware": f"{processor()}, {os.cpu_count()} cores",
+        "variants": {name: summary(rounds) for name, rounds in found.items()},
+    }
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+
+
+def fusions(root: Path) -> dict[str, JobConfig]:
+    files(root / "mixed", MIXED)
+    return {kind: jobs.job(root / "mixed", MIXED, kind) for kind in jobs.FUSIONS}
+
+
+def tasks(root: Path) -> dict[str, JobConfig]:
+    files(root / "mixed", MIXED)
+    kinds = ("shared_bottom", "mmoe", "ple", "adatt_sp")
+    return {f"{kind}, {count}": jobs.job(root / "mixed", MIXED, kind, count) for kind in kinds for count in (2, 4, 8)}
+
+
+def rows(root: Path) -> dict[str, JobConfig]:
+    """PLE; the last are 17 GB of tables."""
+    variants = {}
+    for exponent in (4, 5, 6, 7):
+        sizes = [10**exponent] * jobs.TABLES
+        files(root / f"1e{exponent}", sizes)
+        variants[f"1e{exponent}"] = jobs.job(root / f"1e{exponent}", sizes)
+    return variants
+
+
+def files(root: Path, sizes: list[int]) -> None:
+    jobs.write_files(root, sizes, 128 * BATCH, BATCH)
+
+
+def bench(job: JobConfig, steps: int, source: str, *words: str, threads: int | None = None) -> dict[str, Any]:
+    """`mtlrec bench --json` of the job."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.yaml"
+        path.write_text(yaml.safe_dump(job.dump()), encoding="utf-8")
+        command = [sys.executable, "-m", "mtlrec.cli", "bench", str(path), "--steps", str(steps), "--source", source]
+        environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        done = subprocess.run(
+            [*command, "--json", *words], env=environment, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise SystemExit(f"{job.name} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    def median(source: str, key: str) -> float:
+        return statistics.median(one[source][key] for one in rounds)
+
+    stages = rounds[0]["memory"]["split_ms"]
+    split = {stage: statistics.median(one["memory"]["split_ms"][stage] for one in rounds) for stage in stages}
+    return {
+        "samples_per_s": round(median("train", "samples_per_s")),
+        "compute_samples_per_s": round(median("memory", "samples_per_s")),
+        "end_to_end": statistics.median(
+            one["train"]["samples_per_s"] / one["memory"]["samples_per_s"] for one in rounds
+        ),
+        "step_p50_ms": median("memory", "step_p50_ms"),
+        "step_p99_ms": median("memory", "step_p99_ms"),
+        "mfu": median("memory", "mfu"),
+        "split_ms": split,
+        "split_to_step": median("memory", "split_to_step"),
+        "peak_gb": max(one["train"]["memory_gb"]["peak of the process"] for one in rounds),
+    }
+
+
+if __name__ == "__main__":
+    main()
