@@ -47,11 +47,11 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, float]:
     sizes = [100_000] * jobs.TABLES
-    jobs.write_files(options.root, sizes, 64 * BATCH, BATCH)
+    root = jobs.write_files(options.root, sizes, 64 * BATCH, BATCH)
     of_round: list[dict[str, float]] = []
     for round_ in range(options.rounds):
-        by_kind = {kind: bench(jobs.job(options.root, sizes, kind), options.steps, "memory") for kind in KINDS}
-        ple = jobs.job(options.root, sizes, "ple")
+        by_kind = {kind: bench(jobs.job(root, sizes, kind), options.steps, "memory") for kind in KINDS}
+        ple = jobs.job(root, sizes, "ple")
         from_files = bench(ple, options.steps, "train")["samples_per_s"]
         threads = max(1, (os.cpu_count() or 1) // 2)
         two = bench(ple, options.steps, "memory", "--world-size", "2", threads=threads)["samples_per_s"]

@@ -8,6 +8,7 @@ has learnt something shows an AUC.
 Shapes: N rows.
 """
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,13 @@ FUSIONS: dict[str, dict[str, Any]] = {
 
 
 def write_files(
-    root: Path, table_rows: Sequence[int], train_rows: int, test_rows: int, row_group: int = 65_536
-) -> None:
-    """`root/train.parquet` and `root/test.parquet`, where they are not there yet."""
+    parent: Path, table_rows: Sequence[int], train_rows: int, test_rows: int, row_group: int = 65_536
+) -> Path:
+    """The folder below `parent` with train.parquet and test.parquet of these sizes; made where it is not there yet."""
+    sizes = zlib.crc32(repr(list(table_rows)).encode())
+    root = parent / f"{train_rows}_{test_rows}_{sizes:08x}"
     if root.exists():
-        return
+        return root
     part = root.with_name(f"{root.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     effects = np.random.default_rng(0).normal(0, 0.35, (TASKS, TABLES + DENSE, EFFECTS)).astype(np.float32)
@@ -50,6 +53,7 @@ def write_files(
                 seed = start if split == "train" else start + train_rows
                 writer.write_table(_chunk(table_rows, effects, min(row_group, rows - start), seed))
     part.rename(root)
+    return root
 
 
 def _chunk(table_rows: Sequence[int], effects: np.ndarray, rows: int, seed: int) -> pa.Table:

@@ -65,10 +65,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     options = parser.parse_args()
+    options.root = jobs.write_files(options.root, [ROWS] * jobs.TABLES, options.steps * BATCH, 16 * BATCH)
     if options.one:
         print(json.dumps(run(*options.one, options)))
         return
-    jobs.write_files(options.root, [ROWS] * jobs.TABLES, options.steps * BATCH, 16 * BATCH)
     rates: dict[str, dict[str, list[float]]] = {
         fusion: {one: [] for one in options.contenders} for fusion in options.fusions
     }
@@ -124,7 +124,7 @@ def limit(fusion: str) -> int:
 
 
 def alone(contender: str, fusion: str, options: argparse.Namespace) -> dict[str, Any]:
-    words = ["--one", contender, fusion, "--root", str(options.root), "--steps", str(options.steps)]
+    words = ["--one", contender, fusion, "--root", str(options.root.parent), "--steps", str(options.steps)]
     words += [word for one in options.set for word in ("--set", one)]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -157,7 +157,7 @@ def result_of(seconds_at_step: list[float], auc: list[float]) -> dict[str, Any]:
 
 def train_mtlrec(fusion: str, ranks: int, overrides: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """The command that a user gives; its own log says how fast it was."""
-    every = options.steps // 10
+    every = max(1, options.steps // 10)
     job = jobs.job(options.root, [ROWS] * jobs.TABLES, fusion, TASKS, BATCH // ranks, [HIDDEN], DIM, log_every=every)
     with tempfile.TemporaryDirectory() as folder:
         config, output = Path(folder) / "job.yaml", Path(folder) / "run"

@@ -59,14 +59,14 @@ def main() -> None:
 
 
 def fusions(root: Path) -> dict[str, JobConfig]:
-    files(root / "mixed", MIXED)
-    return {kind: jobs.job(root / "mixed", MIXED, kind) for kind in jobs.FUSIONS}
+    folder = files(root, MIXED)
+    return {kind: jobs.job(folder, MIXED, kind) for kind in jobs.FUSIONS}
 
 
 def tasks(root: Path) -> dict[str, JobConfig]:
-    files(root / "mixed", MIXED)
+    folder = files(root, MIXED)
     kinds = ("shared_bottom", "mmoe", "ple", "adatt_sp")
-    return {f"{kind}, {count}": jobs.job(root / "mixed", MIXED, kind, count) for kind in kinds for count in (2, 4, 8)}
+    return {f"{kind}, {count}": jobs.job(folder, MIXED, kind, count) for kind in kinds for count in (2, 4, 8)}
 
 
 def rows(root: Path) -> dict[str, JobConfig]:
@@ -74,13 +74,12 @@ def rows(root: Path) -> dict[str, JobConfig]:
     variants = {}
     for exponent in (4, 5, 6, 7):
         sizes = [10**exponent] * jobs.TABLES
-        files(root / f"1e{exponent}", sizes)
-        variants[f"1e{exponent}"] = jobs.job(root / f"1e{exponent}", sizes)
+        variants[f"1e{exponent}"] = jobs.job(files(root, sizes), sizes)
     return variants
 
 
-def files(root: Path, sizes: list[int]) -> None:
-    jobs.write_files(root, sizes, 128 * BATCH, BATCH)
+def files(root: Path, sizes: list[int]) -> Path:
+    return jobs.write_files(root, sizes, 128 * BATCH, BATCH)
 
 
 def bench(job: JobConfig, steps: int, source: str, *words: str, threads: int | None = None) -> dict[str, Any]:

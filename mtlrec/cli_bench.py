@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.table import Table
@@ -54,7 +53,7 @@ def bench(
     if world_size is not None and "RANK" in os.environ:
         raise ConfigError("--world-size: torchrun has started the ranks already; leave it out")
     if world_size is not None and world_size > 1:
-        raise typer.Exit(_on_ranks(world_size))
+        _become_ranks(world_size)
 
     from mtlrec.distributed.process_group import process_group
     from mtlrec.training.bench import bench as measure
@@ -70,16 +69,20 @@ def bench(
                     console.print(part, soft_wrap=True)
 
 
-def _on_ranks(world_size: int) -> int:
-    """This command again, on so many ranks under torchrun."""
-    words = sys.argv[1:]
-    place = next(i for i, word in enumerate(words) if word.split("=")[0] == "--world-size")
-    del words[place : place + (1 if "=" in words[place] else 2)]
+def _become_ranks(world_size: int) -> NoReturn:
+    """This command again, on so many ranks, in the place of this process: what ends it then ends torchrun."""
+    words, left_out = [], 0
+    for word in sys.argv[1:]:
+        if word.split("=")[0] == "--world-size":
+            left_out = 1 if "=" in word else 2
+        if left_out:
+            left_out -= 1
+        else:
+            words.append(word)
     threads = str(max(1, (os.cpu_count() or 1) // world_size))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
-    return subprocess.run([*command, "-m", "mtlrec.cli", *words], env=environment, check=False).returncode
+    os.execvpe(sys.executable, [*command, "-m", "mtlrec.cli", *words], {"OMP_NUM_THREADS": threads} | os.environ)
 
 
 def _megabytes(by_kind: dict[str, float]) -> str:
@@ -109,7 +112,7 @@ def _report(found: Benchmark) -> Iterator[Table | str]:
         f"All stages: {found.split_to_step:.1%} of the median step; a step under the profiler takes "
         f"{found.profiled_to_step:.1%} of one without."
     )
-    memory = Table("memory of rank 0", "GB")
+    memory = Table("memory of rank 0", "GB", title="after the first steps")
     for part, gigabytes in found.memory_gb.items():
         memory.add_row(part, f"{gigabytes:.3f}")
     yield memory

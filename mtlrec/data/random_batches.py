@@ -13,8 +13,8 @@ SKEW = 3
 
 
 def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
-    """Normal floats, skewed ids (one of a plain feature; of a list any number up to its `max_length`), labels that are
-    1 in a tenth of the rows, regressions and watch times uniform up to 1."""
+    """Normal floats, skewed ids (of a feature with `max_length` any number up to it, else one), flags that are 1 in a
+    tenth of the rows, other labels uniform up to 1: a space that compares them with more is empty."""
     generator = torch.Generator().manual_seed(seed)
     return [_batch(job, generator) for _ in range(count)]
 
@@ -22,9 +22,8 @@ def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
 def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
     rows = job.data.batch_size
     labels = torch.rand(rows, len(job.label_columns), generator=generator)
-    binary = {task.label for task in job.tasks if task.kind == "binary"}
-    for index, column in enumerate(job.label_columns):
-        if column in binary:
+    for index, column in enumerate(job.label_columns.values()):
+        if column.rule == "flag":
             labels[:, index] = (labels[:, index] < 0.1).float()
     lengths, values = [], []
     for feature in job.features.sparse:
@@ -33,7 +32,6 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
         lengths.append(length.int())
         drawn = torch.rand(int(length.sum()), generator=generator)
         values.append((job.tables[feature.table].rows * drawn.double() ** SKEW).long())
-    weighted = any(feature.weights is not None for feature in job.features.sparse)
     ids = torch.cat(values)
     return Batch(
         dense=torch.randn(rows, len(job.features.dense), generator=generator),
@@ -41,7 +39,7 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
             keys=[feature.name for feature in job.features.sparse],
             values=ids,
             lengths=torch.cat(lengths),
-            weights=torch.ones(len(ids)) if weighted else None,
+            weights=torch.ones(len(ids)) if job.features.is_weighted else None,
         ),
         labels=labels,
         label_mask=torch.ones(rows, len(job.label_columns)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 2**30
+KEPT_BYTES, OLD_LIMIT = 2**30, 2**25
 
 
 def keep_freed_memory() -> None:
@@ -14,6 +14,8 @@ def keep_freed_memory() -> None:
     that costs). Blocks over 1 GiB, as large tables are, it gives back as ever. Does nothing where there is no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    if mallopt is None:
+        return
+    # Older ones take no more than half a heap. Without the first the second would fix the threshold where it is.
+    if mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) or mallopt(M_MMAP_THRESHOLD, OLD_LIMIT):
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         local_world_size=ranks.local_world_size,
         compute_device=ranks.device.type,
         hbm_cap=None if job.sharding.hbm_gb is None else int(job.sharding.hbm_gb * GIB),
-        ddr_cap=None if job.sharding.ddr_gb is None else int(job.sharding.ddr_gb * GIB),
+        ddr_cap=_host_memory(job, ranks),
     )
 
     def made() -> ShardingPlan:
@@ -67,8 +68,9 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
 def planned(module: nn.Module, job: JobConfig, topology: Topology, stats: Stats | None = None) -> ShardingPlan:
     """The planner's choice under the job's constraints and batch size; `stats` is told it.
 
-    On CPU, tables are cut only where they would not fit as a whole: there the planner's costs, which are those of GPUs,
-    prefer row-wise shards, and a job of 26 tables trained a tenth slower with them (docs/performance.md).
+    On CPU the planner's costs, which are those of GPUs, prefer row-wise shards, and a job of 26 tables trained a tenth
+    slower with them (docs/log.md). There it may first place whole tables alone, and cut them where these do not fit or
+    are fewer than ranks.
 
     Raises PlannerError or RuntimeError where there is none.
     """
@@ -86,11 +88,19 @@ def planned(module: nn.Module, job: JobConfig, topology: Topology, stats: Stats 
 
     if world_size == 1:  # nothing to divide, but row-wise shards would have their ids put into buckets
         return choice(["table_wise"])
-    if device == "cpu":
+    if device == "cpu" and len(job.tables) >= world_size:
         with suppress(PlannerError):
             return choice(["data_parallel", "table_wise"])
-        return choice(TableSharder().sharding_types(device))
     return choice(None)
+
+
+def _host_memory(job: JobConfig, ranks: Ranks) -> int | None:
+    """What a rank may take of its host: the config's, or on CPU its share of what there is; None: TorchRec's 128 GB."""
+    if job.sharding.ddr_gb is not None:
+        return int(job.sharding.ddr_gb * GIB)
+    if ranks.device.type == "cuda":
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks.local_world_size
 
 
 def shard(module: nn.Module, plan: ShardingPlan, job: JobConfig, ranks: Ranks) -> DistributedModelParallel:

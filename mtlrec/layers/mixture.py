@@ -14,7 +14,7 @@ Tensors of a group are `[k, B, H]` whatever their layout: `[B, k, H]` in memory 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -138,7 +138,7 @@ def plan_groups(x: Tensor, experts_per_slot: Sequence[int], layers: Sequence[Lay
     if rows >= 2 * x.shape[-1]:
         # Activations outweigh weights: half of them are to be gone before the gradients of the other half come.
         most = min(most, -(-num_experts // 2))
-    most -= most % min(most, torch.get_num_threads())  # a batched product gives each thread whole experts
+    most -= most % min(most, torch.get_num_threads())
     if x.dim() == 2:
         return [Group(experts, None, i == 0) for i, experts in enumerate(_cut(0, num_experts, most))]
     if len(experts_per_slot) == num_experts:
@@ -153,11 +153,15 @@ def plan_groups(x: Tensor, experts_per_slot: Sequence[int], layers: Sequence[Lay
 
 
 def _cut(start: int, stop: int, most: int) -> Iterator[slice]:
-    """The range in as few pieces of at most `most` as it takes, of nearly equal size."""
-    count = stop - start
-    pieces = -(-count // most)
-    bounds = [start + count * i // pieces for i in range(pieces + 1)]
-    return (slice(a, b) for a, b in pairwise(bounds))
+    """The range in as few pieces of at most `most` as it takes, alike but for the last.
+
+    A batched product gives each thread whole experts: where `most` is a multiple of the threads, so are the pieces.
+    """
+    count, threads = stop - start, torch.get_num_threads()
+    size = -(-count // -(-count // most))
+    if most % threads == 0:
+        size += -size % threads
+    return (slice(a, min(a + size, stop)) for a in range(start, stop, size))
 
 
 class ExpertMixture(torch.autograd.Function):

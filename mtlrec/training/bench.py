@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import resource
 import shutil
 import statistics
@@ -13,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +29,7 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronise
 from mtlrec.training.loading import loader_of
 from mtlrec.training.step import TrainingStep
-from mtlrec.training.timeline import STAGES, STEP, Split, read_trace, split_steps
+from mtlrec.training.timeline import STAGES, STEP, Event, read_trace, split_steps
 
 Source = Literal["train", "memory", "random"]
 WARM_UP, ROUNDS, PROFILED, KEPT_BATCHES = 5, 5, 8, 16
@@ -43,9 +45,10 @@ class Benchmark:
         split_to_step: all stages together over the median step without the profiler
         profiled_to_step: the median step under the profiler over that without
         communicated_mb: what it hands to each kind of collective in a step
-        flops_per_step: of matrix products, forward and backward
+        flops_per_step: of the matrix products that run, forward and backward: recomputed ones and columns of zeros too
         mfu: flops_per_step in the median step over the ceiling
-        embedding_gb_s: bytes of the rows that lookup and update move, over the time that these are exposed for
+        embedding_gb_s: bytes of the rows that lookup and update move, over the time that these are exposed for, the
+            sorting of ids for the ranks with them
     """
 
     job: str
@@ -82,25 +85,33 @@ def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", tr
 
 
 class _Batches(Iterator[Batch]):
-    """Without end."""
+    """Without end. `rows`: how many this rank has handed out."""
 
     def __init__(self, job: JobConfig, ranks: Ranks, source: Source) -> None:
+        self.rows = 0
         self._loader = None if source == "random" else loader_of(job, "train", ranks, training=True)
         self.steps_per_epoch = self._loader.steps_per_epoch if self._loader else 1
         self._open = self._loader.epoch() if self._loader else None
-        self._kept: Iterator[Batch] | None = None
-        if source != "train":
-            self._kept = itertools.cycle(self._made_beforehand(job, ranks))
+        self._kept = None if source == "train" else itertools.cycle(self._made_beforehand(job, ranks))
+        self.held = 2 + job.data.prefetch if source == "train" else KEPT_BATCHES
 
     def _made_beforehand(self, job: JobConfig, ranks: Ranks) -> list[Batch]:
         if self._open is None:
-            return random_batches(job, KEPT_BATCHES, seed=job.train.seed + ranks.rank)
+            made = random_batches(job, KEPT_BATCHES, seed=job.train.seed + ranks.rank)
+            return [batch.pin_memory() for batch in made] if ranks.device.type == "cuda" else made
         with closing(self._open):
-            return list(itertools.islice(self._open, KEPT_BATCHES))
+            some = list(itertools.islice(self._open, KEPT_BATCHES))
+        full = [batch for batch in some if len(batch) == job.data.batch_size]
+        if not full:
+            raise ValueError("data.batch_size: the files have fewer rows than a batch for every rank; make it smaller")
+        return full
 
     def __next__(self) -> Batch:
-        if self._kept is not None:
-            return next(self._kept)
+        batch = next(self._kept) if self._kept is not None else self._read()
+        self.rows += len(batch)
+        return batch
+
+    def _read(self) -> Batch:
         assert self._loader is not None
         assert self._open is not None
         try:
@@ -114,6 +125,18 @@ class _Batches(Iterator[Batch]):
             self._open.close()
 
 
+class _Window(NamedTuple):
+    """Consecutive steps: the seconds of each, and the rows that this rank took."""
+
+    seconds: list[float]
+    rows: int
+
+
+class _Profile(NamedTuple):
+    seconds: list[float]
+    profiler: profile
+
+
 class _Bench:
     def __init__(self, job: JobConfig, ranks: Ranks, batches: _Batches) -> None:
         self.job, self.ranks, self.batches = job, ranks, batches
@@ -124,44 +147,56 @@ class _Bench:
         self.take_step.model.module.train()
         for _ in range(WARM_UP):
             self._step()
-        flops = self._flops()
-        moved = lookup_bytes(next(self.batches), self.job)
-        timed: list[float] = []
-        profiled: list[float] = []
-        splits: list[Split] = []
-        for count in _divided(steps, ROUNDS):
-            timed += self._times(count)
-            some, split = self._profiled(trace)
-            profiled += some
-            splits.append(split)
+        example = next(self.batches)
+        flops, moved, memory = self._flops(), lookup_bytes(example, self.job), self._memory(example)
+        windows, profiles = self._in_turns(steps)
+        shapes = self._profiled(steps=1, shapes=True)
+        splits = [split_steps(events) for events in self._read(profiles, trace)]
+        (communicated,) = self._read([shapes], None)
+        dist.barrier()
+        ceilings = measure_ceilings(self.job, self.ranks.device)
+        timed = [second for window in windows for second in window.seconds]
         median = statistics.median(timed)
         split_s = {stage: statistics.mean(s.stages[stage] / s.steps for s in splits) for stage in STAGES}
-        _, with_shapes = self._profiled(None, steps=1, shapes=True)
-        memory = self._memory()
-        ceilings = measure_ceilings(self.job, self.ranks.device)
         exposed = split_s["sparse forward"] + split_s["sparse update"]
-        world_size, batch_size = self.ranks.world_size, self.job.data.batch_size
         return Benchmark(
             job=self.job.name,
             source=source,
-            world_size=world_size,
+            world_size=self.ranks.world_size,
             threads=torch.get_num_threads(),
             device=self.ranks.device.type,
-            batch_size=batch_size,
+            batch_size=self.job.data.batch_size,
             steps=steps,
-            samples_per_s=world_size * batch_size * len(timed) / sum(timed),
+            samples_per_s=self.ranks.world_size * sum(window.rows for window in windows) / sum(timed),
             step_p50_ms=1e3 * median,
-            step_p99_ms=1e3 * sorted(timed)[int(0.99 * (len(timed) - 1))],
+            step_p99_ms=1e3 * sorted(timed)[math.ceil(0.99 * len(timed)) - 1],
             split_ms={stage: 1e3 * s for stage, s in split_s.items()},
             split_to_step=sum(split_s.values()) / median,
-            profiled_to_step=statistics.median(profiled) / median,
-            communicated_mb={kind: size / 1e6 for kind, size in with_shapes.handed_over.items()},
+            profiled_to_step=statistics.median(second for one in profiles for second in one.seconds) / median,
+            communicated_mb={kind: size / 1e6 for kind, size in split_steps(communicated).handed_over.items()},
             memory_gb=memory,
             flops_per_step=flops,
             mfu=flops / median / (1e12 * ceilings.tflops),
             embedding_gb_s=moved / exposed / 1e9 if exposed else 0.0,
             ceilings=ceilings,
         )
+
+    def _in_turns(self, steps: int) -> tuple[list[_Window], list[_Profile]]:
+        """Steps with and without the profiler. Its traces are read when all are done: a loader would run ahead."""
+        windows, profiles = [], []
+        for count in _divided(steps, ROUNDS):
+            self._settle()
+            rows = self.batches.rows
+            seconds = self._times(count)
+            windows.append(_Window(seconds, self.batches.rows - rows))
+            profiles.append(self._profiled(PROFILED))
+        return windows, profiles
+
+    def _settle(self) -> None:
+        """Ranks meet, and what a loader has made while the steps stood still is taken."""
+        dist.barrier()
+        for _ in range(self.job.data.prefetch + 2):
+            self._step()
 
     def _step(self) -> None:
         with record_function(STEP):
@@ -184,31 +219,36 @@ class _Bench:
             ends.append(time.perf_counter())
         return [b - a for a, b in itertools.pairwise(ends)]
 
-    def _profiled(self, trace: Path | None, steps: int = PROFILED, shapes: bool = False) -> tuple[list[float], Split]:
+    def _profiled(self, steps: int, shapes: bool = False) -> _Profile:
         """`shapes`: of what is communicated too, which makes the steps a few percent slower."""
         activities = [ProfilerActivity.CPU]
         if self.ranks.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
+        gc.collect()  # what the steps would otherwise stop for
         with profile(activities=activities, record_shapes=shapes) as profiler:
-            gc.collect()  # of what reading the last trace has left
-            self._step()  # the first under a profiler is a slow one; its span is left out below
-            times = self._times(steps)
+            self._step()  # the first under a profiler is a slow one; its span is left out when it is read
+            seconds = self._times(steps)
             synchronise(self.ranks.device)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(path))
-            if trace is not None and self.ranks.is_first:
-                shutil.copyfile(path, trace)
-            events = read_trace(path)
-        first = min(event.start for event in events if event.name == STEP)
-        return times, split_steps([event for event in events if (event.name, event.start) != (STEP, first)])
+        return _Profile(seconds, profiler)
+
+    def _read(self, profiles: list[_Profile], trace: Path | None) -> Iterator[list[Event]]:
+        """Of each its events; rank 0 keeps the last as `trace`."""
+        for one in profiles:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "trace.json"
+                one.profiler.export_chrome_trace(str(path))
+                events = read_trace(path)
+                if trace is not None and self.ranks.is_first and one is profiles[-1]:
+                    shutil.copyfile(path, trace)
+            first = min(event.start for event in events if event.name == STEP)
+            yield [event for event in events if (event.name, event.start) != (STEP, first)]
 
     def _flops(self) -> float:
         with FlopCounterMode(display=False) as counter:
             self._step()
         return float(counter.get_total_flops())
 
-    def _memory(self) -> dict[str, float]:
+    def _memory(self, batch: Batch) -> dict[str, float]:
         """Of what is held from step to step, and the most that the process has ever held."""
         model, optimizers = self.take_step.model.module, self.take_step.optimizers
         parameters = dict(model.named_parameters())
@@ -216,15 +256,13 @@ class _Bench:
         tables = [p for name, p in parameters.items() if name not in dense]
         state = optimizers.state()
         states = {part: _bytes(state.get(part, {})) for part in ("tables", "dense")}
-        batch = next(self.batches)
-        waiting = 2 + self.job.data.prefetch
         parts = {
             "tables": sum(p.nbytes for p in tables),
             "tables' optimizer": states["tables"],
             "dense parameters": sum(p.nbytes for p in dense.values()),
             "dense gradients": sum(p.grad.nbytes for p in dense.values() if p.grad is not None),
             "dense optimizer": states["dense"],
-            "batches": waiting * _bytes(batch),
+            "batches, of the host": self.batches.held * _bytes(batch),
         }
         if self.ranks.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.ranks.device)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
@@ -75,6 +74,5 @@ def synchronise(device: torch.device) -> None:
 
 def lookup_bytes(batch: Batch, job: JobConfig) -> int:
     """Of the rows of tables that a batch's ids move: read by the lookup, read and written by the update."""
-    ids: Tensor = batch.sparse.length_per_key()
-    counts = dict(zip(batch.sparse.keys(), ids, strict=True))
-    return sum(3 * 4 * int(counts[feature.name]) * job.tables[feature.table].dim for feature in job.features.sparse)
+    counts = dict(zip(batch.sparse.keys(), batch.sparse.length_per_key(), strict=True))
+    return sum(3 * 4 * counts[feature.name] * job.tables[feature.table].dim for feature in job.features.sparse)

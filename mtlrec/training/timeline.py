@@ -23,6 +23,7 @@ STEP = "mtlrec::step"
 DATA_WAIT = "mtlrec::data_wait"
 LOSS = "mtlrec::loss"
 SUM_OVER_RANKS = "mtlrec::sum_over_ranks"
+AUTOGRAD = "autograd::engine::evaluate_function"
 
 STAGES = (
     "data wait",
@@ -50,7 +51,7 @@ NAMES = [
         (r"^## (start|wait)_sparse_data_dist|^\[(lookup|splits_dist|input_dist)", "sparse forward"),
         ("CppNode<Split|split_embedding.*backward|IndexSelectDim0.*Backward", "sparse update"),
         ("^## forward", "dense forward"),
-        ("^## backward|^autograd::engine::evaluate_function", "backward"),
+        (f"^## backward|^{AUTOGRAD}", "backward"),
         ("^## optimizer|^## zero_grad|^Optimizer\\.(step|zero_grad)", "dense optimizer"),
     )
 ]  # fmt: skip
@@ -90,16 +91,6 @@ def read_trace(path: Path) -> list[Event]:
     ]
 
 
-def _handed_over(name: str, arguments: dict[str, Any]) -> int:
-    """Of the tensor that goes in; of a list of tensors, which are floats, of all."""
-    if not name.startswith("c10d::") or "Input Dims" not in arguments:
-        return 0
-    takes_output_first = not name.startswith(("c10d::allreduce_", "c10d::broadcast_"))
-    shapes, kind = arguments["Input Dims"][takes_output_first], arguments["Input type"][takes_output_first]
-    tensors = shapes if kind == "TensorList" else [shapes]
-    return sum(math.prod(shape) for shape in tensors) * BYTES.get(kind, 4)
-
-
 BYTES = {
     "long int": 8,
     "double": 8,
@@ -109,6 +100,25 @@ BYTES = {
     "signed char": 1,
     "bool": 1,
 }
+INPUT = {  # which argument of a collective goes in
+    "allreduce_": 0,
+    "broadcast_": 0,
+    "alltoall_base_": 1,
+    "_allgather_base_": 1,
+    "allgather_": 1,
+    "_reduce_scatter_base_": 1,
+    "reduce_scatter_": 1,
+}
+
+
+def _handed_over(name: str, arguments: dict[str, Any]) -> int:
+    """Of the tensor that goes in; of a list of tensors, which are floats, of all."""
+    place = INPUT.get(name.removeprefix("c10d::"))
+    if place is None or "Input Dims" not in arguments:
+        return 0
+    shapes, kind = arguments["Input Dims"][place], arguments["Input type"][place]
+    tensors = shapes if kind == "TensorList" else [shapes]
+    return sum(math.prod(shape) for shape in tensors) * BYTES.get(kind, 4)
 
 
 class Split(NamedTuple):
@@ -149,15 +159,16 @@ Span = tuple[float, float, str]
 def _main_thread(events: Sequence[Event]) -> Iterable[Span]:
     """Spans that do not overlap, each with the stage of the innermost event that has one.
 
-    What is left of `## backward` after its last event is the wait for DDP's buckets, which has no event of its own.
+    What is left of `## backward` after autograd's last node is the wait for DDP's buckets, which has no event. On CUDA
+    autograd has a thread of its own, and the main thread's wait for it is backward.
     """
-    last = {
-        outer: max((e.end for e in events if outer.start < e.start and e.end <= outer.end), default=outer.end)
-        for outer in events
-        if outer.name.startswith("## backward")
-    }
-    for start, end, event, stage in _innermost(events):
-        yield start, end, "all-reduce" if start >= last.get(event, end) else stage
+    nodes = [event for event in events if event.name.startswith(AUTOGRAD)]
+    backwards = [event for event in events if event.name.startswith("## backward")]
+    ends = [max((n.end for n in nodes if b.start <= n.start and n.end <= b.end), default=b.end) for b in backwards]
+    tails = [(end, backward.end) for end, backward in zip(ends, backwards, strict=True)]
+    for start, end, _, stage in _innermost(events):
+        is_tail = stage == "backward" and any(after <= start < before for after, before in tails)
+        yield start, end, "all-reduce" if is_tail else stage
 
 
 def _innermost(events: Iterable[Event]) -> Iterable[tuple[float, float, Event, str]]:

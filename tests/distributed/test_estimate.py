@@ -53,6 +53,18 @@ def test_large_tables_go_to_the_host_where_the_gpus_are_small(capsys: pytest.Cap
     assert on_host
 
 
+def test_on_cpu_a_table_is_cut_only_where_it_would_not_fit_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    on_cpu = ["criteo_mmoe", "--device", "cpu", "--gpus-per-node", "8"]
+    whole = planned(capsys, *on_cpu, "--ddr-gb", "128")
+    assert {table["sharding_type"] for table in whole["tables"]} <= {"table_wise", "data_parallel"}
+    cut = planned(capsys, *on_cpu, "--ddr-gb", "19")  # C1 alone is 19.1 GiB, and a part of the memory is kept free
+    types = {table["table"]: table["sharding_type"] for table in cut["tables"]}
+    assert types["C1"] not in ("table_wise", "data_parallel")
+    assert max(rank["ddr_gb"] for rank in cut["ranks"]) <= cut["usable_gb"]
+    alone = planned(capsys, "criteo_mmoe", "--device", "cpu", "--gpus-per-node", "1", "--ddr-gb", "200")
+    assert {table["sharding_type"] for table in alone["tables"]} == {"table_wise"}
+
+
 def test_a_job_is_planned_as_it_was_foretold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), train={"max_steps": 1})
     options = ["--device", "cpu", "--gpus-per-node", "2"]

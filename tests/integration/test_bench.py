@@ -1,6 +1,8 @@
 """`mtlrec bench`: what it says of a small job, from files and without, on one rank and two."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,13 @@ def test_arithmetic_and_memory_are_those_of_the_job(job: Path, capfd: pytest.Cap
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_two_ranks_and_a_trace(
-    job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["bench", str(job), "--steps", "10", "--json", "--world-size", "2", "--trace", str(tmp_path / "trace.json")]
-    monkeypatch.setattr("sys.argv", ["mtlrec", *words])
-    assert run_cli(*words) == 0
-    found = json.loads(capfd.readouterr().out)
+def test_two_ranks_and_a_trace(job: Path, tmp_path: Path) -> None:
+    words = ["bench", str(job), "--steps", "10", "--json", "--trace", str(tmp_path / "trace.json")]
+    words += ["--world-size=3", "--world-size", "2"]  # the last one counts, as for every option
+    command = [sys.executable, "-m", "mtlrec.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found["world_size"] == 2
     assert found["split_ms"]["all-to-all"] > 0
     assert found["split_ms"]["all-reduce"] > 0
@@ -92,6 +94,7 @@ def test_the_tables_say_where_time_goes(job: Path, capfd: pytest.CaptureFixture[
     [
         (["--trace", "nowhere/trace.json"], "--trace nowhere/trace.json: there is no folder"),
         (["--set", "data.train=[none/*.parquet]"], "none/*.parquet"),
+        (["--source", "memory", "--set", "data.batch_size=100000"], "data.batch_size: the files have fewer rows"),
     ],
 )
 def test_mistakes_cost_one_line(job: Path, words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:

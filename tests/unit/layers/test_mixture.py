@@ -119,10 +119,12 @@ def test_equals_the_plain_formula_at_a_width_that_is_filled_up_with_zeros(has_sl
 
 
 def test_a_group_has_experts_for_every_thread_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = [Layer(torch.empty(6, 64, 8), torch.empty(6, 64))]
-    for threads, sizes in [(1, [3, 3]), (2, [2, 2, 2]), (3, [3, 3]), (16, [3, 3])]:
+    cases = [(1, 6, [3, 3]), (2, 6, [2, 2, 2]), (3, 6, [3, 3]), (16, 6, [3, 3])]
+    cases += [(2, 7, [4, 3]), (2, 10, [4, 4, 2]), (3, 10, [3, 3, 3, 1]), (1, 10, [4, 4, 2])]
+    for threads, experts, sizes in cases:
+        layers = [Layer(torch.empty(experts, 64, 8), torch.empty(experts, 64))]
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        groups = plan_groups(torch.empty(40, 8), [6], layers, limit=4 * 40 * 64 * 4)
+        groups = plan_groups(torch.empty(40, 8), [experts], layers, limit=4 * 40 * 64 * 4)
         assert [group.experts.stop - group.experts.start for group in groups] == sizes
 
 
@@ -135,7 +137,7 @@ def test_groups_cover_every_expert_once_and_never_mix_slots(monkeypatch: pytest.
         assert [group.experts.stop - group.experts.start for group in groups] == sizes
         assert [e for group in groups for e in range(group.experts.start, group.experts.stop)] == list(range(6))
         assert [group.slots for group in groups if group.is_first_of_slot] == [0, 1, 2]
-    for rows, starts in [(40, [0, 1, 3]), (15, [0]), (16, [0, 2])]:  # from twice its width on, two groups at least
+    for rows, starts in [(40, [0, 2, 4]), (15, [0]), (16, [0, 3])]:  # from twice its width on, two groups at least
         groups = plan_groups(torch.empty(rows, 8 if rows < 40 else 80), [2, 3], layers, limit)
         assert [group.experts.start for group in groups] == starts
 
