@@ -50,6 +50,10 @@ def bench(
     job = load_config(config, set_ or [])  # a mistake is told once, before ranks are started
     if trace is not None and not trace.absolute().parent.is_dir():
         raise ConfigError(f"--trace {trace}: there is no folder {trace.absolute().parent}")
+    if trace is not None and trace.is_dir():
+        raise ConfigError(f"--trace {trace}: is a folder; name a file")
+    if trace is not None:
+        trace.touch()  # what cannot be written is told before anything is measured
     if world_size is not None and "RANK" in os.environ:
         raise ConfigError("--world-size: torchrun has started the ranks already; leave it out")
     if world_size is not None and world_size > 1:

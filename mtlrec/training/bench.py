@@ -48,7 +48,7 @@ class Benchmark:
         flops_per_step: of the matrix products that run, forward and backward: recomputed ones and columns of zeros too
         mfu: flops_per_step in the median step over the ceiling
         embedding_gb_s: bytes of the rows that lookup and update move, over the time that these are exposed for, the
-            sorting of ids for the ranks with them
+            sorting of ids for the ranks with them; replicated tables, which the dense optimizer updates, count as read
     """
 
     job: str
@@ -85,12 +85,14 @@ def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", tr
 
 
 class _Batches(Iterator[Batch]):
-    """Without end. `rows`: how many this rank has handed out."""
+    """Full ones without end: an epoch's last may be smaller, and is left out. `rows`: how many were handed out."""
 
     def __init__(self, job: JobConfig, ranks: Ranks, source: Source) -> None:
-        self.rows = 0
+        self.rows, self._size = 0, job.data.batch_size
         self._loader = None if source == "random" else loader_of(job, "train", ranks, training=True)
         self.steps_per_epoch = self._loader.steps_per_epoch if self._loader else 1
+        if self._loader and self._loader.rows < ranks.world_size * job.data.batch_size:
+            raise ValueError("data.batch_size: the files have fewer rows than a batch for every rank; make it smaller")
         self._open = self._loader.epoch() if self._loader else None
         self._kept = None if source == "train" else itertools.cycle(self._made_beforehand(job, ranks))
         self.held = 2 + job.data.prefetch if source == "train" else KEPT_BATCHES
@@ -101,13 +103,12 @@ class _Batches(Iterator[Batch]):
             return [batch.pin_memory() for batch in made] if ranks.device.type == "cuda" else made
         with closing(self._open):
             some = list(itertools.islice(self._open, KEPT_BATCHES))
-        full = [batch for batch in some if len(batch) == job.data.batch_size]
-        if not full:
-            raise ValueError("data.batch_size: the files have fewer rows than a batch for every rank; make it smaller")
-        return full
+        return [batch for batch in some if len(batch) == job.data.batch_size]
 
     def __next__(self) -> Batch:
         batch = next(self._kept) if self._kept is not None else self._read()
+        while len(batch) < self._size:
+            batch = self._read()
         self.rows += len(batch)
         return batch
 
@@ -148,7 +149,7 @@ class _Bench:
         for _ in range(WARM_UP):
             self._step()
         example = next(self.batches)
-        flops, moved, memory = self._flops(), lookup_bytes(example, self.job), self._memory(example)
+        flops, moved, memory = self._flops(), lookup_bytes(example, self.job, self._replicated()), self._memory(example)
         windows, profiles = self._in_turns(steps)
         shapes = self._profiled(steps=1, shapes=True)
         splits = [split_steps(events) for events in self._read(profiles, trace)]
@@ -243,6 +244,10 @@ class _Bench:
             first = min(event.start for event in events if event.name == STEP)
             yield [event for event in events if (event.name, event.start) != (STEP, first)]
 
+    def _replicated(self) -> set[str]:
+        tables = self.take_step.model.plan.tables
+        return {name for name, table in tables.items() if table.sharding_type == "data_parallel"}
+
     def _flops(self) -> float:
         with FlopCounterMode(display=False) as counter:
             self._step()
@@ -259,6 +264,7 @@ class _Bench:
         parts = {
             "tables": sum(p.nbytes for p in tables),
             "tables' optimizer": states["tables"],
+            "replicated tables' gradients": sum(p.grad.nbytes for p in tables if p.grad is not None),
             "dense parameters": sum(p.nbytes for p in dense.values()),
             "dense gradients": sum(p.grad.nbytes for p in dense.values() if p.grad is not None),
             "dense optimizer": states["dense"],

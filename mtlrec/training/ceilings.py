@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,11 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def lookup_bytes(batch: Batch, job: JobConfig) -> int:
-    """Of the rows of tables that a batch's ids move: read by the lookup, read and written by the update."""
+def lookup_bytes(batch: Batch, job: JobConfig, replicated: Set[str]) -> int:
+    """Of the rows of tables that a batch's ids move: read by the lookup, read and written by the fused update."""
     counts = dict(zip(batch.sparse.keys(), batch.sparse.length_per_key(), strict=True))
-    return sum(3 * 4 * counts[feature.name] * job.tables[feature.table].dim for feature in job.features.sparse)
+    times = {table: 1 if table in replicated else 3 for table in job.tables}
+    return sum(
+        times[feature.table] * 4 * counts[feature.name] * job.tables[feature.table].dim
+        for feature in job.features.sparse
+    )

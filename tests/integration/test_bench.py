@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -65,6 +66,21 @@ def test_arithmetic_and_memory_are_those_of_the_job(job: Path, capfd: pytest.Cap
     assert found["memory_gb"]["tables' optimizer"] == pytest.approx(4 * rows / 1e9)
 
 
+def test_an_epochs_last_batch_is_left_out(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two thirds of the rows in one batch, a third in the next: every step that is measured is of the first kind."""
+    rows = sum(pq.read_metadata(file).num_rows for file in (job.parent / "data" / "train").glob("*.parquet"))
+    size = rows * 2 // 3
+    found = measured(capfd, job, "--set", f"data.batch_size={size}")
+    again = measured(capfd, job, "--source", "random", "--set", f"data.batch_size={size}")
+    assert found["flops_per_step"] == again["flops_per_step"]
+
+
+def test_a_replicated_table_has_a_gradient(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    replicated = "sharding.constraints.user.types=[data_parallel]"
+    found = measured(capfd, job, "--source", "random", "--set", "tables.user.rows=1000", "--set", replicated)
+    assert found["memory_gb"]["replicated tables' gradients"] == pytest.approx(4 * 8 * 1000 / 1e9)
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_and_a_trace(job: Path, tmp_path: Path) -> None:
@@ -95,6 +111,8 @@ def test_the_tables_say_where_time_goes(job: Path, capfd: pytest.CaptureFixture[
         (["--trace", "nowhere/trace.json"], "--trace nowhere/trace.json: there is no folder"),
         (["--set", "data.train=[none/*.parquet]"], "none/*.parquet"),
         (["--source", "memory", "--set", "data.batch_size=100000"], "data.batch_size: the files have fewer rows"),
+        (["--source", "train", "--set", "data.batch_size=100000"], "data.batch_size: the files have fewer rows"),
+        (["--trace", "."], "--trace .: is a folder"),
     ],
 )
 def test_mistakes_cost_one_line(job: Path, words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
