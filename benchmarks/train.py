@@ -6,7 +6,8 @@
 
 Jobs have 26 tables as in `jobs.py`, dim 16, batches of 4096, experts [256, 128], towers [64]. Each figure is `mtlrec
 bench` of that job in a process of its own (`--source train`, then `memory`); variants take turns, figures are medians
-over the rounds. `end_to_end` is the share of the computation's speed that is left when rows come from files.
+over the rounds. `end_to_end` is the share of the computation's speed that is left when rows come from files;
+`product_tflops` is each round's ceiling, which shows whether anything else ran on the machine.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         "step_p50_ms": median("memory", "step_p50_ms"),
         "step_p99_ms": median("memory", "step_p99_ms"),
         "mfu": median("memory", "mfu"),
+        "product_tflops": [one["memory"]["ceilings"]["tflops"] for one in rounds],
         "split_ms": split,
         "split_to_step": median("memory", "split_to_step"),
         "peak_gb": max(one["train"]["memory_gb"]["peak of the process"] for one in rounds),

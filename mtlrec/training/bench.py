@@ -42,7 +42,7 @@ class Benchmark:
     Attributes:
         samples_per_s: of all ranks, without the profiler
         split_ms: exposed time per step by stage (`timeline.py`), under the profiler
-        split_to_step: all stages together over the median step without the profiler
+        split_to_step: all stages together over the mean step without the profiler
         profiled_to_step: the median step under the profiler over that without
         communicated_mb: what it hands to each kind of collective in a step
         flops_per_step: of the matrix products that run, forward and backward: recomputed ones and columns of zeros too
@@ -172,7 +172,7 @@ class _Bench:
             step_p50_ms=1e3 * median,
             step_p99_ms=1e3 * sorted(timed)[math.ceil(0.99 * len(timed)) - 1],
             split_ms={stage: 1e3 * s for stage, s in split_s.items()},
-            split_to_step=sum(split_s.values()) / median,
+            split_to_step=sum(split_s.values()) / statistics.mean(timed),
             profiled_to_step=statistics.median(second for one in profiles for second in one.seconds) / median,
             communicated_mb={kind: size / 1e6 for kind, size in split_steps(communicated).handed_over.items()},
             memory_gb=memory,
