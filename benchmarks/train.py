@@ -5,9 +5,10 @@
     python benchmarks/train.py rows --out benchmarks/results/train_rows.json         # 26 tables of 1e4 to 1e7 rows
 
 Jobs have 26 tables as in `jobs.py`, dim 16, batches of 4096, experts [256, 128], towers [64]. Each figure is `mtlrec
-bench` of that job in a process of its own (`--source train`, then `memory`); variants take turns, figures are medians
-over the rounds. `end_to_end` is the share of the computation's speed that is left when rows come from files;
-`product_tflops` is each round's ceiling, which shows whether anything else ran on the machine.
+bench` of that job in a process of its own, which takes in turns steps from Parquet and steps from batches it keeps;
+variants take turns, figures are medians over the rounds. `end_to_end` is the share of the computation's speed that is
+left when rows come from files, `mfu` the share of a large product's, `product_tflops` that of each round: the last two
+show what else ran on the machine.
 """
 
 import argparse
@@ -42,13 +43,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     variants = {"fusions": fusions, "tasks": tasks, "rows": rows}[options.what](options.root)
-    found: dict[str, list[dict[str, dict[str, Any]]]] = {name: [] for name in variants}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for round_ in range(options.rounds):
         for name, job in variants.items():
-            measured = {source: bench(job, options.steps, source) for source in ("train", "memory")}
-            found[name].append(measured)
-            rates = ", ".join(f"{source} {one['samples_per_s']:,.0f}" for source, one in measured.items())
-            print(f"round {round_ + 1}, {name}: {rates} samples/s", file=sys.stderr, flush=True)
+            one = bench(job, options.steps, "train")
+            found[name].append(one)
+            said = f"{one['samples_per_s']:,.0f} samples/s, computation {one['compute_samples_per_s']:,.0f}"
+            print(f"round {round_ + 1}, {name}: {said}", file=sys.stderr, flush=True)
     result = {
         "command": f"python benchmarks/train.py {' '.join(sys.argv[1:])}",
         "hardware": f"{processor()}, {os.cpu_count()} cores",
@@ -99,25 +100,23 @@ def bench(job: JobConfig, steps: int, source: str, *words: str, threads: int | N
     return found
 
 
-def summary(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    def median(source: str, key: str) -> float:
-        return statistics.median(one[source][key] for one in rounds)
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    def median(key: str) -> float:
+        return statistics.median(one[key] for one in rounds)
 
-    stages = rounds[0]["memory"]["split_ms"]
-    split = {stage: statistics.median(one["memory"]["split_ms"][stage] for one in rounds) for stage in stages}
     return {
-        "samples_per_s": round(median("train", "samples_per_s")),
-        "compute_samples_per_s": round(median("memory", "samples_per_s")),
-        "end_to_end": statistics.median(
-            one["train"]["samples_per_s"] / one["memory"]["samples_per_s"] for one in rounds
-        ),
-        "step_p50_ms": median("memory", "step_p50_ms"),
-        "step_p99_ms": median("memory", "step_p99_ms"),
-        "mfu": median("memory", "mfu"),
-        "product_tflops": [one["memory"]["ceilings"]["tflops"] for one in rounds],
-        "split_ms": split,
-        "split_to_step": median("memory", "split_to_step"),
-        "peak_gb": max(one["train"]["memory_gb"]["peak of the process"] for one in rounds),
+        "samples_per_s": round(median("samples_per_s")),
+        "compute_samples_per_s": round(median("compute_samples_per_s")),
+        "end_to_end": statistics.median(one["samples_per_s"] / one["compute_samples_per_s"] for one in rounds),
+        "step_p50_ms": median("step_p50_ms"),
+        "step_p99_ms": median("step_p99_ms"),
+        "mfu": median("mfu"),
+        "product_tflops": [one["ceilings"]["tflops"] for one in rounds],
+        "split_ms": {
+            stage: statistics.median(one["split_ms"][stage] for one in rounds) for stage in rounds[0]["split_ms"]
+        },
+        "split_to_step": median("split_to_step"),
+        "peak_gb": max(one["memory_gb"]["peak of the process"] for one in rounds),
     }
 
 

@@ -98,6 +98,7 @@ def _report(found: Benchmark) -> Iterator[Table | str]:
     speed = Table("", "", title=f"{found.job}, {found.device}, {ranks}, batches of {found.batch_size} ({found.source})")
     for name, value in {
         "samples/s": f"{found.samples_per_s:,.0f}",
+        "samples/s of computation alone": f"{found.compute_samples_per_s:,.0f}",
         "step, median and 99th percentile": f"{found.step_p50_ms:.1f} ms, {found.step_p99_ms:.1f} ms",
         "products in a step": f"{found.flops_per_step / 1e9:,.1f} GFLOP, {found.mfu:.0%} of the ceiling",
         "embedding rows moved": f"{found.embedding_gb_s:.2f} GB/s while exposed",

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -41,12 +41,14 @@ class Benchmark:
 
     Attributes:
         samples_per_s: of all ranks, without the profiler
+        compute_samples_per_s: the same from batches that are kept, in turns with those that are read; without reading,
+            the same figure
         split_ms: exposed time per step by stage (`timeline.py`), under the profiler
         split_to_step: all stages together over the mean step without the profiler
         profiled_to_step: the median step under the profiler over that without
         communicated_mb: what it hands to each kind of collective in a step
         flops_per_step: of the matrix products that run, forward and backward: recomputed ones and columns of zeros too
-        mfu: flops_per_step in the median step over the ceiling
+        mfu: flops_per_step in the median step over the ceiling, which is measured in turns with the steps
         embedding_gb_s: bytes of the rows that lookup and update move, over the time that these are exposed for, the
             sorting of ids for the ranks with them; replicated tables, which the dense optimizer updates, count as read
     """
@@ -59,6 +61,7 @@ class Benchmark:
     batch_size: int
     steps: int
     samples_per_s: float
+    compute_samples_per_s: float
     step_p50_ms: float
     step_p99_ms: float
     split_ms: dict[str, float]
@@ -85,7 +88,13 @@ def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", tr
 
 
 class _Batches(Iterator[Batch]):
-    """Full ones without end: an epoch's last may be smaller, and is left out. `rows`: how many were handed out."""
+    """Full ones without end: an epoch's last may be smaller, and is left out.
+
+    Attributes:
+        reads: whether the next one comes from the files, as `can_read` allows, or from those that are kept
+        rows: how many were handed out
+        held: how many batches there are at a time
+    """
 
     def __init__(self, job: JobConfig, ranks: Ranks, source: Source) -> None:
         self.rows, self._size = 0, job.data.batch_size
@@ -94,25 +103,31 @@ class _Batches(Iterator[Batch]):
         if self._loader and self._loader.rows < ranks.world_size * job.data.batch_size:
             raise ValueError("data.batch_size: the files have fewer rows than a batch for every rank; make it smaller")
         self._open = self._loader.epoch() if self._loader else None
-        self._kept = None if source == "train" else itertools.cycle(self._made_beforehand(job, ranks))
-        self.held = 2 + job.data.prefetch if source == "train" else KEPT_BATCHES
+        self._kept = itertools.cycle(self._made_beforehand(job, ranks))
+        self.can_read = self.reads = source == "train"
+        self.held = 2 + job.data.prefetch if self.can_read else KEPT_BATCHES
+        if not self.can_read:
+            self.close()
 
     def _made_beforehand(self, job: JobConfig, ranks: Ranks) -> list[Batch]:
         if self._open is None:
             made = random_batches(job, KEPT_BATCHES, seed=job.train.seed + ranks.rank)
             return [batch.pin_memory() for batch in made] if ranks.device.type == "cuda" else made
-        with closing(self._open):
-            some = list(itertools.islice(self._open, KEPT_BATCHES))
+        some = list(itertools.islice(self._open, KEPT_BATCHES))
         return [batch for batch in some if len(batch) == job.data.batch_size]
 
     def __next__(self) -> Batch:
-        batch = next(self._kept) if self._kept is not None else self._read()
-        while len(batch) < self._size:
-            batch = self._read()
+        batch = self._read() if self.reads else next(self._kept)
         self.rows += len(batch)
         return batch
 
     def _read(self) -> Batch:
+        batch = self._any()
+        while len(batch) < self._size:
+            batch = self._any()
+        return batch
+
+    def _any(self) -> Batch:
         assert self._loader is not None
         assert self._open is not None
         try:
@@ -138,6 +153,15 @@ class _Profile(NamedTuple):
     profiler: profile
 
 
+class _Turn(NamedTuple):
+    """Measured one after the other; `computed` is `window` where nothing is read."""
+
+    window: _Window
+    computed: _Window
+    profiled: _Profile
+    ceilings: Ceilings
+
+
 class _Bench:
     def __init__(self, job: JobConfig, ranks: Ranks, batches: _Batches) -> None:
         self.job, self.ranks, self.batches = job, ranks, batches
@@ -150,12 +174,11 @@ class _Bench:
             self._step()
         example = next(self.batches)
         flops, moved, memory = self._flops(), lookup_bytes(example, self.job, self._replicated()), self._memory(example)
-        windows, profiles = self._in_turns(steps)
+        turns = self._in_turns(steps)
+        windows, profiles = [turn.window for turn in turns], [turn.profiled for turn in turns]
         shapes = self._profiled(steps=1, shapes=True)
         splits = [split_steps(events) for events in self._read(profiles, trace)]
         (communicated,) = self._read([shapes], None)
-        dist.barrier()
-        ceilings = measure_ceilings(self.job, self.ranks.device)
         timed = [second for window in windows for second in window.seconds]
         median = statistics.median(timed)
         split_s = {stage: statistics.mean(s.stages[stage] / s.steps for s in splits) for stage in STAGES}
@@ -168,7 +191,8 @@ class _Bench:
             device=self.ranks.device.type,
             batch_size=self.job.data.batch_size,
             steps=steps,
-            samples_per_s=self.ranks.world_size * sum(window.rows for window in windows) / sum(timed),
+            samples_per_s=self._rate(windows),
+            compute_samples_per_s=self._rate([turn.computed for turn in turns]),
             step_p50_ms=1e3 * median,
             step_p99_ms=1e3 * sorted(timed)[math.ceil(0.99 * len(timed)) - 1],
             split_ms={stage: 1e3 * s for stage, s in split_s.items()},
@@ -177,21 +201,37 @@ class _Bench:
             communicated_mb={kind: size / 1e6 for kind, size in split_steps(communicated).handed_over.items()},
             memory_gb=memory,
             flops_per_step=flops,
-            mfu=flops / median / (1e12 * ceilings.tflops),
+            mfu=statistics.median(
+                flops / statistics.median(turn.window.seconds) / (1e12 * turn.ceilings.tflops) for turn in turns
+            ),
             embedding_gb_s=moved / exposed / 1e9 if exposed else 0.0,
-            ceilings=ceilings,
+            ceilings=Ceilings(*map(statistics.median, zip(*(astuple(turn.ceilings) for turn in turns), strict=True))),
         )
 
-    def _in_turns(self, steps: int) -> tuple[list[_Window], list[_Profile]]:
-        """Steps with and without the profiler. Its traces are read when all are done: a loader would run ahead."""
-        windows, profiles = [], []
-        for count in _divided(steps, ROUNDS):
+    def _in_turns(self, steps: int) -> list[_Turn]:
+        """So that what else runs on the machine slows all alike. Traces are read later: a loader would run ahead."""
+        return [self._turn(count) for count in _divided(steps, ROUNDS)]
+
+    def _turn(self, steps: int) -> _Turn:
+        self._settle()
+        computed = window = self._window(steps)
+        profiled = self._profiled(PROFILED)
+        if self.batches.can_read:
+            self.batches.reads = False
             self._settle()
-            rows = self.batches.rows
-            seconds = self._times(count)
-            windows.append(_Window(seconds, self.batches.rows - rows))
-            profiles.append(self._profiled(PROFILED))
-        return windows, profiles
+            computed = self._window(steps)
+            self.batches.reads = True
+        dist.barrier()
+        return _Turn(window, computed, profiled, measure_ceilings(self.job, self.ranks.device))
+
+    def _window(self, steps: int) -> _Window:
+        rows = self.batches.rows
+        seconds = self._times(steps)
+        return _Window(seconds, self.batches.rows - rows)
+
+    def _rate(self, windows: list[_Window]) -> float:
+        seconds = sum(second for window in windows for second in window.seconds)
+        return self.ranks.world_size * sum(window.rows for window in windows) / seconds
 
     def _settle(self) -> None:
         """Ranks meet, and what a loader has made while the steps stood still is taken."""

@@ -36,11 +36,13 @@ def test_what_is_measured_hangs_together(job: Path, source: str, capfd: pytest.C
     for stage in ("sparse forward", "dense forward", "loss", "backward", "sparse update", "dense optimizer"):
         assert found["split_ms"][stage] > 0, stage
     assert (found["split_ms"]["data wait"] > 0) == (source == "train")
+    assert (found["compute_samples_per_s"] == found["samples_per_s"]) == (source != "train")
     mean_ms = 1e3 * found["batch_size"] / found["samples_per_s"]
     assert found["split_to_step"] == pytest.approx(sum(found["split_ms"].values()) / mean_ms)
     assert found["step_p50_ms"] <= found["step_p99_ms"]
     flops, peak = found["flops_per_step"], 1e12 * found["ceilings"]["tflops"]
-    assert found["mfu"] == pytest.approx(flops / (found["step_p50_ms"] / 1e3) / peak)
+    reached = flops / (found["step_p50_ms"] / 1e3) / peak
+    assert reached / 3 < found["mfu"] < reached * 3  # one is of medians, the other the median of each turn's
 
 
 def test_arithmetic_and_memory_are_those_of_the_job(job: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,17 @@
-"""The guard of `make bench-check`: which ratios have fallen, without measuring any."""
+"""The guard of `make bench-check`: which ratios have fallen, which rounds count, without measuring any."""
+
+import json
 
 import pytest
 
 from benchmarks import guard
 
-COMMITTED = {"ple to shared_bottom": 0.5, "two ranks to one": 1.1}
+COMMITTED = {"ple to a product": 0.5, "two ranks to one": 1.1}
 
 
 def test_a_ratio_a_tenth_below_has_fallen_and_one_above_has_not() -> None:
-    now = {"ple to shared_bottom": 0.449, "two ranks to one": 1.0, "new": 1.0}
-    assert guard.fallen(COMMITTED, now) == ["ple to shared_bottom"]
+    now = {"ple to a product": 0.449, "two ranks to one": 1.0, "new": 1.0}
+    assert guard.fallen(COMMITTED, now) == ["ple to a product"]
     lines = guard.compared(COMMITTED, now)
     assert [line.endswith("FELL") for line in lines] == [True, False]
     assert "0.449  was 0.500" in lines[0]
@@ -22,7 +24,28 @@ def test_what_is_no_longer_measured_is_noticed() -> None:
 
 
 def test_the_committed_ratios_are_of_the_kinds_that_are_measured() -> None:
-    import json
-
     committed = json.loads(guard.RESULTS.read_text())["ratios"]
-    assert {f"{kind} to {guard.BASELINE}" for kind in guard.KINDS[1:]} < set(committed)
+    assert {f"{kind} to a product" for kind in guard.KINDS} < set(committed)
+
+
+QUIET, NOISY = guard.Round({"a": 1.0}, [0.18, 0.175]), guard.Round({"a": 0.4}, [0.18, 0.117])
+
+
+def test_a_disturbed_round_is_taken_again(capsys: pytest.CaptureFixture[str]) -> None:
+    rounds = iter([QUIET, NOISY, QUIET, NOISY, QUIET])
+    assert guard.quiet_rounds(lambda: next(rounds), 3) == [QUIET] * 3
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in said] == [
+        "round 1 of 3",
+        "a round was disturbed",
+        "round 2 of 3",
+        "a round was disturbed",
+        "round 3 of 3",
+    ]
+
+
+def test_a_busy_machine_is_not_compared() -> None:
+    rounds = iter([QUIET, NOISY, NOISY, NOISY, QUIET])
+    with pytest.raises(guard.Disturbed, match="nothing was compared"):
+        guard.quiet_rounds(lambda: next(rounds), 2)
+    assert next(rounds) is QUIET
