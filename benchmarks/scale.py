@@ -3,11 +3,13 @@
     python benchmarks/scale.py --out benchmarks/results/scale.json
 
 The job is that of `train.py` (PLE, 26 tables of 100,000 rows), measured by `mtlrec bench --source memory` on 1, 2 and 4
-ranks of this machine, in turns, medians over the rounds:
+ranks of this machine, in turns, medians over the rounds. Read it by
 
-    fixed total cores      the cores are divided among the ranks; where there are more ranks than cores they share them
-    fixed cores per rank   one thread each: beyond the machine's cores this says what sharing them costs, no more
-    weak, strong           4096 rows per rank; 4096 rows over all ranks
+    threads_per_rank   the cores divided among the ranks (fixed total), or one each (fixed per rank); beyond the
+                       machine's cores ranks share them, which says what that costs, no more
+    batch_per_rank     4096 (weak scaling), or 4096 over all ranks (strong)
+    mfu                the share of the speed that large products reach on all ranks together just then: where the
+                       machine is not quiet, this compares better than samples per second
 
 `sent_mb` is what leaves a rank in a step: of an all-to-all all but the rank's own part, of an all-reduce 2 (W - 1) / W
 of the tensor, as a ring sends it. `least_mb` is what must: ids and lengths of the other ranks' tables, pooled
@@ -55,24 +57,24 @@ def main() -> None:
     quiet_libraries()
     root = jobs.write_files(options.root, [ROWS] * jobs.TABLES, 64 * BATCH, BATCH)
     cores = os.cpu_count() or 1
-    variants = {
-        (scaling, threads, world): (BATCH if scaling == "weak" else BATCH // world, thread_count)
+    variants = [
+        (world, threads, batch_size)
         for world in WORLDS
-        for threads, thread_count in (("fixed_total", max(1, cores // world)), ("fixed_per_rank", 1))
-        for scaling in ("weak", "strong")
-    }
-    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {variant: [] for variant in variants}
+        for threads in sorted({max(1, cores // world), 1})
+        for batch_size in sorted({BATCH, BATCH // world})
+    ]
+    found: dict[tuple[int, int, int], list[dict[str, Any]]] = {variant: [] for variant in variants}
     for round_ in range(options.rounds):
-        for variant, (batch_size, threads) in variants.items():
+        for world, threads, batch_size in variants:
             job = jobs.job(root, [ROWS] * jobs.TABLES, batch_size=batch_size)
-            one = bench(job, options.steps, "memory", "--world-size", str(variant[2]), threads=threads)
-            found[variant].append(one)
-            said = f"{one['samples_per_s']:,.0f} samples/s"
-            print(f"round {round_ + 1}, {' '.join(map(str, variant))}: {said}", file=sys.stderr, flush=True)
+            one = bench(job, options.steps, "memory", "--world-size", str(world), threads=threads)
+            found[world, threads, batch_size].append(one)
+            said = f"{world} x {threads} threads, batches of {batch_size}: {one['samples_per_s']:,.0f} samples/s"
+            print(f"round {round_ + 1}, {said}, mfu {one['mfu']:.3f}", file=sys.stderr, flush=True)
     result = {
         "command": f"python benchmarks/scale.py {' '.join(sys.argv[1:])}",
         "hardware": f"{processor()}, {cores} cores",
-        "measured": [summary(*variant, rounds) for variant, rounds in found.items()],
+        "measured": [summary(rounds) for rounds in found.values()],
         "estimate": {"assumed": GPU, "criteo_mmoe": extrapolated("criteo_mmoe", (8, 64, 512))},
     }
     if options.out:
@@ -80,17 +82,18 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def summary(scaling: str, threads: str, world: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    world = rounds[0]["world_size"]
     job = jobs.job(Path(), [ROWS] * jobs.TABLES, batch_size=rounds[0]["batch_size"])
     sent = sent_mb(rounds[0]["communicated_mb"], world)
     stages = rounds[0]["split_ms"]
     return {
         "ranks": world,
         "threads_per_rank": rounds[0]["threads"],
-        "cores": threads,
-        "scaling": scaling,
         "batch_per_rank": rounds[0]["batch_size"],
         "samples_per_s": round(statistics.median(one["samples_per_s"] for one in rounds)),
+        "mfu": statistics.median(one["mfu"] for one in rounds),
+        "product_tflops": [world * one["ceilings"]["tflops"] for one in rounds],
         "sent_mb": sent,
         "least_mb": least_mb(job, world),
         "split_ms": {stage: statistics.median(one["split_ms"][stage] for one in rounds) for stage in stages},
