@@ -1,11 +1,11 @@
 """Has training become slower? Ratios of speeds on this machine against those of the last committed results.
 
-    make bench-check                          # measures (ten minutes), compares, ends with 1 where one fell
+    make bench-check                          # measures (a quarter of an hour), compares, ends with 1 where one fell
     python benchmarks/guard.py --update       # measures and writes benchmarks/results/guard.json
 
-Only ratios of figures that `mtlrec bench` measures in turns are compared, never times: the share of a large product's
-speed that a step of each fusion reaches, end to end to computation alone, two ranks to one. A ratio has fallen when it
-is more than a tenth below the committed one.
+Only ratios are compared, never times: the share of a large product's speed that a step of each fusion reaches and end
+to end to computation alone, both of which `mtlrec bench` measures in turns, and two ranks to one. A ratio has fallen
+when it is more than a tenth below the committed one.
 
 A round in which the large product's own speed differs by more than a tenth between the measurements was disturbed by
 something else on the machine and is taken again; where more rounds were disturbed than are wanted, nothing is compared
@@ -19,7 +19,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -104,16 +104,22 @@ def one_round(options: argparse.Namespace) -> Round:
     ple = jobs.job(root, sizes, "ple")
     threads = max(1, (os.cpu_count() or 1) // 2)
     two = bench(ple, options.steps, "memory", "--world-size", "2", threads=threads)
-    ratios = {f"{kind} to a product": one[kind]["mfu"] for kind in KINDS}
-    ratios |= {"end to end to computation": one["ple"]["samples_per_s"] / one["ple"]["compute_samples_per_s"]}
-    ratios |= {"two ranks to one": two["samples_per_s"] / one["ple"]["compute_samples_per_s"]}
-    return Round(ratios, [found["ceilings"]["tflops"] for found in one.values()])
+    products = [found["ceilings"]["tflops"] for found in one.values()] + [2 * two["ceilings"]["tflops"]]
+    return Round(ratios_of(one, two), products)
+
+
+def ratios_of(one: dict[str, dict[str, Any]], two: dict[str, Any]) -> dict[str, float]:
+    """Args: what one rank reached by kind, and two with PLE."""
+    ratios: dict[str, float] = {f"{kind} to a product": one[kind]["mfu"] for kind in KINDS}
+    ratios["end to end to computation"] = one["ple"]["samples_per_s"] / one["ple"]["compute_samples_per_s"]
+    ratios["two ranks to one"] = two["samples_per_s"] / one["ple"]["compute_samples_per_s"]
+    return ratios
 
 
 def compared(committed: dict[str, float], ratios: dict[str, float]) -> list[str]:
-    width = max(map(len, committed))
+    width, below = max(map(len, committed)), fallen(committed, ratios)
     return [
-        f"{name:{width}}  {ratios[name]:.3f}  was {before:.3f}{'   FELL' if name in fallen(committed, ratios) else ''}"
+        f"{name:{width}}  {ratios[name]:.3f}  was {before:.3f}{'   FELL' if name in below else ''}"
         for name, before in committed.items()
     ]
 

@@ -101,8 +101,9 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def sent_mb(communicated: dict[str, float], world: int) -> float:
-    share = {"allreduce": 2 * (world - 1) / world}
-    return sum(size * share.get(kind, (world - 1) / world) for kind, size in communicated.items())
+    share = (world - 1) / world
+    times = {"alltoall": share, "reduce_scatter": share, "allreduce": 2 * share, "allgather": world - 1}
+    return sum(size * times[kind] for kind, size in communicated.items())
 
 
 def least_mb(job: JobConfig, world: int) -> float:

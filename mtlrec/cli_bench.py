@@ -30,7 +30,9 @@ class SourceKind(StrEnum):
 
 def bench(
     config: Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")],
-    steps: Annotated[int, typer.Option(min=5, help="Steps to time; a few more are taken under a profiler.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=5, help="Steps to time; others are taken between, and under a profiler.")
+    ] = 100,
     source: Annotated[
         SourceKind,
         typer.Option(help="train: the job's files; memory: batches of them made beforehand; random: no files."),

@@ -12,9 +12,9 @@ import torch
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 
-PRODUCT = 2048
+PRODUCTS = (256, 512, 1024, 2048, 4096, 8192)
 GATHERED_BYTES = 2**28
-ROUNDS = 5
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ def measure_ceilings(job: JobConfig, device: torch.device) -> Ceilings:
     dims = [job.tables[feature.table].dim for feature in job.features.sparse]
     width = max(1, round(statistics.mean(dims)))
     table = torch.zeros(GATHERED_BYTES // (4 * width), width, device=device)
-    rows = torch.randint(len(table), (2**17,), device=device)
-    gathered, other = torch.empty(len(rows), width, device=device), torch.empty_like(table)
-    gather_s = seconds(lambda: torch.index_select(table, 0, rows, out=gathered), device)
+    count = min(2**17, len(table) // (ROUNDS + 1))
+    pieces = iter(torch.randperm(len(table), device=device).split(count))  # no row twice, or a cache would have it
+    gathered, other = torch.empty(count, width, device=device), torch.empty_like(table)
+    gather_s = seconds(lambda: torch.index_select(table, 0, next(pieces), out=gathered), device)
     copy_s = seconds(lambda: other.copy_(table), device)
     return Ceilings(
         tflops=_product_tflops(dtype, device),
@@ -46,7 +47,7 @@ def measure_ceilings(job: JobConfig, device: torch.device) -> Ceilings:
 def _product_tflops(dtype: torch.dtype, device: torch.device) -> float:
     """Of a product that takes at most half a second: a CPU without units for bfloat16 may be a hundred times slower."""
     best = 0.0
-    for size in (256, 512, 1024, PRODUCT, 2 * PRODUCT, 4 * PRODUCT):
+    for size in PRODUCTS:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         took = seconds(lambda a=a, b=b: torch.mm(a, b), device)  # type: ignore[misc]
         best = max(best, 2 * size**3 / took / 1e12)
@@ -73,10 +74,14 @@ def synchronise(device: torch.device) -> None:
 
 
 def lookup_bytes(batch: Batch, job: JobConfig, replicated: Set[str]) -> int:
-    """Of the rows of tables that a batch's ids move: read by the lookup, read and written by the fused update."""
-    counts = dict(zip(batch.sparse.keys(), batch.sparse.length_per_key(), strict=True))
-    times = {table: 1 if table in replicated else 3 for table in job.tables}
-    return sum(
-        times[feature.table] * 4 * counts[feature.name] * job.tables[feature.table].dim
-        for feature in job.features.sparse
-    )
+    """Of the rows of tables that a batch's ids move: read for every id, and each distinct one read and written by the
+    fused update, which `replicated` tables do not have."""
+    by_feature = batch.sparse.to_dict()
+    moved = 0
+    for name, table in job.tables.items():
+        ids = [by_feature[one.name].values() for one in job.features.sparse if one.table == name]
+        if ids:
+            of_table = torch.cat(ids)
+            updated = 0 if name in replicated else 2 * len(of_table.unique())
+            moved += 4 * table.dim * (len(of_table) + updated)
+    return moved

@@ -25,7 +25,10 @@ def test_what_is_no_longer_measured_is_noticed() -> None:
 
 def test_the_committed_ratios_are_of_the_kinds_that_are_measured() -> None:
     committed = json.loads(guard.RESULTS.read_text())["ratios"]
-    assert {f"{kind} to a product" for kind in guard.KINDS} < set(committed)
+    found = {"samples_per_s": 2.0, "compute_samples_per_s": 4.0, "mfu": 0.5}
+    ratios = guard.ratios_of(dict.fromkeys(guard.KINDS, found), found)
+    assert set(ratios) == set(committed)
+    assert set(ratios.values()) == {0.5}
 
 
 QUIET, NOISY = guard.Round({"a": 1.0}, [0.18, 0.175]), guard.Round({"a": 0.4}, [0.18, 0.117])
