@@ -32,10 +32,9 @@ def measure_ceilings(job: JobConfig, device: torch.device) -> Ceilings:
     dims = [job.tables[feature.table].dim for feature in job.features.sparse]
     width = max(1, round(statistics.mean(dims)))
     table = torch.zeros(GATHERED_BYTES // (4 * width), width, device=device)
-    count = min(2**17, len(table) // (ROUNDS + 1))
-    pieces = iter(torch.randperm(len(table), device=device).split(count))  # no row twice, or a cache would have it
-    gathered, other = torch.empty(count, width, device=device), torch.empty_like(table)
-    gather_s = seconds(lambda: torch.index_select(table, 0, next(pieces), out=gathered), device)
+    rows = iter(torch.randint(len(table), (ROUNDS + 1, 2**17), device=device))  # others each time: caches have those
+    gathered, other = torch.empty(2**17, width, device=device), torch.empty_like(table)
+    gather_s = seconds(lambda: torch.index_select(table, 0, next(rows), out=gathered), device)
     copy_s = seconds(lambda: other.copy_(table), device)
     return Ceilings(
         tflops=_product_tflops(dtype, device),

@@ -19,7 +19,7 @@ from tests.toy import write_toy
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    return write_job(folder / "job.yaml", write_toy(folder / "data"))
+    return write_job(folder / "job.yaml", write_toy(folder / "data"), data={"prefetch": 1})
 
 
 def measured(capfd: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
