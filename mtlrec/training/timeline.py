@@ -122,12 +122,11 @@ def _handed_over(name: str, arguments: dict[str, Any]) -> int:
 
 
 class Split(NamedTuple):
-    """Seconds of all steps, by stage; they add up to `total`. `handed_over`: bytes by collective."""
+    """Seconds of all steps, by stage, which add up to the steps; bytes by collective; how many steps."""
 
     stages: dict[str, float]
     handed_over: dict[str, int]
     steps: int
-    total: float
 
 
 def split_steps(events: Sequence[Event]) -> Split:
@@ -143,14 +142,12 @@ def split_steps(events: Sequence[Event]) -> Split:
     for step in steps:
         for start, end, stage in spans:
             stages[stage] += max(0.0, min(end, step.end) - max(start, step.start)) / 1e6
-    total = sum(step.end - step.start for step in steps) / 1e6
-    stages["other"] += total - sum(stages.values())
     handed_over: dict[str, int] = {}
     for event in events:
         if event.handed_over and any(step.start <= event.start < step.end for step in steps):
             kind = event.name.removeprefix("c10d::").strip("_").removesuffix("_base")
             handed_over[kind] = handed_over.get(kind, 0) + event.handed_over
-    return Split(stages, handed_over, len(steps), total)
+    return Split(stages, handed_over, len(steps))
 
 
 Span = tuple[float, float, str]

@@ -120,7 +120,7 @@ def test_equals_the_plain_formula_at_a_width_that_is_filled_up_with_zeros(has_sl
 
 def test_a_group_has_experts_for_every_thread_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [(1, 6, [3, 3]), (2, 6, [2, 2, 2]), (3, 6, [3, 3]), (16, 6, [3, 3])]
-    cases += [(2, 7, [4, 3]), (2, 10, [4, 4, 2]), (3, 10, [3, 3, 3, 1]), (1, 10, [4, 4, 2])]
+    cases += [(2, 7, [4, 3]), (2, 9, [4, 4, 1]), (2, 10, [4, 4, 2]), (3, 10, [3, 3, 3, 1]), (1, 10, [4, 4, 2])]
     for threads, experts, sizes in cases:
         layers = [Layer(torch.empty(experts, 64, 8), torch.empty(experts, 64))]
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
