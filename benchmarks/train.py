@@ -66,8 +66,9 @@ def fusions(root: Path) -> dict[str, JobConfig]:
 
 
 def tasks(root: Path) -> dict[str, JobConfig]:
+    """MMoE has as many experts for any number, PLE two more for each."""
     folder = files(root, MIXED)
-    kinds = ("shared_bottom", "mmoe", "ple", "adatt_sp")
+    kinds = ("mmoe", "ple")
     return {f"{kind}, {count}": jobs.job(folder, MIXED, kind, count) for kind in kinds for count in (2, 4, 8)}
 
 
