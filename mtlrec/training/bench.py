@@ -140,9 +140,7 @@ class _Bench:
             communicated_mb={kind: size / 1e6 for kind, size in split_steps(communicated).handed_over.items()},
             memory_gb=memory,
             flops_per_step=flops,
-            mfu=statistics.median(
-                flops / statistics.median(turn.timed) / (1e12 * turn.ceilings.tflops) for turn in turns
-            ),
+            mfu=_mfu(flops, turns),
             embedding_gb_s=moved / exposed / 1e9 if exposed else 0.0,
             ceilings=Ceilings(*map(statistics.median, zip(*(astuple(turn.ceilings) for turn in turns), strict=True))),
         )
@@ -223,6 +221,10 @@ class _Bench:
         with FlopCounterMode(display=False) as counter:
             self._step()
         return float(counter.get_total_flops())
+
+
+def _mfu(flops: float, turns: list[_Turn]) -> float:
+    return statistics.median(flops / statistics.median(one.timed) / (1e12 * one.ceilings.tflops) for one in turns)
 
 
 def _divided(number: int, parts: int) -> list[int]:

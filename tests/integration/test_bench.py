@@ -42,7 +42,7 @@ def test_what_is_measured_hangs_together(job: Path, source: str, capfd: pytest.C
     assert found["step_p50_ms"] <= found["step_p99_ms"]
     flops, peak = found["flops_per_step"], 1e12 * found["ceilings"]["tflops"]
     reached = flops / (found["step_p50_ms"] / 1e3) / peak
-    assert reached / 3 < found["mfu"] < reached * 3  # one is of medians, the other the median of each turn's
+    assert reached / 3 < found["mfu"] < reached * 3  # this is of medians, that the median of each turn's (unit tests)
 
 
 def test_arithmetic_and_memory_are_those_of_the_job(job: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,25 @@
+"""What `mtlrec bench` reckons from what it has timed."""
+
+from typing import Any
+
+import pytest
+
+from mtlrec.training.bench import _divided, _mfu, _Turn
+from mtlrec.training.ceilings import Ceilings
+
+NO_PROFILE: Any = None
+
+
+def test_the_share_of_the_ceiling_is_of_each_turn() -> None:
+    """The machine is half as fast in the second turn and the product with it; the last turn has one slow step more."""
+    timed = [[0.1, 0.1, 0.9], [0.2, 0.2, 0.2], [0.1, 0.4, 0.4]]
+    turns = [
+        _Turn(seconds, [], NO_PROFILE, Ceilings(tflops, 1.0, 1.0))
+        for seconds, tflops in zip(timed, (2.0, 1.0, 2.0), strict=True)
+    ]
+    assert _mfu(1e11, turns) == pytest.approx(0.5)
+
+
+def test_steps_are_divided_among_turns() -> None:
+    assert _divided(12, 5) == [2, 2, 3, 2, 3]
+    assert _divided(5, 5) == [1] * 5
