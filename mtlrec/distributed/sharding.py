@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torchrec.distributed.planner.types import ParameterConstraints, PlannerErro
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan, ShardingType
 
 from mtlrec.config import JobConfig, TableConstraint
+from mtlrec.distributed.halved_lookup import halved_lookups
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 
@@ -110,7 +111,9 @@ def shard(module: nn.Module, plan: ShardingPlan, job: JobConfig, ranks: Ranks) -
     """
     torch.manual_seed(job.train.seed + 1 + ranks.rank)
     device = ranks.device
-    return DistributedModelParallel(module=module, device=device, plan=plan, sharders=sharders(job, device))
+    slow = device.type == "cpu" and job.optim.sparse.kind == "rowwise_adagrad"
+    with halved_lookups() if slow else nullcontext():
+        return DistributedModelParallel(module=module, device=device, plan=plan, sharders=sharders(job, device))
 
 
 def sharders(job: JobConfig, device: torch.device) -> list[ModuleSharder[nn.Module]]:

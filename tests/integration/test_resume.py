@@ -273,7 +273,8 @@ def test_a_resume_says_what_is_otherwise_and_keeps_the_best(
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert len(kept) == 2
     forgotten = ["--set", "train.keep_best=null", "--set", "train.epochs=4"]
-    assert run_cli("train", config, "-o", run, "--resume", *high, *forgotten) == 0
+    worse = ["--set", "optim.dense.lr=1", "--set", "optim.sparse.lr=20"]
+    assert run_cli("train", config, "-o", run, "--resume", *worse, *forgotten) == 0
     said = capsys.readouterr().err
     assert "changed since: train.epochs 3, now 4" in said
     assert 'changed since: train.keep_best "click/ne", now null' in said

@@ -225,3 +225,25 @@ def test_recomputing_changes_no_gradient(kind: str) -> None:
     torch.testing.assert_close(layer(x), again(x))
     for (name, p), (_, q) in zip(layer.named_parameters(), again.named_parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradient_of_relu_reads_16_bit_numbers_by_their_sign(dtype: torch.dtype) -> None:
+    """Also where ReLU left the smallest numbers there are, or infinity."""
+    tiny = torch.finfo(dtype).smallest_normal
+    h = torch.tensor([0.0, tiny, 1e-3, 1.0, torch.inf, 0.0, tiny / 2, 0.0], dtype=dtype)
+    grad = torch.tensor([3.0, -2.0, 1.0, torch.inf, -1.0, -torch.inf, 0.5, torch.nan], dtype=dtype)
+    assert module._relu_backward(grad, h) is grad
+    assert grad.tolist() == torch.tensor([0.0, -2.0, 1.0, torch.inf, -1.0, 0.0, 0.5, 0.0], dtype=dtype).tolist()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 6])
+def test_a_group_is_one_expert_where_products_are_of_16_bit_numbers(slots: int) -> None:
+    x, layers = torch.empty(40, slots, 8), [Layer(torch.empty(6, 64, 8), torch.empty(6, 64))]
+    counts = [6 // slots] * slots
+    sizes = {
+        dtype: [g.experts.stop - g.experts.start for g in plan_groups(x.to(dtype), counts, layers, limit=2**30)]
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert sizes[torch.bfloat16] == [1] * 6
+    assert len(sizes[torch.float32]) < 6
