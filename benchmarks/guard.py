@@ -1,11 +1,13 @@
 """Has training become slower? Ratios of speeds on this machine against those of the last committed results.
 
     make bench-check                          # measures (a quarter of an hour), compares, ends with 1 where one fell
-    python benchmarks/guard.py --update       # measures and writes benchmarks/results/guard.json
+    python benchmarks/guard.py --update       # measures and writes them into benchmarks/results/guard.json
 
 Only ratios are compared, never times: the share of a large product's speed that a step of each fusion reaches and end
 to end to computation alone, both of which `mtlrec bench` measures in turns, and two ranks to one. A ratio has fallen
-when it is more than a tenth below the committed one.
+when it is more than a tenth below the committed one. A product gains more from a wide processor than a step does, so
+figures are kept by processor and number of cores; where there are none of this machine's, nothing is measured and the
+status is 2.
 
 A round in which the large product's own speed differs by more than a tenth between the measurements was disturbed by
 something else on the machine and is taken again; where more rounds were disturbed than are wanted, nothing is compared
@@ -55,6 +57,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--update", action="store_true", help="write the results instead of comparing with them")
     options = parser.parse_args()
+    hardware = f"{processor()}, {os.cpu_count()} cores"
+    figures = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if hardware not in figures and not options.update:
+        print(
+            f"no figures are committed of {hardware}, but of {'; '.join(figures)}: --update adds them", file=sys.stderr
+        )
+        raise SystemExit(2)
     try:
         rounds = quiet_rounds(lambda: one_round(options), options.rounds)
     except Disturbed as reason:
@@ -63,17 +72,17 @@ def main() -> None:
     ratios = {name: round(statistics.median(one.ratios[name] for one in rounds), 4) for name in rounds[0].ratios}
     product = statistics.median(speed for one in rounds for speed in one.products)
     if options.update:
-        found = {
+        figures[hardware] = {
             "command": " ".join(["python benchmarks/guard.py", *sys.argv[1:]]),
-            "hardware": f"{processor()}, {os.cpu_count()} cores",
             "product_tflops": round(product, 4),
             "ratios": ratios,
         }
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         return
-    committed = json.loads(RESULTS.read_text(encoding="utf-8"))
-    print(f"A product ran at {product:.3f} TFLOP/s; those were measured at {committed['product_tflops']:.3f} on")
-    print(f"{committed['hardware']}.")
+    committed = figures[hardware]
+    print(
+        f"{hardware}: a product ran at {product:.3f} TFLOP/s, at {committed['product_tflops']:.3f} for those committed"
+    )
     for line in compared(committed["ratios"], ratios):
         print(line)
     raise SystemExit(1 if fallen(committed["ratios"], ratios) else 0)

@@ -8,7 +8,7 @@ over 26 tables of 100,000 rows and 13 floats, batches of 4096. Everyone trains o
 
     mtlrec            mtlrec train from Parquet on one rank with all threads; FBGEMM's row-wise Adagrad and Adam
     mtlrec_two_ranks  the same on two ranks with half the threads and half the batch each
-    mtlrec_adagrad    two ranks with Adagrad per entry for the tables, for which FBGEMM has another kernel
+    mtlrec_bf16       as mtlrec with train.precision: bf16; left out where the CPU has no units for bfloat16
     torch-rechub      its model and MTLTrainer (Adam over everything, batch norm in its experts), its DataGenerator
     tutorial          nn.EmbeddingBag tables, a loop over experts, Adam over everything, a DataLoader of a TensorDataset
     tutorial_sparse   the same with sparse gradients: SparseAdam for the tables, Adam for the rest
@@ -48,7 +48,7 @@ HIDDEN = [256, 128]
 OURS = {  # ranks and overrides
     "mtlrec": (1, []),
     "mtlrec_two_ranks": (2, []),
-    "mtlrec_adagrad": (2, ["optim.sparse.kind=adagrad"]),
+    "mtlrec_bf16": (1, ["train.precision=bf16"]),
 }
 CONTENDERS = (*OURS, "torch_rechub", "tutorial", "tutorial_sparse")
 
@@ -59,12 +59,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fusions", nargs="+", choices=("ple", "mmoe"), default=["ple", "mmoe"])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="all that this machine can run, by default")
     parser.add_argument("--set", action="append", default=[], help="key=value, for mtlrec's job")
     parser.add_argument("--one", nargs=2, metavar=("CONTENDER", "FUSION"), help="run one and print its JSON")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     options = parser.parse_args()
+    options.contenders = options.contenders or [c for c in CONTENDERS if c != "mtlrec_bf16" or has_bfloat16_units()]
     options.root = jobs.write_files(options.root, [ROWS] * jobs.TABLES, options.steps * BATCH, 16 * BATCH)
     if options.one:
         print(json.dumps(run(*options.one, options)))
@@ -112,8 +113,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def has_bfloat16_units() -> bool:
+    """Or else a step would take minutes."""
+    cpu, (a, b) = torch.device("cpu"), torch.randn(2, 256, 256)
+    halves = a.bfloat16(), b.bfloat16()
+    return seconds(lambda: halves[0] @ halves[1], cpu) < seconds(lambda: a @ b, cpu)
+
+
 def limit(fusion: str) -> int:
-    """Samples per second, by the multiplications of experts, gates and towers: forward, and twice as many backward."""
+    """Samples per second in float32, by the products of experts, gates and towers, thrice: forward and backward."""
     width = jobs.TABLES * DIM + jobs.DENSE
     experts = 6 * (width * HIDDEN[0] + HIDDEN[0] * HIDDEN[1])
     gates = TASKS * width * (4 if fusion == "ple" else 6)

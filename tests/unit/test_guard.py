@@ -24,10 +24,10 @@ def test_what_is_no_longer_measured_is_noticed() -> None:
 
 
 def test_the_committed_ratios_are_of_the_kinds_that_are_measured() -> None:
-    committed = json.loads(guard.RESULTS.read_text())["ratios"]
     found = {"samples_per_s": 2.0, "compute_samples_per_s": 4.0, "mfu": 0.5}
     ratios = guard.ratios_of(dict.fromkeys(guard.KINDS, found), found)
-    assert set(ratios) == set(committed)
+    for committed in json.loads(guard.RESULTS.read_text()).values():
+        assert set(ratios) == set(committed["ratios"])
     assert set(ratios.values()) == {0.5}
 
 
@@ -52,3 +52,15 @@ def test_a_busy_machine_is_not_compared() -> None:
     with pytest.raises(guard.Disturbed, match="nothing was compared"):
         guard.quiet_rounds(lambda: next(rounds), 2)
     assert next(rounds) is QUIET
+
+
+def test_a_machine_without_committed_figures_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["guard.py"])
+    monkeypatch.setattr(guard, "processor", lambda: "Some CPU")
+    monkeypatch.setattr(guard, "one_round", lambda _: pytest.fail("it measured"))
+    with pytest.raises(SystemExit) as end:
+        guard.main()
+    assert end.value.code == 2
+    assert "no figures are committed of Some CPU" in capsys.readouterr().err
