@@ -1,10 +1,10 @@
 """Row-wise Adagrad on CPU in a quarter of the time, by showing FBGEMM each feature as two.
 
-FBGEMM generates machine code for row-wise Adagrad over a table that one feature looks up. On every x86 CPU it was
-tried on, that code takes three to five times as long as the plain loop FBGEMM keeps for tables shared by several
-features (docs/log.md): it mixes instructions of two generations, for which the CPU waits. A batch of B rows of T
-features is laid out in memory just as one of B / 2 rows of 2 T features, so each feature is given to FBGEMM as two that
-share its table: the first half of the batch and the second. The arithmetic is the same but for the order of sums.
+FBGEMM generates machine code for row-wise Adagrad over a table that one feature looks up. That code takes four times as
+long as the plain loop that FBGEMM keeps for tables shared by several features (docs/log.md): it mixes instructions of
+two generations, for which the CPU waits. A batch of B rows of T features is laid out in memory just as one of B / 2 rows
+of 2 T features, so each feature is given to FBGEMM as two that share its table: the first half of the batch and the
+second. The arithmetic is the same but for the order of sums.
 """
 
 from __future__ import annotations
