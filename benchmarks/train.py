@@ -82,7 +82,7 @@ def rows(root: Path) -> dict[str, JobConfig]:
 
 
 def files(root: Path, sizes: list[int]) -> Path:
-    return jobs.write_files(root, sizes, 128 * BATCH, BATCH)
+    return jobs.write_files(root, sizes, 512 * BATCH, BATCH)
 
 
 def bench(job: JobConfig, steps: int, source: str, *words: str, threads: int | None = None) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 FBGEMM generates machine code for row-wise Adagrad over a table that one feature looks up. That code takes four times as
 long as the plain loop that FBGEMM keeps for tables shared by several features (docs/log.md): it mixes instructions of
-two generations, for which the CPU waits. A batch of B rows of T features is laid out in memory just as one of B / 2 rows
-of 2 T features, so each feature is given to FBGEMM as two that share its table: the first half of the batch and the
-second. The arithmetic is the same but for the order of sums.
+two generations, for which the CPU waits. A batch of B rows of T features is laid out in memory just as one of B / 2
+rows of 2 T features, so each feature is given to FBGEMM as two that share its table: the first half of the batch and
+the second. The arithmetic is the same but for the order of sums.
 """
 
 from __future__ import annotations
