@@ -116,7 +116,7 @@ def _report(found: Benchmark) -> Iterator[Table | str]:
         split.add_row(stage, f"{ms:.2f}", f"{ms / total:.1%}")
     yield split
     yield (
-        f"All stages: {found.split_to_step:.1%} of the mean step; a step under the profiler takes "
+        f"All stages: {found.split_to_step:.1%} of a step; a step under the profiler takes "
         f"{found.profiled_to_step:.1%} of one without, by their medians."
     )
     memory = Table("memory of rank 0", "GB", title="after the first steps")

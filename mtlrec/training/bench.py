@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import resource
 import shutil
 import statistics
 import tempfile
@@ -28,7 +29,9 @@ from mtlrec.training.memory import memory_gb
 from mtlrec.training.step import TrainingStep
 from mtlrec.training.timeline import STAGES, STEP, Event, read_trace, split_steps
 
-WARM_UP, ROUNDS, PROFILED = 5, 5, 8
+WARM_UP, MOST_WARM_UPS, ROUNDS, PROFILED = 5, 6, 5, 8
+FEW_PAGES = 10_000
+"""Of 4 KiB, in a profile: what its events take, with little for tensors."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Benchmark:
         compute_samples_per_s: the same from batches that are kept, in turns with those that are read; without reading,
             the same figure
         split_ms: exposed time per step by stage (`timeline.py`), under the profiler
-        split_to_step: all stages together over the mean step without the profiler
+        split_to_step: all stages together over the steps they are of, times `profiled_to_step`: over a step without the
+            profiler, wherever the few steps fall that wait for a row group
         profiled_to_step: the median step under the profiler over that without
         communicated_mb: what it hands to each kind of collective in a step
         flops_per_step: of the matrix products that run, forward and backward: recomputed ones and columns of zeros too
@@ -82,13 +86,13 @@ def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", tr
             random needs no files
         trace: where the first rank's last profile goes, to be opened in Perfetto or chrome://tracing
     """
-    with closing(BenchBatches(job, ranks, source)) as batches:
-        return _Bench(job, ranks, batches).run(steps, source, trace)
+    with closing(BenchBatches(job, ranks, source)) as batches, tempfile.TemporaryDirectory() as traces:
+        return _Bench(job, ranks, batches, Path(traces)).run(steps, source, trace)
 
 
 class _Profile(NamedTuple):
     seconds: list[float]
-    profiler: profile
+    trace: Path
 
 
 class _Turn(NamedTuple):
@@ -101,8 +105,8 @@ class _Turn(NamedTuple):
 
 
 class _Bench:
-    def __init__(self, job: JobConfig, ranks: Ranks, batches: BenchBatches) -> None:
-        self.job, self.ranks, self.batches = job, ranks, batches
+    def __init__(self, job: JobConfig, ranks: Ranks, batches: BenchBatches, traces: Path) -> None:
+        self.job, self.ranks, self.batches, self.traces = job, ranks, batches, traces
         self.take_step = TrainingStep(job, ranks, total_steps=10**9, steps_per_epoch=batches.steps_per_epoch)
         self.step, self.settling = 0, job.data.prefetch + 2
 
@@ -113,12 +117,14 @@ class _Bench:
         example = next(self.batches)
         flops, moved = self._flops(), lookup_bytes(example, self.job, self._replicated())
         memory = memory_gb(self.take_step, self.batches.held, example)
+        self._warm_up_profiler()
         turns = [self._turn(count) for count in _divided(steps, ROUNDS)]
         shapes = self._profiled(steps=1, shapes=True)
         profiles = [turn.profiled for turn in turns]
         splits = [split_steps(events) for events in self._read(profiles, trace)]
         (communicated,) = self._read([shapes], None)
         timed = [second for turn in turns for second in turn.timed]
+        profiled = [second for one in profiles for second in one.seconds]
         median = statistics.median(timed)
         split_s = {stage: statistics.mean(s.stages[stage] / s.steps for s in splits) for stage in STAGES}
         exposed = split_s["sparse forward"] + split_s["sparse update"]
@@ -135,8 +141,8 @@ class _Bench:
             step_p50_ms=1e3 * median,
             step_p99_ms=1e3 * sorted(timed)[math.ceil(0.99 * len(timed)) - 1],
             split_ms={stage: 1e3 * s for stage, s in split_s.items()},
-            split_to_step=sum(split_s.values()) / statistics.mean(timed),
-            profiled_to_step=statistics.median(second for one in profiles for second in one.seconds) / median,
+            split_to_step=sum(split_s.values()) / statistics.mean(profiled) * statistics.median(profiled) / median,
+            profiled_to_step=statistics.median(profiled) / median,
             communicated_mb={kind: size / 1e6 for kind, size in split_steps(communicated).handed_over.items()},
             memory_gb=memory,
             flops_per_step=flops,
@@ -144,6 +150,17 @@ class _Bench:
             embedding_gb_s=moved / exposed / 1e9 if exposed else 0.0,
             ceilings=Ceilings(*map(statistics.median, zip(*(astuple(turn.ceilings) for turn in turns), strict=True))),
         )
+
+    def _warm_up_profiler(self) -> None:
+        """Under a profiler tensors and events share malloc's holes, and for some steps the kernel has to give more
+        pages, which takes time; a training without a profiler has no such steps."""
+        for _ in range(MOST_WARM_UPS):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            self._profiled(PROFILED)
+            pages = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before])
+            dist.all_reduce(pages := pages.to(self.ranks.device), dist.ReduceOp.MAX)
+            if pages.item() < FEW_PAGES:
+                return
 
     def _turn(self, steps: int) -> _Turn:
         """All that is compared, so that what else runs on the machine slows it alike. Traces are read when all turns
@@ -199,17 +216,16 @@ class _Bench:
             self._settle()  # the first step under a profiler is a slow one; these spans are left out when it is read
             seconds = self._times(steps)
             synchronise(self.ranks.device)
-        return _Profile(seconds, profiler)
+        trace = self.traces / f"{self.step}.json"
+        profiler.export_chrome_trace(str(trace))
+        return _Profile(seconds, trace)
 
     def _read(self, profiles: list[_Profile], trace: Path | None) -> Iterator[list[Event]]:
         """Of each its events; rank 0 keeps the last as `trace`."""
         for one in profiles:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "trace.json"
-                one.profiler.export_chrome_trace(str(path))
-                events = read_trace(path)
-                if trace is not None and self.ranks.is_first and one is profiles[-1]:
-                    shutil.copyfile(path, trace)
+            events = read_trace(one.trace)
+            if trace is not None and self.ranks.is_first and one is profiles[-1]:
+                shutil.copyfile(one.trace, trace)
             settling = sorted(event.start for event in events if event.name == STEP)[: self.settling]
             yield [event for event in events if event.name != STEP or event.start not in settling]
 
