@@ -1,0 +1,1 @@
+"""Which architecture wins on this data, and why."""
