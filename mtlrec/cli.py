@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec import cli_bench, cli_data
+from mtlrec import cli_bench, cli_compare, cli_data
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config, parse_config, recipe_text
@@ -41,6 +41,9 @@ app = typer.Typer(
 app.add_typer(cli_data.prepare_app, name="prepare")
 app.add_typer(cli_data.synth_app, name="synth")
 app.command("bench", epilog="Example: mtlrec bench feed_ple --source random --world-size 2")(cli_bench.bench)
+app.command(
+    "compare", epilog="Example: mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10"
+)(cli_compare.compare)
 app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml")(cli_data.inspect)
 
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]

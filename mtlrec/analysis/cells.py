@@ -1,0 +1,180 @@
+"""Many trainings, several at a time, each a `mtlrec train` in a process of its own; what is finished is not run again.
+
+A cell is one architecture with one factor on the learning rates and one seed. Its run lies below the comparison's
+folder, `cells/NAME/lr_FACTOR/seed_N/`, with `result.json` beside it once it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+import yaml
+
+from mtlrec.analysis.contenders import Contender
+
+Metrics = dict[str, dict[str, float]]
+"""By task, by metric."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    contender: str
+    factor: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.contender) / f"lr_{self.factor:g}" / f"seed_{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.contender}, learning rates x{self.factor:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell ended with.
+
+    Attributes:
+        metrics: by split, valid and test
+        samples_per_s: of its training, beside as many others as ran
+        diverged: instead of metrics, the line that says so
+    """
+
+    metrics: dict[str, Metrics]
+    samples_per_s: float
+    diverged: str | None = None
+
+
+class CellFailed(RuntimeError):
+    """A training ended otherwise than by its end or by diverging."""
+
+
+class Cells:
+    """The trainings of one comparison.
+
+    Args:
+        folder: the comparison's
+        contenders: whose jobs are trained; written to `jobs/NAME.yaml`
+        at_a_time: how many processes; cores, and GPUs where there are some, are shared out among them
+
+    Raises ValueError where the folder holds another comparison: a job of the same name that is not the same.
+    """
+
+    def __init__(self, folder: Path, contenders: Iterable[Contender], at_a_time: int) -> None:
+        self.folder, self.contenders = folder, {one.name: one for one in contenders}
+        self.at_a_time = at_a_time
+        (folder / "jobs").mkdir(parents=True, exist_ok=True)
+        for one in self.contenders.values():
+            path, text = self._job(one.name), yaml.safe_dump(one.job.dump(), sort_keys=False)
+            if path.exists() and path.read_text(encoding="utf-8") != text:
+                raise ValueError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
+            path.write_text(text, encoding="utf-8")
+
+    def result(self, cell: Cell) -> Result | None:
+        """Of a finished cell."""
+        path = self.folder / "cells" / cell.folder / "result.json"
+        return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result], None]) -> None:
+        """Trains those that are not finished; `ended` is called for every cell, finished before or now.
+
+        Raises CellFailed where a training does not end as it should; the others are stopped, and a later call goes on.
+        """
+        missing = []
+        for cell in cells:
+            before = self.result(cell)
+            if before is None:
+                missing.append(cell)
+            else:
+                ended(cell, before)
+        places: SimpleQueue[int] = SimpleQueue()
+        for place in range(self.at_a_time):
+            places.put(place)
+        running: set[subprocess.Popen[str]] = set()
+        with ThreadPoolExecutor(self.at_a_time) as pool:
+            waiting = {pool.submit(self._train, cell, places, running): cell for cell in missing}
+            try:
+                for done in as_completed(waiting):
+                    ended(waiting[done], done.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(running):
+                    process.terminate()
+                raise
+
+    def _train(self, cell: Cell, places: SimpleQueue[int], running: set[subprocess.Popen[str]]) -> Result:
+        place, run = places.get(), self.folder / "cells" / cell.folder
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        try:
+            with (run / "train.log").open("w", encoding="utf-8") as log:
+                process = subprocess.Popen(
+                    self._command(cell, run),
+                    env=self._environment(place),
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                )
+                running.add(process)
+                printed, _ = process.communicate()
+                running.discard(process)
+        finally:
+            places.put(place)
+        result = self._read(cell, run, process.returncode, printed)
+        part = run / "result.json.part"
+        part.write_text(json.dumps(vars(result)), encoding="utf-8")
+        part.rename(run / "result.json")
+        return result
+
+    def _read(self, cell: Cell, run: Path, status: int, printed: str) -> Result:
+        if status:
+            said = (run / "train.log").read_text(encoding="utf-8").splitlines()
+            last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+            if "is not finite" in last:
+                return Result({}, 0.0, diverged=last)
+            raise CellFailed(f"{cell}: ended with status {status}: {last} ({run / 'train.log'})")
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rates = [one["samples_per_s"] for one in records if one["kind"] == "train" and "samples_per_s" in one]
+        return Result(json.loads(printed), len(rates) / sum(1 / rate for rate in rates) if rates else 0.0)
+
+    def _command(self, cell: Cell, run: Path) -> list[str]:
+        optim = self.contenders[cell.contender].job.optim
+        overrides = [
+            f"train.seed={cell.seed}",
+            f"optim.dense.lr={optim.dense.lr * cell.factor!r}",
+            f"optim.sparse.lr={optim.sparse.lr * cell.factor!r}",
+            "train.keep_checkpoints=1",
+        ]
+        words = [word for one in overrides for word in ("--set", one)]
+        return [
+            sys.executable,
+            "-m",
+            "mtlrec.cli",
+            "train",
+            str(self._job(cell.contender)),
+            "-o",
+            str(run),
+            "--json",
+            *words,
+        ]
+
+    def _environment(self, place: int) -> dict[str, str]:
+        threads = max(1, (os.cpu_count() or 1) // self.at_a_time)
+        more = {"OMP_NUM_THREADS": str(threads)}
+        gpus = torch.cuda.device_count()
+        if gpus:
+            more["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+        return os.environ | more
+
+    def _job(self, name: str) -> Path:
+        return self.folder / "jobs" / f"{name}.yaml"

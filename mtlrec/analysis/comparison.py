@@ -1,0 +1,157 @@
+"""A comparison: the same grid of learning rates for every architecture, chosen on the valid split, then the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol
+
+import numpy as np
+from scipy.stats import rankdata
+
+from mtlrec.analysis.cells import Cell, Cells, Result
+from mtlrec.analysis.contenders import BASELINE, Contender
+from mtlrec.analysis.differences import Gain, Verdict, gain, judge
+from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
+
+HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": False, "mse": False, "mae": False}
+
+
+class Watcher(Protocol):
+    """Is told what happens."""
+
+    def ended(self, cell: Cell, result: Result) -> None: ...
+
+    def chose(self, contender: str, factor: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished: what every architecture reached with every seed, at its own learning rates.
+
+    Attributes:
+        factors: by contender, what its learning rates were multiplied with
+        tuning: the result of the first seed by contender and factor
+        results: by contender, a result for each of `seeds`
+    """
+
+    contenders: list[Contender]
+    seeds: list[int]
+    factors: dict[str, float]
+    tuning: dict[str, dict[float, Result]]
+    results: dict[str, list[Result]]
+    metric: str = "auc"
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The metric by which each task is judged: the comparison's, or a regression's mean squared error."""
+        metrics = self._first.metrics["test"]
+        return {
+            task: self.metric if self.metric in of else "auc" if "auc" in of else "mse" for task, of in metrics.items()
+        }
+
+    @property
+    def undecidable(self) -> list[str]:
+        """Tasks with so few positives in the test split that they are shown, not judged."""
+        metrics = self._first.metrics["test"]
+        return [task for task, of in metrics.items() if of.get("positives", MIN_TEST_POSITIVES) < MIN_TEST_POSITIVES]
+
+    @property
+    def judged(self) -> list[str]:
+        return [task for task in self.tasks if task not in self.undecidable]
+
+    @property
+    def _first(self) -> Result:
+        return self.results[self.contenders[0].name][0]
+
+    def values(self, contender: str, task: str) -> list[float]:
+        """On the test split, a seed each."""
+        return [result.metrics["test"][task][self.tasks[task]] for result in self.results[contender]]
+
+    def scores(self, contender: str, task: str) -> list[float]:
+        """The same, higher being better."""
+        sign = 1 if HIGHER_IS_BETTER[self.tasks[task]] else -1
+        return [sign * value for value in self.values(contender, task)]
+
+    @property
+    def baseline(self) -> str:
+        """What gains are over: the first that shares nothing but the tables, or else the first of all."""
+        return next((one.name for one in self.contenders if one.fusion == BASELINE), self.contenders[0].name)
+
+    def gain(self, contender: str, task: str) -> Gain:
+        """Over the baseline."""
+        return gain(self.scores(contender, task), self.scores(self.baseline, task))
+
+    def verdicts(self) -> list[Verdict]:
+        """On every pair; none where no task is judged."""
+        if not self.judged:
+            return []
+        return [self.verdict(one.name, other.name) for one, other in combinations(self.contenders, 2)]
+
+    def verdict(self, first: str, second: str) -> Verdict:
+        ours, theirs = ({task: self.scores(name, task) for task in self.judged} for name in (first, second))
+        return judge(first, second, ours, theirs)
+
+    def ranking(self) -> list[tuple[str, float]]:
+        """The best first, with their mean rank over the judged tasks (1: best on each); alike where none is judged."""
+        names = [one.name for one in self.contenders]
+        if not self.judged:
+            return [(name, 1.0) for name in names]
+        means = [[-float(np.mean(self.scores(name, task))) for name in names] for task in self.judged]
+        ranks = np.mean([rankdata(of_task) for of_task in means], axis=0)
+        return sorted(zip(names, ranks.tolist(), strict=True), key=lambda pair: pair[1])
+
+
+def compare(
+    cells: Cells, factors: Sequence[float], seeds: Sequence[int], watcher: Watcher, metric: str = "auc"
+) -> Comparison:
+    """Trains what is not trained yet.
+
+    Raises ValueError where every learning rate of a contender diverges, or a seed does at the chosen one.
+    """
+    contenders, seeds = list(cells.contenders.values()), list(seeds)
+    tuning: dict[str, dict[float, Result]] = {one.name: {} for one in contenders}
+
+    def tuned(cell: Cell, result: Result) -> None:
+        tuning[cell.contender][cell.factor] = result
+        watcher.ended(cell, result)
+
+    cells.run([Cell(one.name, factor, seeds[0]) for one in contenders for factor in factors], tuned)
+    chosen = {name: choose(name, results, metric) for name, results in tuning.items()}
+    for name, factor in chosen.items():
+        watcher.chose(name, factor)
+    results = {name: {seeds[0]: tuning[name][factor]} for name, factor in chosen.items()}
+
+    def ended(cell: Cell, result: Result) -> None:
+        if result.diverged:
+            raise ValueError(f"{cell}: {result.diverged}; give lower factors (--learning-rates)")
+        results[cell.contender][cell.seed] = result
+        watcher.ended(cell, result)
+
+    # Seeds outermost: what an interruption leaves is a whole comparison, of fewer seeds.
+    cells.run([Cell(one.name, chosen[one.name], seed) for seed in seeds[1:] for one in contenders], ended)
+    in_order = {name: [by_seed[seed] for seed in seeds] for name, by_seed in results.items()}
+    return Comparison(contenders, seeds, chosen, tuning, in_order, metric)
+
+
+def choose(contender: str, results: Mapping[float, Result], metric: str = "auc") -> float:
+    """The factor with the best mean rank over the tasks of the valid split; of equals the nearest to 1.
+
+    Ranks, because a task's metric has no common scale with another's. Raises ValueError where all diverged.
+    """
+    usable = {factor: result.metrics["valid"] for factor, result in results.items() if not result.diverged}
+    if not usable:
+        last = next(iter(results.values()))
+        raise ValueError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
+    by_task = [
+        rankdata([score(metrics[task], metric) for metrics in usable.values()]) for task in next(iter(usable.values()))
+    ]
+    ranks = dict(zip(usable, np.mean(by_task, axis=0), strict=True))
+    return min(ranks, key=lambda factor: (ranks[factor], abs(np.log(factor))))
+
+
+def score(metrics: Mapping[str, float], metric: str) -> float:
+    """Of one task, lower being better."""
+    name = metric if metric in metrics else "auc" if "auc" in metrics else "mse"
+    return -metrics[name] if HIGHER_IS_BETTER[name] else metrics[name]

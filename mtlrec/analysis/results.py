@@ -1,0 +1,63 @@
+"""Every figure of a comparison, one a row, for whoever wants to look further than its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtlrec.analysis.cells import Result
+from mtlrec.analysis.comparison import Comparison
+
+SCHEMA = pa.schema(
+    [
+        ("contender", pa.string()),
+        ("fusion", pa.string()),
+        ("heads", pa.string()),
+        ("weighting", pa.string()),
+        ("parameters", pa.int64()),
+        ("flops", pa.int64()),
+        ("learning_rates", pa.float64()),
+        ("chosen", pa.bool_()),
+        ("seed", pa.int64()),
+        ("samples_per_s", pa.float64()),
+        ("split", pa.string()),
+        ("task", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+"""`parameters` and `flops` are of what follows the lookup; `learning_rates` is what the job's were multiplied with, and
+`chosen` says whether the valid split decided for it; a training that diverged has no rows."""
+
+
+def write_results(comparison: Comparison, path: Path) -> None:
+    """`path` has its name only when it is whole."""
+    part = path.with_name(f".{path.name}.part")
+    pq.write_table(pa.Table.from_pylist(list(_rows(comparison)), schema=SCHEMA), part)
+    part.replace(path)
+
+
+def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    first = comparison.seeds[0]
+    for one in comparison.contenders:
+        chosen = comparison.factors[one.name]
+        cells = [(factor, first, result) for factor, result in comparison.tuning[one.name].items() if factor != chosen]
+        cells += [
+            (chosen, seed, result) for seed, result in zip(comparison.seeds, comparison.results[one.name], strict=True)
+        ]
+        about = {"contender": one.name, "fusion": one.fusion, "heads": one.heads, "weighting": one.weighting}
+        for factor, seed, result in cells:
+            cell = about | one.capacity._asdict() | {"learning_rates": factor, "chosen": factor == chosen, "seed": seed}
+            for figure in _figures(result):
+                yield cell | {"samples_per_s": result.samples_per_s} | figure
+
+
+def _figures(result: Result) -> Iterator[dict[str, Any]]:
+    for split, by_task in result.metrics.items():
+        for task, by_metric in by_task.items():
+            for metric, value in by_metric.items():
+                yield {"split": split, "task": task, "metric": metric, "value": value}

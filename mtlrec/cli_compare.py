@@ -1,0 +1,210 @@
+"""`mtlrec compare`: which architecture wins on one's own data."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from mtlrec.cli_data import wide_console
+from mtlrec.config.errors import ConfigError
+from mtlrec.config.file import load_config
+
+if TYPE_CHECKING:
+    from mtlrec.analysis.capacity import Measure
+    from mtlrec.analysis.cells import Cell, Result
+    from mtlrec.analysis.comparison import Comparison
+    from mtlrec.analysis.contenders import Contender
+
+
+class Match(StrEnum):
+    parameters = "parameters"
+    flops = "flops"
+    none = "none"
+
+    @property
+    def measure(self) -> Measure | None:
+        measures: dict[Match, Measure | None] = {Match.parameters: "parameters", Match.flops: "flops"}
+        return measures.get(self)
+
+
+class Metric(StrEnum):
+    auc = "auc"
+    entire_auc = "entire_auc"
+    ne = "ne"
+
+
+EVERY_FUSION = "single_task,shared_bottom,asymmetric,cross_stitch,customized,mmoe,ple,adatt_sp,adatt"
+
+
+def compare(
+    config: Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The comparison's folder; given again, it goes on.")],
+    fusion: Annotated[str, typer.Option(help="Fusion kinds, with commas between.")] = EVERY_FUSION,
+    heads: Annotated[str, typer.Option(help="Kinds of heads; by default the job's.")] = "",
+    weighting: Annotated[str, typer.Option(help="Kinds of loss weighting; by default the job's.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 5,
+    learning_rates: Annotated[
+        str, typer.Option(help="What the job's are multiplied with; the best on the valid split is taken, with seed 0.")
+    ] = "0.3,1,3",
+    match: Annotated[
+        Match, typer.Option(help="What is equal behind the tables: the experts' widths are chosen so.")
+    ] = Match.parameters,
+    metric: Annotated[
+        Metric, typer.Option(help="Of binary tasks; regressions have their mean squared error.")
+    ] = Metric.auc,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time; by default one per core or GPU.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
+) -> None:
+    """Train the job's data under several architectures of one size, with several seeds, and say which is better where.
+
+    What is finished is kept in --output and not run again."""
+    job = load_config(config, set_ or [])
+    for split, files in (("valid", job.data.valid), ("test", job.data.test)):
+        if not files:
+            raise ConfigError(f"data.{split}: a comparison wants its files: the first chooses, the second judges")
+    factors = _numbers(learning_rates)
+
+    import torch
+
+    from mtlrec.analysis.cells import Cells
+    from mtlrec.analysis.comparison import compare as run
+    from mtlrec.analysis.contenders import contenders
+    from mtlrec.analysis.results import write_results
+
+    found = contenders(job, _words(fusion), _words(heads), _words(weighting), match.measure)
+    at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
+    with Progress(found, len(factors) + seeds - 1) as progress:
+        comparison = run(Cells(output, found, at_a_time), factors, range(seeds), progress, metric.value)
+    write_results(comparison, output / "results.parquet")
+    if as_json:
+        print(json.dumps(summary(comparison)))
+        return
+    console = wide_console()
+    console.print(ranking_table(comparison))
+    if not comparison.judged:
+        console.print("nothing is judged: no task has enough positives in the test split")
+    for verdict in comparison.verdicts():
+        console.print(verdict.text, soft_wrap=True)
+    print(f"every figure: {output / 'results.parquet'}", file=sys.stderr)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(word) for word in _words(text)]
+    except ValueError:
+        found = []
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise ConfigError(f"--learning-rates {text}: positive numbers with commas between, such as 0.3,1,3")
+    return list(dict.fromkeys(found))
+
+
+class Progress:
+    """One table that grows, on a terminal; a line for every training that ends, in a log."""
+
+    def __init__(self, contenders: list[Contender], each: int) -> None:
+        self._each = each
+        self._done = dict.fromkeys((one.name for one in contenders), 0)
+        self._factor: dict[str, float] = {}
+        self._last: dict[str, str] = {}
+        self._live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def ended(self, cell: Cell, result: Result) -> None:
+        from mtlrec.training.telemetry import one_line
+
+        self._done[cell.contender] += 1
+        said = "diverged" if result.diverged else one_line(result.metrics["test"])
+        self._last[cell.contender] = said
+        total = self._each * len(self._done)
+        self._show(f"{sum(self._done.values())} of {total}: {cell}: {said}")
+
+    def chose(self, contender: str, factor: float) -> None:
+        self._factor[contender] = factor
+        self._show(f"{contender}: learning rates x{factor:g}, by the valid split")
+
+    def _show(self, line: str) -> None:
+        if self._live is None:
+            print(line, file=sys.stderr, flush=True)
+            return
+        table = Table("", "trainings", "learning rates", "the last, on the test split")
+        for name, done in self._done.items():
+            factor = f"x{self._factor[name]:g}" if name in self._factor else ""
+            table.add_row(name, f"{done} of {self._each}", factor, self._last.get(name, ""))
+        self._live.update(table, refresh=True)
+
+
+def ranking_table(comparison: Comparison) -> Table:
+    seeds = len(comparison.seeds)
+    title = f"mean of {seeds} seeds on the test split; gain over {comparison.baseline} with its 95 % interval"
+    few = comparison.undecidable
+    caption = f"undecidable, few positives: {', '.join(few)}" if few else None
+    table = Table("mean rank", "", "parameters", "samples/s", title=title, caption=caption)
+    for task, metric in comparison.tasks.items():
+        table.add_column(f"{task}, {metric}", justify="right")
+    by_name = {one.name: one for one in comparison.contenders}
+    for name, rank in comparison.ranking():
+        results = comparison.results[name]
+        rate = sum(result.samples_per_s for result in results) / len(results)
+        cells = [_cell(comparison, name, task) for task in comparison.tasks]
+        table.add_row(
+            f"{rank:.1f}" if comparison.judged else "",
+            name,
+            f"{by_name[name].capacity.parameters:,}",
+            f"{rate:,.0f}",
+            *cells,
+        )
+    return table
+
+
+def _cell(comparison: Comparison, name: str, task: str) -> str:
+    values = comparison.values(name, task)
+    mean = f"{sum(values) / len(values):.4f}"
+    if name == comparison.baseline:
+        return mean
+    found = comparison.gain(name, task)
+    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f})"
+
+
+def summary(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "baseline": comparison.baseline,
+        "seeds": len(comparison.seeds),
+        "ranking": [{"contender": name, "mean_rank": rank} for name, rank in comparison.ranking()],
+        "undecidable": comparison.undecidable,
+        "learning_rates": comparison.factors,
+        "gains": {
+            one.name: {task: _gain(comparison, one.name, task) for task in comparison.tasks}
+            for one in comparison.contenders
+            if one.name != comparison.baseline
+        },
+        "verdicts": [verdict.text for verdict in comparison.verdicts()],
+    }
+
+
+def _gain(comparison: Comparison, name: str, task: str) -> dict[str, float | None]:
+    mean, half_width = comparison.gain(name, task)
+    return {"mean": mean, "half_width": None if half_width == float("inf") else half_width}

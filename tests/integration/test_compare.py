@@ -1,0 +1,152 @@
+"""`mtlrec compare`: what it trains, what it says of it, what it does not train twice."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mtlrec.analysis.cells import Result
+from mtlrec.analysis.comparison import choose
+from tests.jobs import write_job
+from tests.ranks import run_cli
+from tests.toy import write_toy
+
+WORDS = ("--fusion", "single_task,mmoe", "--seeds", "2", "--learning-rates", "1,3", "--jobs", "2")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    return write_job(folder / "job.yaml", write_toy(folder, valid=700, test=800), train={"epochs": 1})
+
+
+@pytest.fixture(scope="module")
+def compared(job: Path) -> Path:
+    output = job.parent / "compared"
+    assert run_cli("compare", job, "-o", output, *WORDS) == 0
+    return output
+
+
+@pytest.fixture
+def copy(compared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(compared, tmp_path / "compared"))
+
+
+def trained(output: Path) -> dict[str, int]:
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in sorted(output.rglob("result.json"))}
+
+
+@pytest.mark.slow
+def test_every_contender_is_trained_at_its_size_with_every_seed(compared: Path) -> None:
+    rows = pq.read_table(compared / "results.parquet").to_pylist()
+    by_cell = {(row["contender"], row["learning_rates"], row["seed"]): row["chosen"] for row in rows}
+    for contender in ("single_task", "mmoe"):
+        mine = {key[1:]: chosen for key, chosen in by_cell.items() if key[0] == contender}
+        (factor,) = {factor for (factor, _), chosen in mine.items() if chosen}
+        assert mine == {(factor, 0): True, (factor, 1): True, (4 - factor, 0): False}
+    parameters = {row["contender"]: row["parameters"] for row in rows}
+    assert parameters["mmoe"] == pytest.approx(parameters["single_task"], rel=0.1)
+    for row in rows:
+        run = compared / "cells" / row["contender"] / f"lr_{row['learning_rates']:g}" / f"seed_{row['seed']}"
+        last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found = next(line for line in reversed(last) if line["kind"] == row["split"])
+        assert found[f"{row['task']}/{row['metric']}"] == row["value"]
+        optim = yaml.safe_load((run / "config.yaml").read_text())["optim"]
+        assert optim["dense"]["lr"] == pytest.approx(0.02 * row["learning_rates"])
+        assert optim["sparse"]["lr"] == pytest.approx(0.2 * row["learning_rates"])
+
+
+@pytest.mark.slow
+def test_what_is_said_is_what_the_table_holds(job: Path, compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = trained(compared)
+    assert run_cli("compare", job, "-o", compared, *WORDS, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert trained(compared) == before
+    rows = [r for r in pq.read_table(compared / "results.parquet").to_pylist() if r["chosen"] and r["split"] == "test"]
+
+    def values(contender: str, task: str, metric: str) -> np.ndarray:
+        mine = {
+            r["seed"]: r["value"] for r in rows if (r["contender"], r["task"], r["metric"]) == (contender, task, metric)
+        }
+        return np.array([mine[0], mine[1]])
+
+    assert said["undecidable"] == ["buy", "like"]
+    assert said["baseline"] == "single_task"
+    for task, metric, sign in (("click", "auc", 1), ("buy", "auc", 1), ("like", "auc", 1), ("ratio", "mse", -1)):
+        differences = sign * (values("mmoe", task, metric) - values("single_task", task, metric))
+        found = said["gains"]["mmoe"][task]
+        assert found["mean"] == pytest.approx(differences.mean())
+        # Student's t of one degree of freedom at 0.975 is tan(0.475 pi).
+        assert found["half_width"] == pytest.approx(math.tan(0.475 * math.pi) * differences.std(ddof=1) / math.sqrt(2))
+    assert {one["contender"] for one in said["ranking"]} == {"single_task", "mmoe"}
+    (verdict,) = said["verdicts"]
+    assert "single_task" in verdict
+    assert "mmoe" in verdict
+
+
+@pytest.mark.slow
+def test_only_what_is_missing_is_trained_again(job: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = trained(copy)
+    gone = next(name for name in before if "mmoe" in name and "seed_1" in name)
+    (copy / gone).unlink()
+    assert run_cli("compare", job, "-o", copy, *WORDS) == 0
+    after = trained(copy)
+    assert {name for name in before if after[name] != before[name]} == {gone}
+    captured = capsys.readouterr()
+    assert "6 of 6: mmoe" in captured.err
+    assert "gain over single_task with its 95 % interval" in captured.out
+
+
+@pytest.mark.slow
+def test_the_folder_of_another_comparison_is_refused(job: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("compare", job, "-o", copy, *WORDS, "--set", "train.epochs=2") == 2
+    assert "holds a comparison of another job" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_is_named_with_its_reason(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--fusion", "mmoe", "--seeds", "1", "--learning-rates", "1", "--set", "data.root=nowhere"]
+    assert run_cli("compare", job, "-o", tmp_path / "out", *words) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "mmoe, learning rates x1, seed 0: ended with status 2: mtlrec: " in said
+    assert "train.log" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning-rates", "1,x"], "--learning-rates 1,x: positive numbers"),
+        (["--learning-rates", "0"], "--learning-rates 0: positive numbers"),
+        (["--learning-rates", "inf"], "--learning-rates inf: positive numbers"),
+        (["--fusion", "mmoe,pel"], "--fusion pel: unknown; kinds are single_task, "),
+        (["--set", "data.test=[]"], "data.test: a comparison wants its files"),
+        (["--set", "data.valid=[]"], "data.valid: a comparison wants its files"),
+    ],
+)
+def test_a_mistake_costs_one_line(
+    words: list[str], message: str, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("compare", job, "-o", tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def result(click: float, ratio: float) -> Result:
+    return Result({"valid": {"click": {"auc": click}, "ratio": {"mse": ratio}}}, 1.0)
+
+
+def test_the_learning_rates_with_the_best_mean_rank_are_chosen() -> None:
+    assert choose("ple", {0.3: result(0.70, 1.0), 1: result(0.72, 0.9), 3: result(0.71, 2.0)}) == 1
+    assert choose("ple", {0.3: result(0.73, 0.8), 1: result(0.72, 0.9)}) == 0.3
+    assert choose("ple", {0.3: result(0.73, 1.0), 1: result(0.72, 0.9)}) == 1, "of equals the nearest to 1"
+    diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
+    assert choose("ple", {1: diverged, 0.3: result(0.5, 9.0)}) == 0.3
+    with pytest.raises(ValueError, match="ple: diverges at every learning rate: step 3"):
+        choose("ple", {1: diverged, 3: diverged})
