@@ -81,6 +81,8 @@ def compare(
     from mtlrec.analysis.cells import Cells
     from mtlrec.analysis.comparison import compare as run
     from mtlrec.analysis.contenders import contenders
+    from mtlrec.analysis.latency import latency_ms
+    from mtlrec.analysis.report import write_report
     from mtlrec.analysis.results import write_results
 
     found = contenders(job, _words(fusion), _words(heads), _words(weighting), match.measure)
@@ -88,6 +90,8 @@ def compare(
     with Progress(found, len(factors) + seeds - 1) as progress:
         comparison = run(Cells(output, found, at_a_time), factors, range(seeds), progress, metric.value)
     write_results(comparison, output / "results.parquet")
+    latency = latency_ms({one.name: one.job for one in found})
+    write_report(comparison, latency, output / "report.html", job.name)
     if as_json:
         print(json.dumps(summary(comparison)))
         return
@@ -97,7 +101,7 @@ def compare(
         console.print("nothing is judged: no task has enough positives in the test split")
     for verdict in comparison.verdicts():
         console.print(verdict.text, soft_wrap=True)
-    print(f"every figure: {output / 'results.parquet'}", file=sys.stderr)
+    print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)
 
 
 def _words(text: str) -> list[str]:
@@ -159,7 +163,8 @@ class Progress:
 
 def ranking_table(comparison: Comparison) -> Table:
     seeds = len(comparison.seeds)
-    title = f"mean of {seeds} seeds on the test split; gain over {comparison.baseline} with its 95 % interval"
+    over = f"gain over {comparison.baseline}, better above 0, and its 95 % interval"
+    title = f"mean of {seeds} seeds on the test split; {over}"
     few = comparison.undecidable
     caption = f"undecidable, few positives: {', '.join(few)}" if few else None
     table = Table("mean rank", "", "parameters", "samples/s", title=title, caption=caption)

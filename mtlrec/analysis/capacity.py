@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from mtlrec.config import JobConfig
 from mtlrec.config.model import Fusion
 from mtlrec.data.random_batches import random_batches
 from mtlrec.models.build import build_model
+from mtlrec.models.multitask import OverArch
 
 Measure = Literal["parameters", "flops"]
 LARGEST_FACTOR, HALVINGS = 64.0, 40
@@ -37,13 +39,20 @@ class Capacity(NamedTuple):
 
 
 def capacity_of(job: JobConfig) -> Capacity:
-    job = job.model_copy(update={"data": job.data.model_copy(update={"batch_size": 2})})
-    (batch,) = random_batches(job, 1, seed=0)
-    model = build_model(job).eval()
+    rows = 2
+    model, inputs = model_and_inputs(job, rows)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.over_arch(batch.dense, _pooled(model.tables, len(batch)), batch.sparse)
-    parameters = sum(parameter.numel() for parameter in model.over_arch.parameters())
-    return Capacity(parameters, counter.get_total_flops() // len(batch))
+        model(*inputs)
+    return Capacity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // rows)
+
+
+def model_and_inputs(job: JobConfig, rows: int) -> tuple[OverArch, tuple[Tensor, KeyedTensor, KeyedJaggedTensor]]:
+    """What follows the lookup, freshly drawn, and something to call it with; the tables are not made."""
+    (batch,) = random_batches(
+        job.model_copy(update={"data": job.data.model_copy(update={"batch_size": rows})}), 1, seed=0
+    )
+    model = build_model(job).eval()
+    return model.over_arch, (batch.dense, _pooled(model.tables, rows), batch.sparse)
 
 
 def matched(job: JobConfig, fusion: Fusion, target: Capacity, by: Measure) -> tuple[JobConfig, Capacity]:

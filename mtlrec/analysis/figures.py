@@ -1,0 +1,76 @@
+"""The pictures of a comparison. Colours of text and lines are left to the page, which has a light and a dark side."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from mtlrec.analysis.comparison import Comparison
+
+
+def gains_heatmap(comparison: Comparison) -> go.Figure:
+    """Tasks across, architectures down: the gain over the baseline, in its task's colours from worst to best."""
+    names = [name for name, _ in reversed(comparison.ranking()) if name != comparison.baseline]
+    tasks = list(comparison.tasks)
+    gains = [[comparison.gain(name, task) for task in tasks] for name in names]
+    largest = [max((abs(row[column].mean) for row in gains), default=0.0) or 1.0 for column in range(len(tasks))]
+    return go.Figure(
+        go.Heatmap(
+            z=[[one.mean / most for one, most in zip(row, largest, strict=True)] for row in gains],
+            x=[f"{task}<br>{comparison.tasks[task]}" for task in tasks],
+            y=names,
+            text=[[f"{one.mean:+.4f}{'*' if one.sign else ''}" for one in row] for row in gains],
+            customdata=[[one.half_width for one in row] for row in gains],
+            texttemplate="%{text}",
+            hovertemplate="%{y}, %{x}: %{text} ± %{customdata:.4f}<extra></extra>",
+            colorscale=[[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [1, "rgba(52,140,204,0.75)"]],
+            zmin=-1,
+            zmax=1,
+            showscale=False,
+        ),
+        {"height": 120 + 34 * len(names), "margin": {"l": 10, "r": 10, "t": 10, "b": 10}},
+    )
+
+
+def seesaw_scatter(comparison: Comparison, first: str, second: str) -> go.Figure:
+    """One task's gain against another's, with intervals: what lies in the upper left or lower right is a seesaw."""
+    figure = go.Figure()
+    for name, _ in comparison.ranking():
+        if name == comparison.baseline:
+            continue
+        across, up = comparison.gain(name, first), comparison.gain(name, second)
+        figure.add_scatter(
+            x=[across.mean],
+            y=[up.mean],
+            error_x={"array": [across.half_width], "thickness": 1},
+            error_y={"array": [up.half_width], "thickness": 1},
+            mode="markers",
+            marker={"size": 11},
+            name=name,
+            hovertemplate=f"{name}: %{{x:+.4f}}, %{{y:+.4f}}<extra></extra>",
+        )
+    figure.add_hline(0, line_width=1, line_color="gray")
+    figure.add_vline(0, line_width=1, line_color="gray")
+    figure.update_layout(
+        xaxis_title=f"{first}, gain in {comparison.tasks[first]}",
+        yaxis_title=f"{second}, gain in {comparison.tasks[second]}",
+        height=400,
+        legend={"orientation": "h", "y": 1.12},
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+    )
+    return figure
+
+
+def pairs_worth_drawing(comparison: Comparison, most: int = 4) -> list[tuple[str, str]]:
+    """Of the judged tasks, those whose gains point most against each other over the architectures, by their cosine."""
+    names = [one.name for one in comparison.contenders if one.name != comparison.baseline]
+    gains = {task: np.array([comparison.gain(name, task).mean for name in names]) for task in comparison.judged}
+
+    def cosine(pair: tuple[str, str]) -> float:
+        across, up = (gains[task] for task in pair)
+        length = float(np.linalg.norm(across) * np.linalg.norm(up))
+        return float(across @ up) / length if length else 0.0
+
+    return sorted(combinations(comparison.judged, 2), key=cosine)[:most]

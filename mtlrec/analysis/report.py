@@ -1,0 +1,115 @@
+"""A comparison as a page that opens anywhere: one file, no network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from mtlrec.analysis.comparison import Comparison
+from mtlrec.analysis.figures import gains_heatmap, pairs_worth_drawing, seesaw_scatter
+from mtlrec.analysis.latency import ROWS
+
+
+def write_report(comparison: Comparison, latency_ms: Mapping[str, float], path: Path, title: str) -> None:
+    """`path` has its name only when it is whole.
+
+    Args:
+        latency_ms: by contender, of one request (`latency.py`)
+    """
+    environment = Environment(
+        loader=PackageLoader("mtlrec.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=_subtitle(comparison),
+        answer=answer(comparison),
+        tasks=comparison.tasks,
+        rows=[_row(comparison, name, rank, latency_ms) for name, rank in comparison.ranking()],
+        latency_rows=ROWS,
+        baseline=comparison.baseline,
+        notes=_notes(comparison),
+        heatmap=_embedded(gains_heatmap(comparison)),
+        scatters=[_embedded(seesaw_scatter(comparison, *pair)) for pair in pairs_worth_drawing(comparison)],
+        verdicts=[verdict.text for verdict in comparison.verdicts()],
+        tuning=_tuning(comparison),
+        plotly_js=Markup(get_plotlyjs()),
+    )
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)
+
+
+def answer(comparison: Comparison) -> list[str]:
+    """What the comparison says, in two or three sentences."""
+    if not comparison.judged:
+        return ["Nothing is judged: no task has enough positives in the test split."]
+    (best, rank), *others = comparison.ranking()
+    lines = [f"{best} has the best mean rank, {rank:.1f} of {len(others) + 1} over {len(comparison.judged)} tasks."]
+    for rival in dict.fromkeys([others[0][0] if others else best, comparison.baseline]):
+        if rival != best:
+            text = comparison.verdict(best, rival).text
+            lines.append(f"{text[0].upper()}{text[1:]}.")
+    return lines
+
+
+def _subtitle(comparison: Comparison) -> str:
+    seeds = len(comparison.seeds)
+    return f"{len(comparison.contenders)} architectures, {seeds} seed{'s' if seeds > 1 else ''} each"
+
+
+def _notes(comparison: Comparison) -> str:
+    few = comparison.undecidable
+    return f"Not judged, for too few positives in the test split: {', '.join(few)}." if few else ""
+
+
+def _row(comparison: Comparison, name: str, rank: float, latency_ms: Mapping[str, float]) -> dict[str, Any]:
+    (contender,) = (one for one in comparison.contenders if one.name == name)
+    return {
+        "name": name,
+        "rank": f"{rank:.1f}" if comparison.judged else "",
+        "cells": [_cell(comparison, name, task) for task in comparison.tasks],
+        "parameters": f"{contender.capacity.parameters:,}",
+        "mflop": f"{contender.capacity.flops / 1e6:.3f}",
+        "samples_per_s": f"{statistics.mean(one.samples_per_s for one in comparison.results[name]):,.0f}",
+        "latency": f"{latency_ms[name]:.2f}",
+        "factor": f"x{comparison.factors[name]:g}",
+    }
+
+
+def _cell(comparison: Comparison, name: str, task: str) -> dict[str, Any]:
+    mean = statistics.mean(comparison.values(name, task))
+    if name == comparison.baseline:
+        return {"mean": mean, "shown": f"{mean:.4f}", "gain": "", "judgement": ""}
+    found = comparison.gain(name, task)
+    return {
+        "mean": mean,
+        "shown": f"{mean:.4f}",
+        "gain": f"{found.mean:+.4f} ± {found.half_width:.4f}",
+        "judgement": {1: "better", 0: "", -1: "worse"}[found.sign],
+    }
+
+
+def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
+    rows = []
+    for name, by_factor in comparison.tuning.items():
+        for factor, result in sorted(by_factor.items()):
+            chosen = " chosen" if factor == comparison.factors[name] and len(by_factor) > 1 else ""
+            cells = (
+                ["diverged"] * len(comparison.tasks)
+                if result.diverged
+                else [f"{result.metrics['valid'][task][metric]:.4f}" for task, metric in comparison.tasks.items()]
+            )
+            rows.append({"name": name, "factor": f"x{factor:g}{chosen}", "cells": cells})
+    return rows
+
+
+def _embedded(figure: go.Figure) -> Markup:
+    html: str = figure.to_html(include_plotlyjs=False, full_html=False, config={"displayModeBar": False})
+    return Markup(html)
