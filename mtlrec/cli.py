@@ -25,10 +25,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec import cli_bench, cli_compare, cli_data
+from mtlrec import cli_analysis, cli_bench, cli_data
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
-from mtlrec.config.file import load_config, parse_config, recipe_text
+from mtlrec.config.file import job_of, load_config, recipe_text
 from mtlrec.config.file import recipes as recipe_names
 
 app = typer.Typer(
@@ -43,7 +43,8 @@ app.add_typer(cli_data.synth_app, name="synth")
 app.command("bench", epilog="Example: mtlrec bench feed_ple --source random --world-size 2")(cli_bench.bench)
 app.command(
     "compare", epilog="Example: mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10"
-)(cli_compare.compare)
+)(cli_analysis.compare)
+app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split valid")(cli_analysis.diagnose)
 app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml")(cli_data.inspect)
 
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]
@@ -153,7 +154,7 @@ def evaluate(
 
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
-    job = _job_of(run, set_ or [])
+    job = job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         model = load_run(job, run, ranks, checkpoint_)
         loader = loader_of(job, split, ranks, trained_on=model.trained_on)
@@ -194,7 +195,7 @@ def predict(
     from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
-    job = _job_of(run, set_ or [])
+    job = job_of(run, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         model = load_run(job, run, ranks, checkpoint_)
         checkpoint = model.checkpoint
@@ -312,13 +313,6 @@ def _remove_run(output: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _job_of(run: Path, overrides: list[str]) -> JobConfig:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{run}: no run (it has no config.yaml)")
-    return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
 
 
 def _report(final: dict[str, Any], as_json: bool, of: str = "") -> None:

@@ -66,8 +66,11 @@ def matched(job: JobConfig, fusion: Fusion, target: Capacity, by: Measure) -> tu
         scaled = with_fusion(job, _scaled(fusion, factor))
         return scaled, capacity_of(scaled)
 
-    low, high = 0.0, LARGEST_FACTOR
+    low, high = 0.0, 1.0
     found = [at(low), at(high)]
+    while getattr(found[-1][1], by) < wanted and high < LARGEST_FACTOR:
+        low, high = high, 2 * high
+        found.append(at(high))
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         found.append(at(middle))

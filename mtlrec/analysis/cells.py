@@ -82,7 +82,7 @@ class Cells:
 
     def result(self, cell: Cell) -> Result | None:
         """Of a finished cell."""
-        path = self.folder / "cells" / cell.folder / "result.json"
+        path = self._run(cell) / "result.json"
         return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result], None]) -> None:
@@ -113,7 +113,7 @@ class Cells:
                 raise
 
     def _train(self, cell: Cell, places: SimpleQueue[int], running: set[subprocess.Popen[str]]) -> Result:
-        place, run = places.get(), self.folder / "cells" / cell.folder
+        place, run = places.get(), self._run(cell)
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir(parents=True)
         try:
@@ -131,13 +131,15 @@ class Cells:
         finally:
             places.put(place)
         result = self._read(cell, run, process.returncode, printed)
+        if cell.seed > 0:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of tables that may fill a disk, once is enough
         part = run / "result.json.part"
         part.write_text(json.dumps(vars(result)), encoding="utf-8")
         part.rename(run / "result.json")
         return result
 
     def _read(self, cell: Cell, run: Path, status: int, printed: str) -> Result:
-        if status:
+        if status or not printed.strip():  # a training that was told to stop ends well, without figures
             said = (run / "train.log").read_text(encoding="utf-8").splitlines()
             last = next((line for line in reversed(said) if line.strip()), "it said nothing")
             if "is not finite" in last:
@@ -175,6 +177,13 @@ class Cells:
         if gpus:
             more["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
         return os.environ | more
+
+    def run_of(self, contender: str, factor: float, seed: int) -> Path:
+        """A cell's run, with its checkpoint where the seed is the first."""
+        return self._run(Cell(contender, factor, seed))
+
+    def _run(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.folder
 
     def _job(self, name: str) -> Path:
         return self.folder / "jobs" / f"{name}.yaml"

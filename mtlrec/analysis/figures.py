@@ -6,8 +6,12 @@ from itertools import combinations
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from mtlrec.analysis.comparison import Comparison
+from mtlrec.analysis.diagnostics import Diagnosis, Level
+
+BETTER_WORSE = [[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [1, "rgba(52,140,204,0.75)"]]
 
 
 def gains_heatmap(comparison: Comparison) -> go.Figure:
@@ -25,7 +29,7 @@ def gains_heatmap(comparison: Comparison) -> go.Figure:
             customdata=[[one.half_width for one in row] for row in gains],
             texttemplate="%{text}",
             hovertemplate="%{y}, %{x}: %{text} ± %{customdata:.4f}<extra></extra>",
-            colorscale=[[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [1, "rgba(52,140,204,0.75)"]],
+            colorscale=BETTER_WORSE,
             zmin=-1,
             zmax=1,
             showscale=False,
@@ -74,3 +78,59 @@ def pairs_worth_drawing(comparison: Comparison, most: int = 4) -> list[tuple[str
         return float(across @ up) / length if length else 0.0
 
     return sorted(combinations(comparison.judged, 2), key=cosine)[:most]
+
+
+def gates_heatmap(level: Level) -> go.Figure:
+    """Gates down, experts across: what the gates give, with deviations; beside it, where the native residual adds
+    something, what the experts are weighed with in the end."""
+    shown = [("gates", level.gate)]
+    if any(
+        abs(a - b) > 1e-6
+        for before, after in zip(level.gate, level.weight, strict=True)
+        for a, b in zip(before, after, strict=True)
+    ):
+        shown.append(("with the native residual", level.weight))
+    figure = make_subplots(rows=1, cols=len(shown), subplot_titles=[title for title, _ in shown], shared_yaxes=True)
+    for column, (_, means) in enumerate(shown, 1):
+        figure.add_heatmap(
+            z=means,
+            x=level.experts,
+            y=level.gates,
+            text=[
+                [f"{mean:.2f} ± {spread:.2f}" for mean, spread in zip(row, spreads, strict=True)]
+                for row, spreads in zip(means, level.deviation, strict=True)
+            ],
+            texttemplate="%{text}" if len(level.experts) * len(shown) <= 12 else None,
+            hovertemplate="%{y} from %{x}: %{text}<extra></extra>",
+            colorscale=[[0, "rgba(128,128,128,0.06)"], [1, "rgba(52,140,204,0.85)"]],
+            zmin=0,
+            showscale=False,
+            row=1,
+            col=column,
+        )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_layout(height=110 + 30 * len(level.gates), margin={"l": 10, "r": 10, "t": 30, "b": 10})
+    return figure
+
+
+def cosines_heatmap(diagnosis: Diagnosis) -> go.Figure:
+    """Between the tasks' gradients on the pooled embeddings."""
+    return go.Figure(
+        go.Heatmap(
+            z=diagnosis.gradient_cosine,
+            x=diagnosis.tasks,
+            y=diagnosis.tasks,
+            text=[[f"{value:.2f}" for value in row] for row in diagnosis.gradient_cosine],
+            texttemplate="%{text}",
+            hovertemplate="%{y} and %{x}: %{text}<extra></extra>",
+            colorscale=BETTER_WORSE,
+            zmin=-1,
+            zmax=1,
+            showscale=False,
+        ),
+        {
+            "height": 110 + 30 * len(diagnosis.tasks),
+            "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+            "yaxis": {"autorange": "reversed"},
+        },
+    )

@@ -13,15 +13,30 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.figures import gains_heatmap, pairs_worth_drawing, seesaw_scatter
+from mtlrec.analysis.diagnostics import Diagnosis
+from mtlrec.analysis.figures import (
+    cosines_heatmap,
+    gains_heatmap,
+    gates_heatmap,
+    pairs_worth_drawing,
+    seesaw_scatter,
+)
 from mtlrec.analysis.latency import ROWS
+from mtlrec.analysis.warnings import warnings_of
 
 
-def write_report(comparison: Comparison, latency_ms: Mapping[str, float], path: Path, title: str) -> None:
+def write_report(
+    comparison: Comparison,
+    latency_ms: Mapping[str, float],
+    path: Path,
+    title: str,
+    diagnoses: Mapping[str, Diagnosis] | None = None,
+) -> None:
     """`path` has its name only when it is whole.
 
     Args:
         latency_ms: by contender, of one request (`latency.py`)
+        diagnoses: by contender, of its first seed
     """
     environment = Environment(
         loader=PackageLoader("mtlrec.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -39,6 +54,7 @@ def write_report(comparison: Comparison, latency_ms: Mapping[str, float], path: 
         scatters=[_embedded(seesaw_scatter(comparison, *pair)) for pair in pairs_worth_drawing(comparison)],
         verdicts=[verdict.text for verdict in comparison.verdicts()],
         tuning=_tuning(comparison),
+        diagnoses=[_diagnosed(name, one) for name, one in (diagnoses or {}).items()],
         plotly_js=Markup(get_plotlyjs()),
     )
     part = path.with_name(f".{path.name}.part")
@@ -108,6 +124,31 @@ def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
             )
             rows.append({"name": name, "factor": f"x{factor:g}{chosen}", "cells": cells})
     return rows
+
+
+def _diagnosed(name: str, found: Diagnosis) -> dict[str, Any]:
+    return {
+        "name": name,
+        "rows": f"{found.rows:,}",
+        "warnings": warnings_of(found),
+        "levels": [
+            {
+                "name": level.name,
+                "picture": _embedded(gates_heatmap(level)),
+                "gates": [
+                    {"name": gate, "entropy": f"{entropy:.2f}", "peaked": f"{peaked:.0%}"}
+                    for gate, entropy, peaked in zip(level.gates, level.entropy, level.peaked, strict=True)
+                ],
+                "experts": [
+                    {"name": expert, "norm": f"{norm:.2f}", "zeros": f"{zeros:.0%}"}
+                    for expert, norm, zeros in zip(level.experts, level.norm, level.zeros, strict=True)
+                ],
+            }
+            for level in found.levels
+        ],
+        "norms": [f"{task} {norm:.2g}" for task, norm in zip(found.tasks, found.gradient_norm, strict=True)],
+        "cosines": _embedded(cosines_heatmap(found)),
+    }
 
 
 def _embedded(figure: go.Figure) -> Markup:

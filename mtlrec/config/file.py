@@ -61,6 +61,14 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), statistics_to
     return parse_config(text, str(path) if is_file else f"recipe {source}", overrides, statistics_to_come)
 
 
+def job_of(run: Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """The job of a run's folder. Raises ConfigError where there is none."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run}: no run (it has no config.yaml)")
+    return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)
+
+
 def parse_config(
     text: str, where: str = "config", overrides: Sequence[str] = (), statistics_to_come: bool = False
 ) -> JobConfig:

@@ -20,6 +20,8 @@ class LevelDiagnostics(NamedTuple):
     """`[B, G, E]`: what the experts were weighed with, AdaTT's native residual included."""
     norms: Tensor
     """`[B, E]`: the Euclidean norm of every expert's output."""
+    zeros: Tensor
+    """`[B, E]`: the share of every expert's outputs that are exactly zero."""
 
 
 def diagnose(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LevelDiagnostics]:
@@ -47,7 +49,9 @@ def diagnose(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LevelDiag
 
     def look(level: GatedLevel, args: tuple[Tensor, ...], _: Any) -> None:
         chosen = gates.pop(level.gates)
-        seen[names[level]] = LevelDiagnostics(chosen, level.weigh(chosen), level.experts(args[0]).norm(dim=-1))
+        outputs = level.experts(args[0])
+        zeros = (outputs == 0).to(outputs.dtype).mean(dim=-1)
+        seen[names[level]] = LevelDiagnostics(chosen, level.weigh(chosen), outputs.norm(dim=-1), zeros)
 
     hooks = [level.gates.register_forward_hook(keep_gates) for level in names]
     hooks += [level.register_forward_hook(look) for level in names]

@@ -99,6 +99,9 @@ def test_only_what_is_missing_is_trained_again(job: Path, copy: Path, capsys: py
     assert {name for name in before if after[name] != before[name]} == {gone}
     captured = capsys.readouterr()
     assert "6 of 6: mmoe" in captured.err
+    report = (copy / "report.html").read_text()
+    assert "Inside the models" in report
+    assert sorted(path.parent.name for path in copy.rglob("checkpoints")) == ["seed_0"] * 4
     assert "gain over single_task, better above 0, and its 95 % interval" in captured.out
 
 
@@ -136,6 +139,14 @@ def test_a_mistake_costs_one_line(
     assert run_cli("compare", job, "-o", tmp_path / "out", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_it_is_not_for_torchrun(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert run_cli("compare", job, "-o", tmp_path / "out") == 2
+    assert "call it without torchrun" in capsys.readouterr().err
 
 
 def result(click: float, ratio: float) -> Result:

@@ -1,10 +1,12 @@
-"""`mtlrec compare`: which architecture wins on one's own data."""
+"""`mtlrec compare` and `mtlrec diagnose`: which architecture wins on one's own data, and what a model does inside."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,13 +18,14 @@ from rich.table import Table
 
 from mtlrec.cli_data import wide_console
 from mtlrec.config.errors import ConfigError
-from mtlrec.config.file import load_config
+from mtlrec.config.file import job_of, load_config
 
 if TYPE_CHECKING:
     from mtlrec.analysis.capacity import Measure
     from mtlrec.analysis.cells import Cell, Result
     from mtlrec.analysis.comparison import Comparison
     from mtlrec.analysis.contenders import Contender
+    from mtlrec.analysis.diagnostics import Diagnosis
 
 
 class Match(StrEnum):
@@ -42,6 +45,7 @@ class Metric(StrEnum):
     ne = "ne"
 
 
+BATCHES = 50
 EVERY_FUSION = "single_task,shared_bottom,asymmetric,cross_stitch,customized,mmoe,ple,adatt_sp,adatt"
 
 
@@ -70,6 +74,8 @@ def compare(
     """Train the job's data under several architectures of one size, with several seeds, and say which is better where.
 
     What is finished is kept in --output and not run again."""
+    if "RANK" in os.environ:
+        raise ConfigError("compare starts trainings of its own, a process each; call it without torchrun")
     job = load_config(config, set_ or [])
     for split, files in (("valid", job.data.valid), ("test", job.data.test)):
         if not files:
@@ -87,11 +93,14 @@ def compare(
 
     found = contenders(job, _words(fusion), _words(heads), _words(weighting), match.measure)
     at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
+    cells = Cells(output, found, at_a_time)
     with Progress(found, len(factors) + seeds - 1) as progress:
-        comparison = run(Cells(output, found, at_a_time), factors, range(seeds), progress, metric.value)
+        comparison = run(cells, factors, range(seeds), progress, metric.value)
     write_results(comparison, output / "results.parquet")
     latency = latency_ms({one.name: one.job for one in found})
-    write_report(comparison, latency, output / "report.html", job.name)
+    first = {one.name: cells.run_of(one.name, comparison.factors[one.name], 0) for one in found}
+    diagnoses = {name: _diagnosed(run, "valid", BATCHES) for name, run in first.items()}
+    write_report(comparison, latency, output / "report.html", job.name, diagnoses)
     if as_json:
         print(json.dumps(summary(comparison)))
         return
@@ -102,6 +111,68 @@ def compare(
     for verdict in comparison.verdicts():
         console.print(verdict.text, soft_wrap=True)
     print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)
+
+
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")],
+    split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
+    batches: Annotated[int, typer.Option(min=1, help="How many batches of it to look at.")] = BATCHES,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
+) -> None:
+    """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
+    agree; and what may be done about it."""
+    from mtlrec.analysis.warnings import warnings_of
+    from mtlrec.training.telemetry import jsonable
+
+    if split not in ("train", "valid", "test"):
+        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
+    found = _diagnosed(run, split, batches)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    warnings = warnings_of(found)
+    if as_json:
+        print(json.dumps(jsonable(asdict(found) | {"warnings": warnings})))
+        return
+    console = wide_console()
+    for table in diagnosis_tables(found):
+        console.print(table)
+    for line in warnings or ["nothing to warn of"]:
+        console.print(line, soft_wrap=True)
+
+
+def _diagnosed(run: Path, split: str, batches: int) -> Diagnosis:
+    from mtlrec.analysis.diagnostics import diagnose_run
+    from mtlrec.distributed.process_group import process_group
+    from mtlrec.training.loading import loader_of
+    from mtlrec.training.sharded import load_run
+
+    job = job_of(run)
+    with process_group(job.train.device, job.train.timeout_s) as ranks:
+        model = load_run(job, run, ranks)
+        loader = loader_of(job, split, ranks, trained_on=model.trained_on)
+        return diagnose_run(model, loader, job, ranks, batches)
+
+
+def diagnosis_tables(found: Diagnosis) -> Iterator[Table]:
+    for level in found.levels:
+        table = Table("gate", *level.experts, "entropy", "one over 0.9", title=f"{level.name}, {found.rows:,} rows")
+        for index, gate in enumerate(level.gates):
+            given = zip(level.gate[index], level.deviation[index], level.weight[index], strict=True)
+            cells = [
+                f"{mean:.2f} ± {spread:.2f}" + (f" ({weight:.2f})" if abs(weight - mean) > 1e-6 else "")
+                for mean, spread, weight in given
+            ]
+            table.add_row(gate, *cells, f"{level.entropy[index]:.2f}", f"{level.peaked[index]:.0%}")
+        table.add_section()
+        table.add_row("output norm", *(f"{norm:.2f}" for norm in level.norm))
+        table.add_row("zeros", *(f"{zeros:.0%}" for zeros in level.zeros))
+        if level.weight != level.gate:
+            table.caption = "in brackets: with the native residual"
+        yield table
+    table = Table("", "norm", *found.tasks, title="gradients of the tasks on the pooled embeddings: norms, cosines")
+    for task, norm, cosines in zip(found.tasks, found.gradient_norm, found.gradient_cosine, strict=True):
+        table.add_row(task, f"{norm:.3g}", *(f"{cosine:.2f}" for cosine in cosines))
+    yield table
 
 
 def _words(text: str) -> list[str]:

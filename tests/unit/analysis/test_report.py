@@ -1,0 +1,180 @@
+"""The page of a comparison holds the numbers of `results.parquet`, and opens in a browser."""
+
+import re
+import shutil
+import statistics
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from mtlrec.analysis.cells import Result
+from mtlrec.analysis.comparison import Comparison
+from mtlrec.analysis.contenders import contenders
+from mtlrec.analysis.diagnostics import Diagnosis, Level
+from mtlrec.analysis.report import answer, write_report
+from mtlrec.analysis.results import write_results
+from mtlrec.config.file import load_config
+
+KINDS = ["single_task", "shared_bottom", "mmoe", "ple"]
+GAINS = {"single_task": 0.0, "shared_bottom": -0.01, "mmoe": 0.004, "ple": 0.012}
+SEEDS = 6
+AUC_TASKS = ["click", "long_view", "follow", "like"]
+
+
+def result(kind: str, factor: float, seed: int) -> Result:
+    """ple is best everywhere, shared_bottom better on like and worse elsewhere; follow has few positives."""
+    rng = np.random.default_rng([KINDS.index(kind), seed, int(10 * factor)])
+    metrics: dict[str, dict[str, float]] = {}
+    for index, task in enumerate(AUC_TASKS):
+        gain = -GAINS[kind] if (kind, task) == ("shared_bottom", "like") else GAINS[kind]
+        auc = 0.6 + 0.05 * index + gain + 0.0005 * rng.normal() - (0.05 if factor != 1 else 0)
+        metrics[task] = {"auc": auc, "ne": 1.5 - auc, "rows": 5000.0, "positives": 50.0 if task == "follow" else 900.0}
+    metrics["watch_ratio"] = {"mse": 1.0 - GAINS[kind] + 0.0005 * rng.normal(), "rows": 2000.0}
+    return Result({"valid": metrics, "test": metrics}, samples_per_s=1000.0 + seed)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    found = contenders(load_config("kuairand_ple", []), KINDS, match=None)
+    factors = {"single_task": 1.0, "shared_bottom": 1.0, "mmoe": 1.0, "ple": 1.0}
+    diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
+    tuning = {kind: {1.0: result(kind, 1.0, 0), 3.0: result(kind, 3.0, 0)} for kind in KINDS}
+    tuning["ple"][3.0] = diverged
+    results = {kind: [result(kind, 1.0, seed) for seed in range(SEEDS)] for kind in KINDS}
+    return Comparison(found, list(range(SEEDS)), factors, tuning, results)
+
+
+def diagnosis(kind: str) -> Diagnosis:
+    """Of one level, with a dead expert."""
+    level = Level(
+        name="level 1",
+        gates=["click", "like"],
+        experts=["expert 1", "expert 2"],
+        gate=[[0.999, 0.001]] * 2,
+        deviation=[[0.1, 0.1]] * 2,
+        weight=[[1.999, 0.001]] * 2 if kind == "ple" else [[0.999, 0.001]] * 2,
+        entropy=[0.1, 0.1],
+        peaked=[0.2, 0.2],
+        norm=[1.0, 2.0],
+        zeros=[0.5, 0.5],
+    )
+    return Diagnosis(150, [level], ["click", "like"], [1.0, 2.0], [[1.0, -0.5], [-0.5, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def folder(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_results(comparison, folder / "results.parquet")
+    diagnoses = {kind: diagnosis(kind) for kind in ("mmoe", "ple")}
+    write_report(comparison, dict.fromkeys(KINDS, 1.5), folder / "report.html", "feed <1>", diagnoses)
+    return folder
+
+
+class Page(HTMLParser):
+    """The ranking's figures, where links lead, the page's words, and how many pictures it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contender, self.means, self.links = "", dict[str, list[float]](), list[str]()
+        self.words, self.pictures, self._in_script = "", 0, False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self._in_script = tag in ("script", "style")
+        self.pictures += "plotly-graph-div" in (given.get("class") or "")
+        self.links += [value for key, value in attrs if key in ("src", "href") and value]
+        if given.get("data-contender"):
+            self.contender = given["data-contender"] or ""
+            self.means[self.contender] = []
+        if given.get("data-mean"):
+            self.means[self.contender].append(float(given["data-mean"] or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        self.words += "" if self._in_script else data
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    page = Page()
+    page.feed((folder / "report.html").read_text())
+    return page
+
+
+def test_its_means_are_those_of_the_table(page: Page, folder: Path) -> None:
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    assert list(page.means) == ["ple", "mmoe", "single_task", "shared_bottom"]
+    for contender, means in page.means.items():
+        expected = []
+        for task in [*AUC_TASKS, "watch_ratio"]:
+            metric = "mse" if task == "watch_ratio" else "auc"
+            chosen = {"contender": contender, "task": task, "metric": metric, "split": "test", "chosen": True}
+            values = [row["value"] for row in rows if chosen.items() <= row.items()]
+            assert len(values) == SEEDS
+            expected.append(statistics.mean(values))
+        assert means == pytest.approx(expected, abs=1e-12)
+
+
+def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> None:
+    lines = answer(comparison)
+    assert lines == [
+        "ple has the best mean rank, 1.0 of 4 over 4 tasks.",
+        "Ple is better than mmoe on all tasks.",
+        "Ple is better than single_task on all tasks.",
+    ]
+    assert page.words.index(lines[0]) < page.words.index("mean rank", page.words.index(lines[0]) + len(lines[0]))
+    assert "feed <1>" in page.words, "names are text, not markup"
+    assert "Not judged, for too few positives in the test split: follow." in " ".join(page.words.split())
+    assert "seesaw: single_task is better on click, long_view and watch_ratio, shared_bottom on like" in page.words
+    assert page.words.count("diverged") == len(comparison.tasks)
+
+
+def test_it_needs_no_network_and_has_every_picture(page: Page) -> None:
+    assert page.links == []
+    assert page.pictures == 1 + 4 + 2 * 2
+    assert page.words.count("expert expert 2 is dead") == 2
+    assert page.words.count("click and like pull the embeddings apart") == 2
+
+
+def test_a_comparison_in_which_no_task_can_be_judged_says_so(comparison: Comparison, tmp_path: Path) -> None:
+    few = {
+        kind: [
+            Result({"test": {"click": {"auc": 0.5, "positives": 3.0}}, "valid": {"click": {"auc": 0.5}}}, 1.0)
+            for _ in results
+        ]
+        for kind, results in comparison.results.items()
+    }
+    none = Comparison(
+        comparison.contenders, comparison.seeds, comparison.factors, {k: {1.0: v[0]} for k, v in few.items()}, few
+    )
+    assert none.verdicts() == []
+    write_report(none, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "few")
+    assert "Nothing is judged" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium (Debian's package) on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_opens_it_without_an_error(folder: Path, tmp_path: Path, scheme: str) -> None:
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    options += [f"--user-data-dir={tmp_path}", "--window-size=1280,900", "--enable-logging=stderr"]
+    options += ["--blink-settings=preferredColorScheme=" + {"dark": "0", "light": "1"}[scheme]]
+    address = (folder / "report.html").as_uri()
+    done = subprocess.run(
+        ["chromium", *options, "--virtual-time-budget=5000", "--dump-dom", address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+    assert len(re.findall(r'<svg class="main-svg"[^>]*>', done.stdout)) >= 5
+    heat = done.stdout.count('class="heatmap-label"')
+    assert heat == 3 * 5
+    assert done.stdout.count('class="point"') >= 4 * 3
