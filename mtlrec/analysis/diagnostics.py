@@ -5,7 +5,6 @@ Shapes: B batch, T tasks, G gates, E experts.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -38,7 +37,7 @@ class Level:
         gate: [G][E], what the gates give the experts; adds up to 1 over the experts
         deviation: [G][E], its standard deviation over rows
         weight: [G][E], what the experts are weighed with, AdaTT's native residual included
-        entropy: [G], of a row's gate, 0 for one expert alone to 1 for all alike
+        entropy: [G], of a row's gate, 0 for one expert alone to 1 for all alike that it looks at
         peaked: [G], the share of rows where one expert gets more than 0.9
         norm: [E], the Euclidean norm of an expert's output
         zeros: [E], the share of its outputs that are exactly zero
@@ -124,7 +123,8 @@ class _LevelSums:
     def add(self, seen: LevelDiagnostics, real: Tensor) -> None:
         """`real`: which rows are not padding."""
         gates, weights = seen.gates[real].double(), seen.weights[real].double()
-        entropy = torch.special.entr(gates).sum(-1) / math.log(max(2, gates.shape[-1]))
+        seen_experts = (gates > 0).any(0).sum(-1).clamp(min=2)  # PLE's gates do not look at other tasks' experts
+        entropy = torch.special.entr(gates).sum(-1) / seen_experts.log()
         found = (gates, gates.square(), weights, entropy, (gates.amax(-1) > PEAK).double(), seen.norms[real].double())
         for total, part in zip(self.parts, (*found, seen.zeros[real].double()), strict=True):
             total += part.sum(0)

@@ -175,6 +175,6 @@ def test_a_browser_opens_it_without_an_error(folder: Path, tmp_path: Path, schem
     )
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     assert len(re.findall(r'<svg class="main-svg"[^>]*>', done.stdout)) >= 5
-    heat = done.stdout.count('class="heatmap-label"')
-    assert heat == 3 * 5
+    gains, gates, cosines = 3 * 5, 2 * 2 + 2 * (2 * 2), 2 * (2 * 2)  # ple's gates with the residual too
+    assert done.stdout.count('class="heatmap-label"') == gains + gates + cosines
     assert done.stdout.count('class="point"') >= 4 * 3
