@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ class _Bench:
             step_p50_ms=1e3 * median,
             step_p99_ms=1e3 * sorted(timed)[math.ceil(0.99 * len(timed)) - 1],
             split_ms={stage: 1e3 * s for stage, s in split_s.items()},
-            split_to_step=sum(split_s.values()) / statistics.mean(profiled) * statistics.median(profiled) / median,
+            split_to_step=_split_to_step(split_s.values(), profiled, timed),
             profiled_to_step=statistics.median(profiled) / median,
             communicated_mb={kind: size / 1e6 for kind, size in split_steps(communicated).handed_over.items()},
             memory_gb=memory,
@@ -241,6 +241,10 @@ class _Bench:
 
 def _mfu(flops: float, turns: list[_Turn]) -> float:
     return statistics.median(flops / statistics.median(one.timed) / (1e12 * one.ceilings.tflops) for one in turns)
+
+
+def _split_to_step(stages: Iterable[float], profiled: list[float], timed: list[float]) -> float:
+    return sum(stages) / statistics.mean(profiled) * statistics.median(profiled) / statistics.median(timed)
 
 
 def _divided(number: int, parts: int) -> list[int]:

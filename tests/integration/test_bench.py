@@ -37,8 +37,8 @@ def test_what_is_measured_hangs_together(job: Path, source: str, capfd: pytest.C
         assert found["split_ms"][stage] > 0, stage
     assert (found["split_ms"]["data wait"] > 0) == (source == "train")
     assert (found["compute_samples_per_s"] == found["samples_per_s"]) == (source != "train")
-    mean_ms = 1e3 * found["batch_size"] / found["samples_per_s"]
-    assert found["split_to_step"] == pytest.approx(sum(found["split_ms"].values()) / mean_ms)
+    # The stages are all of the steps that they are of; the trace and the clock read around a step differ by little.
+    assert found["split_to_step"] / found["profiled_to_step"] == pytest.approx(1, abs=0.1)
     assert found["step_p50_ms"] <= found["step_p99_ms"]
     flops, peak = found["flops_per_step"], 1e12 * found["ceilings"]["tflops"]
     reached = flops / (found["step_p50_ms"] / 1e3) / peak

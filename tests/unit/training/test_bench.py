@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mtlrec.training.bench import _divided, _mfu, _Turn
+from mtlrec.training.bench import _divided, _mfu, _split_to_step, _Turn
 from mtlrec.training.ceilings import Ceilings
 
 NO_PROFILE: Any = None
@@ -18,6 +18,12 @@ def test_the_share_of_the_ceiling_is_of_each_turn() -> None:
         for seconds, tflops in zip(timed, (2.0, 1.0, 2.0), strict=True)
     ]
     assert _mfu(1e11, turns) == pytest.approx(0.5)
+
+
+def test_the_stages_are_held_against_their_own_steps_and_the_profilers_cost() -> None:
+    """The profiled steps met two row groups, the timed ones none; the profiler costs a tenth; a tenth is unaccounted."""
+    profiled, timed = [0.11, 0.11, 0.11, 0.33, 0.33], [0.1] * 5
+    assert _split_to_step([0.1, 0.0782], profiled, timed) == pytest.approx(0.9 * 1.1)
 
 
 def test_steps_are_divided_among_turns() -> None:
