@@ -91,8 +91,11 @@ def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", tr
 
 
 class _Profile(NamedTuple):
+    """`pages`: how many the kernel gave while its steps ran."""
+
     seconds: list[float]
     trace: Path
+    pages: int
 
 
 class _Turn(NamedTuple):
@@ -155,10 +158,8 @@ class _Bench:
         """Under a profiler tensors and events share malloc's holes, and for some steps the kernel has to give more
         pages, which takes time; a training without a profiler has no such steps."""
         for _ in range(MOST_WARM_UPS):
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            self._profiled(PROFILED)
-            pages = torch.tensor([resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before])
-            dist.all_reduce(pages := pages.to(self.ranks.device), dist.ReduceOp.MAX)
+            pages = torch.tensor(self._profiled(PROFILED).pages, device=self.ranks.device)
+            dist.all_reduce(pages, dist.ReduceOp.MAX)
             if pages.item() < FEW_PAGES:
                 return
 
@@ -213,12 +214,14 @@ class _Bench:
             activities.append(ProfilerActivity.CUDA)
         gc.collect()  # what the steps would otherwise stop for
         with profile(activities=activities, record_shapes=shapes) as profiler:
+            before = _pages_given()
             self._settle()  # the first step under a profiler is a slow one; these spans are left out when it is read
             seconds = self._times(steps)
             synchronise(self.ranks.device)
+            pages = _pages_given() - before
         trace = self.traces / f"{self.step}.json"
         profiler.export_chrome_trace(str(trace))
-        return _Profile(seconds, trace)
+        return _Profile(seconds, trace, pages)
 
     def _read(self, profiles: list[_Profile], trace: Path | None) -> Iterator[list[Event]]:
         """Of each its events; rank 0 keeps the last as `trace`."""
@@ -241,6 +244,10 @@ class _Bench:
 
 def _mfu(flops: float, turns: list[_Turn]) -> float:
     return statistics.median(flops / statistics.median(one.timed) / (1e12 * one.ceilings.tflops) for one in turns)
+
+
+def _pages_given() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _split_to_step(stages: Iterable[float], profiled: list[float], timed: list[float]) -> float:

@@ -21,7 +21,7 @@ def test_the_share_of_the_ceiling_is_of_each_turn() -> None:
 
 
 def test_the_stages_are_held_against_their_own_steps_and_the_profilers_cost() -> None:
-    """The profiled steps met two row groups, the timed ones none; the profiler costs a tenth; a tenth is unaccounted."""
+    """The profiled steps met two row groups, the timed none; the profiler costs a tenth; a tenth is unaccounted for."""
     profiled, timed = [0.11, 0.11, 0.11, 0.33, 0.33], [0.1] * 5
     assert _split_to_step([0.1, 0.0782], profiled, timed) == pytest.approx(0.9 * 1.1)
 
