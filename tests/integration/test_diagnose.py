@@ -110,20 +110,20 @@ def test_it_is_told_in_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no run" in capsys.readouterr().err
 
 
-def _on_two_ranks(run: str) -> Any:
+def _on_two_ranks(run: str, split: str, batch_size: int) -> Any:
     from mtlrec.analysis.diagnostics import diagnose_run
 
     job = job_of(Path(run))
-    job = job.model_copy(update={"data": job.data.model_copy(update={"batch_size": 75})})
+    job = job.model_copy(update={"data": job.data.model_copy(update={"batch_size": batch_size})})
     with process_group("cpu") as ranks:
         model = load_run(job, Path(run), ranks)
-        return diagnose_run(model, loader_of(job, "valid", ranks), job, ranks)
+        return diagnose_run(model, loader_of(job, split, ranks), job, ranks)
 
 
 @pytest.mark.distributed
 def test_two_ranks_see_what_one_does(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = diagnosed(run, capsys)
-    found, other = run_ranks(2, _on_two_ranks, str(run))
+    found, other = run_ranks(2, _on_two_ranks, str(run), "valid", 75)
     assert found == other
     assert found.rows == one["rows"]
     for level, alone in zip(found.levels, one["levels"], strict=True):
@@ -131,3 +131,14 @@ def test_two_ranks_see_what_one_does(run: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_allclose(level.norm, alone["norm"], rtol=1e-5)
     np.testing.assert_allclose(found.gradient_norm, one["gradient_norm"], rtol=1e-4)
     np.testing.assert_allclose(found.gradient_cosine, one["gradient_cosine"], atol=1e-4)
+
+
+@pytest.mark.distributed
+def test_rows_that_fill_up_a_batch_count_nowhere(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 101 rows one rank has 51, so the other's second batch of 50 is one that stands for none."""
+    one = diagnosed(run, capsys, "--split", "test")
+    found, _ = run_ranks(2, _on_two_ranks, str(run), "test", 50)
+    assert found.rows == one["rows"] == 101
+    for level, alone in zip(found.levels, one["levels"], strict=True):
+        np.testing.assert_allclose(level.gate, alone["gate"], atol=1e-6)
+        np.testing.assert_allclose(level.zeros, alone["zeros"], atol=1e-6)
