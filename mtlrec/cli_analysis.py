@@ -90,6 +90,7 @@ def compare(
     from mtlrec.analysis.latency import latency_ms
     from mtlrec.analysis.report import write_report
     from mtlrec.analysis.results import write_results
+    from mtlrec.training.telemetry import jsonable
 
     found = contenders(job, _words(fusion), _words(heads), _words(weighting), match.measure)
     at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
@@ -102,7 +103,7 @@ def compare(
     diagnoses = {name: _diagnosed(run, "valid", BATCHES) for name, run in first.items()}
     write_report(comparison, latency, output / "report.html", job.name, diagnoses)
     if as_json:
-        print(json.dumps(summary(comparison)))
+        print(json.dumps(jsonable(summary(comparison))))
         return
     console = wide_console()
     console.print(ranking_table(comparison))

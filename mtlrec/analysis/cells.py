@@ -7,6 +7,7 @@ folder, `cells/NAME/lr_FACTOR/seed_N/`, with `result.json` beside it once it has
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ class Result:
     """What a cell ended with.
 
     Attributes:
-        metrics: by split, valid and test
+        metrics: by split, valid and test; NaN what the rows cannot give, as AUC of one class
         samples_per_s: of its training, beside as many others as ran
         diverged: instead of metrics, the line that says so
     """
@@ -147,7 +148,14 @@ class Cells:
             raise CellFailed(f"{cell}: ended with status {status}: {last} ({run / 'train.log'})")
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         rates = [one["samples_per_s"] for one in records if one["kind"] == "train" and "samples_per_s" in one]
-        return Result(json.loads(printed), len(rates) / sum(1 / rate for rate in rates) if rates else 0.0)
+        metrics = {
+            split: {
+                task: {name: math.nan if value is None else value for name, value in of.items()}
+                for task, of in by.items()
+            }
+            for split, by in json.loads(printed).items()
+        }
+        return Result(metrics, len(rates) / sum(1 / rate for rate in rates) if rates else 0.0)
 
     def _command(self, cell: Cell, run: Path) -> list[str]:
         optim = self.contenders[cell.contender].job.optim

@@ -59,7 +59,13 @@ class Comparison:
 
     @property
     def judged(self) -> list[str]:
-        return [task for task in self.tasks if task not in self.undecidable]
+        """Those with enough positives, and a figure from every training."""
+        return [
+            task
+            for task in self.tasks
+            if task not in self.undecidable
+            and all(np.isfinite(self.values(one.name, task)).all() for one in self.contenders)
+        ]
 
     @property
     def _first(self) -> Result:
@@ -138,16 +144,17 @@ def compare(
 def choose(contender: str, results: Mapping[float, Result], metric: str = "auc") -> float:
     """The factor with the best mean rank over the tasks of the valid split; of equals the nearest to 1.
 
-    Ranks, because a task's metric has no common scale with another's. Raises ValueError where all diverged.
+    Ranks, because a task's metric has no common scale with another's; a task without a figure has no say. Raises
+    ValueError where all diverged.
     """
     usable = {factor: result.metrics["valid"] for factor, result in results.items() if not result.diverged}
     if not usable:
         last = next(iter(results.values()))
         raise ValueError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
-    by_task = [
-        rankdata([score(metrics[task], metric) for metrics in usable.values()]) for task in next(iter(usable.values()))
-    ]
-    ranks = dict(zip(usable, np.mean(by_task, axis=0), strict=True))
+    tasks = next(iter(usable.values()))
+    scores = [[score(metrics[task], metric) for metrics in usable.values()] for task in tasks]
+    by_task = [rankdata(of_task) for of_task in scores if np.isfinite(of_task).all()]
+    ranks = dict(zip(usable, np.mean(by_task or [[1.0] * len(usable)], axis=0), strict=True))
     return min(ranks, key=lambda factor: (ranks[factor], abs(np.log(factor))))
 
 

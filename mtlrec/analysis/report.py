@@ -70,8 +70,7 @@ def answer(comparison: Comparison) -> list[str]:
     lines = [f"{best} has the best mean rank, {rank:.1f} of {len(others) + 1} over {len(comparison.judged)} tasks."]
     for rival in dict.fromkeys([others[0][0] if others else best, comparison.baseline]):
         if rival != best:
-            text = comparison.verdict(best, rival).text
-            lines.append(f"{text[0].upper()}{text[1:]}.")
+            lines.append(f"{comparison.verdict(best, rival).text}.")
     return lines
 
 

@@ -64,7 +64,7 @@ def _of_level(level: Level) -> Iterator[str]:
 def _of_sharing(level: Level) -> Iterator[str]:
     """Where there is a shared module."""
     shared = [index for index, expert in enumerate(level.experts) if expert.split()[0] == "shared"]
-    if not shared or "shared" not in {expert.split()[0] for expert in level.experts}:
+    if not shared:
         return
     for gate, row in zip(level.gates, level.gate, strict=True):
         share = sum(row[index] for index in shared)

@@ -125,8 +125,8 @@ def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> N
     lines = answer(comparison)
     assert lines == [
         "ple has the best mean rank, 1.0 of 4 over 4 tasks.",
-        "Ple is better than mmoe on all tasks.",
-        "Ple is better than single_task on all tasks.",
+        "ple is better than mmoe on all tasks.",
+        "ple is better than single_task on all tasks.",
     ]
     assert page.words.index(lines[0]) < page.words.index("mean rank", page.words.index(lines[0]) + len(lines[0]))
     assert "feed <1>" in page.words, "names are text, not markup"
@@ -156,6 +156,20 @@ def test_a_comparison_in_which_no_task_can_be_judged_says_so(comparison: Compari
     assert none.verdicts() == []
     write_report(none, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "few")
     assert "Nothing is judged" in (tmp_path / "report.html").read_text()
+
+
+def test_a_task_of_one_class_is_shown_and_not_judged(comparison: Comparison, tmp_path: Path) -> None:
+    like = {"auc": float("nan"), "rows": 900.0, "positives": 900.0}
+    without = {
+        kind: [Result({split: of | {"like": like} for split, of in one.metrics.items()}, 1.0) for one in results]
+        for kind, results in comparison.results.items()
+    }
+    tuning = {kind: {1.0: results[0]} for kind, results in without.items()}
+    found = Comparison(comparison.contenders, comparison.seeds, comparison.factors, tuning, without)
+    assert found.judged == ["click", "long_view", "watch_ratio"]
+    assert found.ranking()[0] == ("ple", 1.0)
+    write_results(found, tmp_path / "results.parquet")
+    write_report(found, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "one class")
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium (Debian's package) on this machine")
