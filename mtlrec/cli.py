@@ -25,10 +25,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec import cli_analysis, cli_bench, cli_data
+from mtlrec import cli_analysis, cli_bench, cli_data, cli_score
+from mtlrec.cli_score import Json, Set
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
-from mtlrec.config.file import job_of, load_config, recipe_text
+from mtlrec.config.file import load_config, recipe_text
 from mtlrec.config.file import recipes as recipe_names
 
 app = typer.Typer(
@@ -45,18 +46,15 @@ app.command(
     "compare", epilog="Example: mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10"
 )(cli_analysis.compare)
 app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split valid")(cli_analysis.diagnose)
+app.command("evaluate", epilog="Example: mtlrec evaluate runs/census --split test --calibrate isotonic")(
+    cli_score.evaluate
+)
+app.command(
+    "predict", epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet"
+)(cli_score.predict)
 app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml")(cli_data.inspect)
 
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]
-Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
-Which = Annotated[str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
-
-
-class CalibrationMethod(StrEnum):
-    platt = "platt"
-    isotonic = "isotonic"
 
 
 class DeviceKind(StrEnum):
@@ -126,86 +124,7 @@ def train(
             say(f"interrupted after step {trainer.step}; --resume goes on from the last checkpoint")
             raise
         if ranks.is_first:
-            _report(final, as_json)
-
-
-@app.command(epilog="Example: mtlrec evaluate runs/census --split test --calibrate isotonic")
-def evaluate(
-    run: Run,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
-    calibrate: Annotated[
-        CalibrationMethod | None,
-        typer.Option(
-            help="Fit a map of each task's probabilities on the valid split, and keep it with the checkpoint."
-        ),
-    ] = None,
-    checkpoint_: Which = "last",
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate a checkpoint of a run; the number of ranks need not be that of the training."""
-    from mtlrec.distributed.process_group import on_first_rank, process_group
-    from mtlrec.training.calibration import Calibration
-    from mtlrec.training.evaluate import evaluate as evaluate_model
-    from mtlrec.training.evaluate import fit_calibration
-    from mtlrec.training.loading import loader_of
-    from mtlrec.training.sharded import load_run
-    from mtlrec.training.telemetry import say
-
-    if split not in ("train", "valid", "test"):
-        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
-    job = job_of(run, set_ or [])
-    with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks, checkpoint_)
-        loader = loader_of(job, split, ranks, trained_on=model.trained_on)
-        checkpoint = model.checkpoint
-        assert checkpoint is not None
-        if calibrate is not None:
-            valid = evaluate_model(
-                model.module, loader_of(job, "valid", ranks, trained_on=model.trained_on), job, ranks, "calibrate"
-            )
-            fitted = fit_calibration(valid, calibrate.value)
-            on_first_rank(ranks, lambda: fitted.write(checkpoint))
-            left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
-            if left_out and ranks.is_first:
-                say(f"not calibrated, one label only in the valid split: {', '.join(left_out)}")
-            if ranks.is_first:
-                say(f"{calibrate.value} fitted on {fitted.rows:,} valid rows, kept in {checkpoint}; predict applies it")
-        calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
-        metrics = evaluate_model(model.module, loader, job, ranks, "evaluate").compute(calibration)
-        if ranks.is_first:
-            _report({split: metrics}, as_json, f", {checkpoint.name}")
-
-
-@app.command(epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet")
-def predict(
-    run: Run,
-    source: Annotated[str, typer.Option("--input", help="A file, folder, glob or URI of Parquet files.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
-    ],
-    raw: Annotated[bool, typer.Option("--raw", help="Leave aside what `evaluate --calibrate` has fitted.")] = False,
-    checkpoint_: Which = "last",
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Score rows: the input's columns (or data.keys) and one pred_TASK column per task."""
-    from mtlrec.distributed.process_group import on_first_rank, process_group
-    from mtlrec.training.calibration import Calibration
-    from mtlrec.training.predict import predict as predict_rows
-    from mtlrec.training.sharded import load_run
-
-    job = job_of(run, set_ or [])
-    with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks, checkpoint_)
-        checkpoint = model.checkpoint
-        assert checkpoint is not None
-        calibration = None if raw else on_first_rank(ranks, lambda: Calibration.read(checkpoint))
-        rows = predict_rows(model, job, source, output, ranks, calibration)
-        if ranks.is_first:
-            by = f", calibrated ({calibration.method})" if calibration else ""
-            described = {"rows": rows, "output": str(output), "calibration": calibration and calibration.method}
-            cli_data.print_(described, as_json, f"{rows:,} rows scored into {output} by {checkpoint.name}{by}")
+            cli_score.report(final, as_json)
 
 
 @app.command(epilog="Example: mtlrec plan criteo_mmoe --nodes 8 --gpus-per-node 8 --hbm-gb 80")
@@ -313,17 +232,6 @@ def _remove_run(output: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _report(final: dict[str, Any], as_json: bool, of: str = "") -> None:
-    from mtlrec.training.telemetry import jsonable, metrics_table
-
-    if as_json:
-        print(json.dumps(jsonable(final)))
-        return
-    console = cli_data.wide_console()
-    for split, metrics in final.items():
-        console.print(metrics_table(metrics, split + of))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mtlrec.cli_data import wide_console
+from mtlrec.cli_score import Json, Run, Set, check_split
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of, load_config
 
@@ -68,8 +69,8 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at a time; by default one per core or GPU.")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
+    set_: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Train the job's data under several architectures of one size, with several seeds, and say which is better where.
 
@@ -115,18 +116,17 @@ def compare(
 
 
 def diagnose(
-    run: Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")],
+    run: Run,
     split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
     batches: Annotated[int, typer.Option(min=1, help="How many batches of it to look at.")] = BATCHES,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
     agree; and what may be done about it."""
     from mtlrec.analysis.warnings import warnings_of
     from mtlrec.training.telemetry import jsonable
 
-    if split not in ("train", "valid", "test"):
-        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
+    check_split(split)
     found = _diagnosed(run, split, batches)
     if os.environ.get("RANK", "0") != "0":
         return

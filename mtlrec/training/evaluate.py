@@ -10,6 +10,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.models.train_module import StepOutput
 from mtlrec.training.calibration import Calibration, Method, fit
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.metrics import TaskMetrics
@@ -23,13 +24,13 @@ def evaluate(
     job: JobConfig,
     ranks: Ranks,
     progress: str | None = None,
-    after_batch: Callable[[], None] = lambda: None,
+    after_batch: Callable[[StepOutput], None] = lambda step: None,
 ) -> TaskMetrics:
     """Collective. What the rows of a split add up to; a pipeline that holds the model must be detached before.
 
     Args:
         progress: what to call this on the screen; nothing is shown without it
-        after_batch: may raise, to end it
+        after_batch: is given what the model made of each batch; may raise, to end the evaluation
 
     Raises NonFinite where the model's output is, naming the batch's files.
     """
@@ -48,7 +49,7 @@ def evaluate(
             check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
             metrics.update(step)
             ranks.liveness.tick()
-            after_batch()
+            after_batch(step)
     model.train(was_training)
     say_what_was_skipped(loader, ranks)
     return metrics

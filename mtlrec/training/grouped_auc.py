@@ -33,7 +33,7 @@ class GroupedAUC:
     def compute(self) -> float:
         """Collective."""
         rows = np.concatenate(self._rows) if self._rows else np.empty(0, ROW)
-        return grouped_auc(*_over_ranks(rows["group"], rows["score"], rows["target"]))
+        return grouped_auc(*rows_of_all_ranks(rows["group"], rows["score"], rows["target"]))
 
 
 def grouped_auc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> float:
@@ -56,7 +56,8 @@ def grouped_auc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> 
     return float(np.average(above[both] / (positives[both] * negatives[both]), weights=rows[both]))
 
 
-def _over_ranks(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+def rows_of_all_ranks(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Collective. Every rank's rows, in the order of the ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return columns
     gathered: list[tuple[np.ndarray, ...]] = [()] * dist.get_world_size()

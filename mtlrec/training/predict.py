@@ -26,6 +26,8 @@ from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.training.binary_metrics import logit_of
 from mtlrec.training.calibration import Calibration
 from mtlrec.training.evaluate import check_finite
+from mtlrec.training.fused_score import COLUMN as FUSED
+from mtlrec.training.fused_score import FusedScore
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.sharded import ShardedModel, autocast
 from mtlrec.training.telemetry import say, watched
@@ -41,16 +43,18 @@ def predict(
     output: Path,
     ranks: Ranks,
     calibration: Calibration | None = None,
+    score: FusedScore | None = None,
 ) -> int:
     """Writes `pred_TASK` per task: p(task) over all impressions, a regression's value, a watch time in its label's
-    unit. Returns all ranks' rows. With a calibration probabilities are as it maps them.
+    unit; and `fused_score`, where one is given. Returns all ranks' rows. With a calibration probabilities are as it
+    maps them.
 
     `source` is a file, a folder of Parquet files, a glob or a URI of such. One rank writes the file `output`; several
     write `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
     """
     columns = Columns.of(job, with_labels=False)
     dataset = on_first_rank(ranks, lambda: _row_groups(source, output, columns, job, ranks.world_size))
-    names = [f"pred_{task.name}" for task in job.tasks]
+    names = [f"pred_{task.name}" for task in job.tasks] + ([FUSED] if score else [])
     schema = _schema(dataset, job, names)
     kept = [field for field in schema if field.name not in names]
     loader = Loader(
@@ -70,7 +74,7 @@ def predict(
     with _written(path, schema) as write:
         for cuts, size in watched(loader.cuts(), loader.steps_per_epoch, "predict", ranks.is_first):
             batch = loader.batch(cuts, size)
-            values = _scores(network, batch.to(ranks.device), job, calibration).cpu()
+            values = _scores(network, batch.to(ranks.device), job, calibration, score).cpu()
             table = rows_of(cuts)
             scored = pa.table([_column(table, field) for field in kept], schema=pa.schema(kept))
             left_out = (batch.weights == 0).numpy()[: table.num_rows]
@@ -85,13 +89,17 @@ def predict(
     return int(rows.item())
 
 
-def _scores(network: MultiTaskModel, batch: Batch, job: JobConfig, calibration: Calibration | None) -> Tensor:
-    """[B, T]."""
+def _scores(
+    network: MultiTaskModel, batch: Batch, job: JobConfig, calibration: Calibration | None, score: FusedScore | None
+) -> Tensor:
+    """[B, T], and with a fused score [B, T + 1]."""
     with autocast(job, batch.dense.device):
         outputs = network(batch.dense, batch.sparse)
     values = outputs.predictions([task.kind for task in job.tasks])
     check_finite(values, job, batch.origin)
-    return values if calibration is None else _calibrated(values, outputs, job, calibration)
+    if calibration is not None:
+        values = _calibrated(values, outputs, job, calibration)
+    return values if score is None else torch.cat([values, score.of(outputs, job)[:, None]], dim=1)
 
 
 def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration: Calibration) -> Tensor:

@@ -244,7 +244,7 @@ class Trainer:
 
     def _evaluate(self, split: str, telemetry: Telemetry) -> Metrics:
         loader = self.evaluation_loaders[split]
-        tallies = evaluate(self.model.module, loader, self.job, self.ranks, after_batch=self._stop_if_asked)
+        tallies = evaluate(self.model.module, loader, self.job, self.ranks, after_batch=lambda _: self._stop_if_asked())
         metrics = tallies.compute()
         if split == "valid" and self._saved_step == self.step:
             self.checkpoints.evaluated(self.step, metrics)

@@ -1,0 +1,262 @@
+"""`mtlrec evaluate` and `mtlrec predict`: what a trained run is worth, and what it says of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mtlrec.cli_data import print_, wide_console
+from mtlrec.config import JobConfig
+from mtlrec.config.errors import ConfigError
+from mtlrec.config.file import job_of
+
+if TYPE_CHECKING:
+    from mtlrec.data.loader import Loader
+    from mtlrec.distributed.process_group import Ranks
+    from mtlrec.training.evaluate_ranking import RankingReport
+    from mtlrec.training.metrics import Metrics, TaskMetrics
+    from mtlrec.training.ranking import RankMetric
+    from mtlrec.training.sharded import ShardedModel
+
+Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
+Which = Annotated[str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+class CalibrationMethod(StrEnum):
+    platt = "platt"
+    isotonic = "isotonic"
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    calibrate: Annotated[
+        CalibrationMethod | None,
+        typer.Option(
+            help="Fit a map of each task's probabilities on the valid split, and keep it with the checkpoint."
+        ),
+    ] = None,
+    rank_metric: Annotated[
+        str | None,
+        typer.Option(
+            help="ndcg@K or hit_rate@K within metrics.group_by: search the powers of a product of all predictions that "
+            "ranks best on the valid split, and keep them with the checkpoint; predict then writes fused_score."
+        ),
+    ] = None,
+    relevance: Annotated[
+        str, typer.Option(help="What an impression was worth, as in click,like=2; by default 1 for each binary label.")
+    ] = "",
+    exponents: Annotated[
+        str, typer.Option(help="Take these powers, as in click=1,long_view=0.5, and search none.")
+    ] = "",
+    checkpoint_: Which = "last",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint of a run; the number of ranks need not be that of the training."""
+    from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.training.calibration import Calibration
+    from mtlrec.training.evaluate import evaluate as evaluate_model
+    from mtlrec.training.loading import loader_of
+    from mtlrec.training.sharded import load_run
+
+    check_split(split)
+    job = job_of(run, set_ or [])
+    wanted = _wanted_ranking(job, rank_metric, relevance, exponents)
+    with process_group(job.train.device, job.train.timeout_s) as ranks:
+        model = load_run(job, run, ranks, checkpoint_)
+        checkpoint = model.checkpoint
+        assert checkpoint is not None
+
+        def loader(of: str) -> Loader:
+            return loader_of(job, of, ranks, trained_on=model.trained_on)
+
+        if calibrate is not None:
+            valid = evaluate_model(model.module, loader("valid"), job, ranks, "calibrate")
+            _keep_calibration(valid, calibrate, job, checkpoint, ranks)
+        ranking = None
+        if wanted is None:
+            metrics = evaluate_model(model.module, loader(split), job, ranks, "evaluate")
+        else:
+            loaders = {one: loader(one) for one in dict.fromkeys([*wanted.searched_on, split])}
+            metrics, ranking = _ranking(model, loaders, split, job, ranks, wanted)
+            on_first_rank(ranks, lambda: ranking.score.write(checkpoint))
+        calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
+        found = metrics.compute(calibration)
+        if ranks.is_first:
+            report({split: found}, as_json, f", {checkpoint.name}", ranking)
+
+
+def predict(
+    run: Run,
+    source: Annotated[str, typer.Option("--input", help="A file, folder, glob or URI of Parquet files.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Leave aside what `evaluate --calibrate` has fitted.")] = False,
+    exponents: Annotated[
+        str,
+        typer.Option(
+            help="Write fused_score too, the product of predictions to these powers, as in click=1,like=0.5; by "
+            "default with what `evaluate --rank-metric` has kept."
+        ),
+    ] = "",
+    checkpoint_: Which = "last",
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score rows: the input's columns (or data.keys) and one pred_TASK column per task."""
+    from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.training.calibration import Calibration
+    from mtlrec.training.fused_score import FusedScore, exponents_of
+    from mtlrec.training.predict import predict as predict_rows
+    from mtlrec.training.sharded import load_run
+
+    job = job_of(run, set_ or [])
+    given = FusedScore(exponents=exponents_of(exponents, job)) if exponents else None
+    with process_group(job.train.device, job.train.timeout_s) as ranks:
+        model = load_run(job, run, ranks, checkpoint_)
+        checkpoint = model.checkpoint
+        assert checkpoint is not None
+        calibration = None if raw else on_first_rank(ranks, lambda: Calibration.read(checkpoint))
+        score = given or on_first_rank(ranks, lambda: FusedScore.read(checkpoint))
+        rows = predict_rows(model, job, source, output, ranks, calibration, score)
+        if ranks.is_first:
+            by = f", calibrated ({calibration.method})" if calibration else ""
+            by += f"; fused_score is {score}" if score else ""
+            described = {
+                "rows": rows,
+                "output": str(output),
+                "calibration": calibration and calibration.method,
+                "fused_score": score and score.exponents,
+            }
+            print_(described, as_json, f"{rows:,} rows scored into {output} by {checkpoint.name}{by}")
+
+
+def check_split(split: str) -> None:
+    if split not in ("train", "valid", "test"):
+        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
+
+
+def report(final: Mapping[str, Metrics], as_json: bool, of: str = "", ranking: RankingReport | None = None) -> None:
+    """Prints the metrics by split, and the ranking where there is one."""
+    from mtlrec.training.telemetry import jsonable, metrics_table
+
+    if as_json:
+        print(json.dumps(jsonable({**final, **({"ranking": _described(ranking)} if ranking else {})})))
+        return
+    console = wide_console()
+    for split, metrics in final.items():
+        console.print(metrics_table(metrics, split + of))
+    if ranking is not None:
+        console.print(_ranking_table(ranking))
+
+
+# ---- the parts
+
+
+def _keep_calibration(
+    valid: TaskMetrics, method: CalibrationMethod, job: JobConfig, checkpoint: Path, ranks: Ranks
+) -> None:
+    """Collective."""
+    from mtlrec.distributed.process_group import on_first_rank
+    from mtlrec.training.evaluate import fit_calibration
+    from mtlrec.training.telemetry import say
+
+    fitted = fit_calibration(valid, method.value)
+    on_first_rank(ranks, lambda: fitted.write(checkpoint))
+    left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
+    if left_out and ranks.is_first:
+        say(f"not calibrated, one label only in the valid split: {', '.join(left_out)}")
+    if ranks.is_first:
+        say(f"{method.value} fitted on {fitted.rows:,} valid rows, kept in {checkpoint}; predict applies it")
+
+
+class _Wanted:
+    """What `--rank-metric` and its options ask for."""
+
+    def __init__(self, job: JobConfig, metric: RankMetric, relevance: str, exponents: str) -> None:
+        from mtlrec.training.fused_score import exponents_of, relevance_of
+
+        self.metric = metric
+        by_default = {task.name: 1.0 for task in job.tasks if task.is_binary}
+        self.relevance = relevance_of(relevance, job) if relevance else by_default
+        self.exponents = exponents_of(exponents, job) if exponents else None
+        self.searched_on = [] if exponents else ["valid"]
+
+
+def _wanted_ranking(job: JobConfig, rank_metric: str | None, relevance: str, exponents: str) -> _Wanted | None:
+    from mtlrec.training.ranking import RankMetric
+
+    if rank_metric is None:
+        for option, given in (("--relevance", relevance), ("--exponents", exponents)):
+            if given:
+                raise ConfigError(f"{option} {given}: goes with --rank-metric, as in --rank-metric ndcg@10")
+        return None
+    wanted = _Wanted(job, RankMetric.parse(rank_metric), relevance, exponents)
+    if not wanted.relevance:
+        raise ConfigError("--rank-metric: the job has no binary task; say what is worth something with --relevance")
+    if job.metrics.group_by is None:
+        raise ConfigError("--rank-metric: whose impressions are ranked? --set metrics.group_by=user_id, or your column")
+    if wanted.searched_on and not job.data.valid:
+        raise ConfigError("data.valid: --rank-metric searches its powers there; name files, or give --exponents")
+    return wanted
+
+
+def _ranking(
+    model: ShardedModel, loaders: Mapping[str, Loader], split: str, job: JobConfig, ranks: Ranks, wanted: _Wanted
+) -> tuple[TaskMetrics, RankingReport]:
+    """Collective."""
+    from mtlrec.distributed.process_group import on_first_rank
+    from mtlrec.training.evaluate_ranking import ranked_rows, report_on
+
+    splits = {name: ranked_rows(model, loader, job, ranks, wanted.relevance, name) for name, loader in loaders.items()}
+    found = on_first_rank(ranks, lambda: report_on(splits, job, wanted.metric, wanted.relevance, wanted.exponents))
+    return splits[split].metrics, found
+
+
+def _described(ranking: RankingReport) -> dict[str, Any]:
+    score = ranking.score
+    return {
+        "metric": score.metric,
+        "relevance": score.relevance,
+        "exponents": score.exponents,
+        "users": ranking.users,
+        "figures": {
+            split: {way: {metric: mean._asdict() for metric, mean in of.items()} for way, of in ways.items()}
+            for split, ways in ranking.figures.items()
+        },
+        "best_alone": ranking.alone,
+        "gains": {
+            split: {metric: mean._asdict() for metric, mean in of.items()} for split, of in ranking.gains.items()
+        },
+    }
+
+
+def _ranking_table(ranking: RankingReport) -> Table:
+    score = ranking.score
+    title = f"order of each user's impressions, worth {_terms(score.relevance, ' + ')}"
+    table = Table("score", title=title, caption=f"fused: {score}")
+    for split, users in ranking.users.items():
+        for metric in next(iter(ranking.figures[split].values())):
+            table.add_column(f"{split}, {users:,} users\n{metric}", justify="right")
+    for way in next(iter(ranking.figures.values())):
+        means = [mean for of_split in ranking.figures.values() for mean in of_split[way].values()]
+        cells = [f"{mean:.4f} ± {half_width:.4f}" for mean, half_width in means]
+        table.add_row(way, *cells)
+    table.add_section()
+    gains = [mean for of_split in ranking.gains.values() for mean in of_split.values()]
+    table.add_row(f"fused over {ranking.alone}", *(f"{mean:+.4f} ± {half_width:.4f}" for mean, half_width in gains))
+    return table
+
+
+def _terms(weights: Mapping[str, float], joined_by: str) -> str:
+    return joined_by.join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items() if weight)

@@ -1,0 +1,142 @@
+"""How well a score orders what each user was shown: NDCG@k and hit rate@k, means over users.
+
+N rows. Every row of a user has to be there at once, so an evaluation keeps them on the host, and every rank gets all
+ranks'.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtlrec.config import JobConfig
+from mtlrec.heads import HeadOutput
+from mtlrec.heads.funnel import Kind
+from mtlrec.models.train_module import StepOutput
+from mtlrec.training.grouped_auc import rows_of_all_ranks
+
+SMALLEST = 1e-12
+"""Below it a predicted watch time counts as this: the product of scores is taken by its logarithm."""
+
+
+@dataclass(frozen=True)
+class RankMetric:
+    """`ndcg@10` or `hit_rate@10`: which of the two, and how many of a user's first rows it looks at."""
+
+    kind: str
+    k: int
+
+    @staticmethod
+    def parse(text: str) -> RankMetric:
+        """Raises ValueError for anything else."""
+        found = re.fullmatch(r"(ndcg|hit_rate)@([1-9]\d{0,5})", text)
+        if found is None:
+            raise ValueError(f"--rank-metric {text}: ndcg@K or hit_rate@K, as in ndcg@10")
+        return RankMetric(found[1], int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.k}"
+
+
+class RankedRows:
+    """Accumulates what rankings are made of and judged by.
+
+    Args:
+        scored: the tasks whose predictions a score may be made of
+        worth: by task, what its label adds to what an impression was worth to its user
+    """
+
+    def __init__(self, job: JobConfig, scored: list[str], worth: Mapping[str, float]) -> None:
+        names = [task.name for task in job.tasks]
+        self._kinds = [task.kind for task in job.tasks]
+        self._scored = [names.index(name) for name in scored]
+        self._worth = [(names.index(name), weight) for name, weight in worth.items()]
+        self._parts: list[tuple[np.ndarray, ...]] = []
+
+    def update(self, step: StepOutput) -> None:
+        """A row counts where at least one of the labels that make its worth is known."""
+        assert step.groups is not None
+        populations = step.report.populations
+        known = populations.entire_space * (populations.weights > 0)
+        targets = populations.targets.where(known > 0, 0.0)
+        worth = sum(weight * targets[:, task] for task, weight in self._worth)
+        inside = known[:, [task for task, _ in self._worth]].amax(1) > 0
+        logs = log_scores(step.outputs, self._kinds)[:, self._scored]
+        self._parts.append(tuple(one[inside].cpu().numpy() for one in (step.groups, logs, torch.as_tensor(worth))))
+
+    def compute(self) -> tuple[PerUser, np.ndarray]:
+        """Collective. The users, and the logarithms of the tasks' scores [N, scored] of their rows."""
+        groups, logs, worth = rows_of_all_ranks(*(np.concatenate(part) for part in zip(*self._parts, strict=True)))
+        users = PerUser.of(groups, worth)
+        return users, logs[users.rows].astype(np.float64)
+
+
+def log_scores(outputs: HeadOutput, kinds: Sequence[Kind]) -> Tensor:
+    """[B, T]: log p(task) over all impressions, of a watch time the logarithm; a regression's may be NaN."""
+    values = outputs.predictions(kinds)
+    columns = [
+        outputs.log_entire_p[:, task] if kind == "binary" else values[:, task].clamp(min=SMALLEST).log()
+        for task, kind in enumerate(kinds)
+    ]
+    return torch.stack(columns, dim=1)
+
+
+@dataclass(frozen=True)
+class PerUser:
+    """The rows of those users to whom not all they were shown was worth the same: only there an order can be wrong.
+
+    Attributes:
+        rows: which of all rows these are, a user's together; scores are given in this order
+        user: [rows], 0 to users - 1, rising
+        worth: [rows], at least 0
+    """
+
+    rows: np.ndarray
+    user: np.ndarray
+    worth: np.ndarray
+
+    @staticmethod
+    def of(groups: np.ndarray, worth: np.ndarray) -> PerUser:
+        """groups [N] say whose a row is."""
+        shuffled = np.random.default_rng(0).permutation(len(groups))  # of equal scores any may come first
+        rows = shuffled[np.argsort(groups[shuffled], kind="stable")]
+        ordered = worth[rows].astype(np.float64)
+        _, starts, user = np.unique(groups[rows], return_index=True, return_inverse=True)
+        if len(rows):
+            judged = (np.maximum.reduceat(ordered, starts) > np.minimum.reduceat(ordered, starts))[user]
+            rows, user, ordered = rows[judged], np.unique(user[judged], return_inverse=True)[1], ordered[judged]
+        return PerUser(rows, user, ordered)
+
+    @property
+    def users(self) -> int:
+        return int(self.user[-1]) + 1 if len(self.user) else 0
+
+    def first(self, rows: int) -> PerUser:
+        """Of so many rows, without the last user's where those are cut."""
+        if rows >= len(self.rows):
+            return self
+        end = int(np.searchsorted(self.user, self.user[rows]))
+        return PerUser(self.rows[:end], self.user[:end], self.worth[:end])
+
+    def measure(self, metric: RankMetric, scores: np.ndarray) -> np.ndarray:
+        """[users], of scores [rows], the highest first.
+
+        NDCG (Jarvelin and Kekalainen 2002): what the first k are worth, the i-th divided by log2(i + 1), over the same
+        in the best order. Hit rate: 1 where something among the first k is worth more than 0, else 0.
+        """
+        place = np.arange(len(self.user)) - np.searchsorted(self.user, np.arange(self.users))[self.user]
+        found = self._ordered(scores)
+        if metric.kind == "hit_rate":
+            return (np.bincount(self.user, (found > 0) & (place < metric.k)) > 0).astype(np.float64)
+        discount = np.where(place < metric.k, 1 / np.log2(place + 2), 0)
+        gained, ideal = (np.bincount(self.user, worth * discount) for worth in (found, self._ordered(self.worth)))
+        return np.asarray(gained / ideal)
+
+    def _ordered(self, by: np.ndarray) -> np.ndarray:
+        """What the rows are worth, every user's in falling order of `by`."""
+        return self.worth[np.lexsort((-by, self.user))]
