@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
 import os
 import sys
 from collections.abc import Iterator
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from mtlrec.analysis.cells import Cell, Result
     from mtlrec.analysis.comparison import Comparison
     from mtlrec.analysis.contenders import Contender
-    from mtlrec.analysis.diagnostics import Diagnosis
+    from mtlrec.training.diagnosis import Diagnosis
+    from mtlrec.training.slices import Slices
 
 
 class Match(StrEnum):
@@ -47,6 +50,9 @@ class Metric(StrEnum):
 
 
 BATCHES = 50
+SliceBy = Annotated[
+    str | None, typer.Option("--slice", help="A column of the files: each task's AUC within its values.")
+]
 EVERY_FUSION = "single_task,shared_bottom,asymmetric,cross_stitch,customized,mmoe,ple,adatt_sp,adatt"
 
 
@@ -58,8 +64,11 @@ def compare(
     weighting: Annotated[str, typer.Option(help="Kinds of loss weighting; by default the job's.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 5,
     learning_rates: Annotated[
-        str, typer.Option(help="What the job's are multiplied with; the best on the valid split is taken, with seed 0.")
+        str, typer.Option(help="What the job's are multiplied with; the best on the valid split is taken.")
     ] = "0.3,1,3",
+    tuning_seeds: Annotated[
+        int, typer.Option(min=1, help="How many of the seeds try every learning rate; more choose with less luck.")
+    ] = 1,
     match: Annotated[
         Match, typer.Option(help="What is equal behind the tables: the experts' widths are chosen so.")
     ] = Match.parameters,
@@ -69,6 +78,7 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at a time; by default one per core or GPU.")
     ] = None,
+    slice_by: SliceBy = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -96,12 +106,13 @@ def compare(
     found = contenders(job, _words(fusion), _words(heads), _words(weighting), match.measure)
     at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
     cells = Cells(output, found, at_a_time)
-    with Progress(found, len(factors) + seeds - 1) as progress:
-        comparison = run(cells, factors, range(seeds), progress, metric.value)
+    tuning_seeds = min(tuning_seeds, seeds)
+    with Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
+        comparison = run(cells, factors, range(seeds), progress, metric.value, tuning_seeds)
     write_results(comparison, output / "results.parquet")
     latency = latency_ms({one.name: one.job for one in found})
     first = {one.name: cells.run_of(one.name, comparison.factors[one.name], 0) for one in found}
-    diagnoses = {name: _diagnosed(run, "valid", BATCHES) for name, run in first.items()}
+    diagnoses = {name: _diagnosed(run, "valid", BATCHES, slice_by) for name, run in first.items()}
     write_report(comparison, latency, output / "report.html", job.name, diagnoses)
     if as_json:
         print(json.dumps(jsonable(summary(comparison))))
@@ -119,15 +130,16 @@ def diagnose(
     run: Run,
     split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
     batches: Annotated[int, typer.Option(min=1, help="How many batches of it to look at.")] = BATCHES,
+    slice_by: SliceBy = None,
     as_json: Json = False,
 ) -> None:
     """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
-    agree; and what may be done about it."""
+    agree, which rows its tables are asked for, whether its probabilities hold; and what may be done about it."""
     from mtlrec.analysis.warnings import warnings_of
     from mtlrec.training.telemetry import jsonable
 
     check_split(split)
-    found = _diagnosed(run, split, batches)
+    found = _diagnosed(run, split, batches, slice_by)
     if os.environ.get("RANK", "0") != "0":
         return
     warnings = warnings_of(found)
@@ -141,17 +153,18 @@ def diagnose(
         console.print(line, soft_wrap=True)
 
 
-def _diagnosed(run: Path, split: str, batches: int) -> Diagnosis:
-    from mtlrec.analysis.diagnostics import diagnose_run
+def _diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diagnosis:
     from mtlrec.distributed.process_group import process_group
+    from mtlrec.training.diagnosis import diagnose_run
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
 
     job = job_of(run)
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         model = load_run(job, run, ranks)
-        loader = loader_of(job, split, ranks, trained_on=model.trained_on)
-        return diagnose_run(model, loader, job, ranks, batches)
+        keep = [slice_by] if slice_by else []
+        loader = loader_of(job, split, ranks, trained_on=model.trained_on, keep=keep)
+        return diagnose_run(model, loader, job, ranks, batches, slice_by)
 
 
 def diagnosis_tables(found: Diagnosis) -> Iterator[Table]:
@@ -170,10 +183,57 @@ def diagnosis_tables(found: Diagnosis) -> Iterator[Table]:
         if level.weight != level.gate:
             table.caption = "in brackets: with the native residual"
         yield table
+    yield from _gradient_and_table_tables(found)
+    if found.curves:
+        yield _curves_table(found)
+    if found.slices:
+        yield _slices_table(found.slices)
+
+
+def _gradient_and_table_tables(found: Diagnosis) -> Iterator[Table]:
     table = Table("", "norm", *found.tasks, title="gradients of the tasks on the pooled embeddings: norms, cosines")
     for task, norm, cosines in zip(found.tasks, found.gradient_norm, found.gradient_cosine, strict=True):
         table.add_row(task, f"{norm:.3g}", *(f"{cosine:.2f}" for cosine in cosines))
     yield table
+    columns = ("table", "rows", "seen", "lookups", "to the hottest 1%", "hot", "seen", "not seen")
+    table = Table(*columns, title="tables: what is looked up, and rows' lengths over those they were drawn with")
+    for one in found.tables:
+        norms = [_number(norm / one.drawn_norm, ".1f") for norm in (one.hot_norm, one.seen_norm, one.other_norm)]
+        counts = [f"{count:,}" for count in (one.rows, one.seen, one.lookups)]
+        table.add_row(one.name, *counts, _number(one.hot_share, ".0%"), *norms)
+    yield table
+
+
+def _curves_table(found: Diagnosis) -> Table:
+    title = "predicted and observed shares of positives, by fifths of the rows in the order of the prediction"
+    table = Table("task", "lowest", "second", "third", "fourth", "highest", title=title)
+    for task, curve in found.curves.items():
+        cells = []
+        for part in range(5):
+            buckets = slice(part * len(curve.rows) // 5, (part + 1) * len(curve.rows) // 5)
+            rows = sum(curve.rows[buckets]) or math.nan
+            predicted, observed = (
+                sum(map(operator.mul, of[buckets], curve.rows[buckets])) / rows
+                for of in (curve.predicted, curve.observed)
+            )
+            cells.append(f"{_number(predicted, '.3f')}, {_number(observed, '.3f')}")
+        table.add_row(task, *cells)
+    return table
+
+
+def _slices_table(slices: Slices) -> Table:
+    table = Table(slices.column, "rows", *slices.tasks, title=f"AUC within values of {slices.column} (positives)")
+    for index, name in enumerate(slices.names):
+        cells = [
+            f"{_number(auc[index], '.4f')} ({positives[index]:,})"
+            for auc, positives in zip(slices.auc, slices.positives, strict=True)
+        ]
+        table.add_row(name, f"{slices.rows[index]:,}", *cells)
+    return table
+
+
+def _number(value: float, kind: str) -> str:
+    return "-" if math.isnan(value) else format(value, kind)
 
 
 def _words(text: str) -> list[str]:

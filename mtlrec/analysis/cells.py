@@ -164,6 +164,7 @@ class Cells:
             f"optim.dense.lr={optim.dense.lr * cell.factor!r}",
             f"optim.sparse.lr={optim.sparse.lr * cell.factor!r}",
             "train.keep_checkpoints=1",
+            "train.diagnose_every=0",
         ]
         words = [word for one in overrides for word in ("--set", one)]
         return [

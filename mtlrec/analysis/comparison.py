@@ -32,14 +32,14 @@ class Comparison:
 
     Attributes:
         factors: by contender, what its learning rates were multiplied with
-        tuning: the result of the first seed by contender and factor
+        tuning: the results of the first seeds by contender and factor
         results: by contender, a result for each of `seeds`
     """
 
     contenders: list[Contender]
     seeds: list[int]
     factors: dict[str, float]
-    tuning: dict[str, dict[float, Result]]
+    tuning: dict[str, dict[float, list[Result]]]
     results: dict[str, list[Result]]
     metric: str = "auc"
 
@@ -90,10 +90,10 @@ class Comparison:
         return gain(self.scores(contender, task), self.scores(self.baseline, task))
 
     def verdicts(self) -> list[Verdict]:
-        """On every pair; none where no task is judged."""
+        """On every pair, the best by rank against the others first; none where no task is judged."""
         if not self.judged:
             return []
-        return [self.verdict(one.name, other.name) for one, other in combinations(self.contenders, 2)]
+        return [self.verdict(one, other) for (one, _), (other, _) in combinations(self.ranking(), 2)]
 
     def verdict(self, first: str, second: str) -> Verdict:
         ours, theirs = ({task: self.scores(name, task) for task in self.judged} for name in (first, second))
@@ -110,24 +110,39 @@ class Comparison:
 
 
 def compare(
-    cells: Cells, factors: Sequence[float], seeds: Sequence[int], watcher: Watcher, metric: str = "auc"
+    cells: Cells,
+    factors: Sequence[float],
+    seeds: Sequence[int],
+    watcher: Watcher,
+    metric: str = "auc",
+    tuning_seeds: int = 1,
 ) -> Comparison:
     """Trains what is not trained yet.
+
+    Args:
+        tuning_seeds: with how many of the seeds, the first ones, every factor is tried
 
     Raises ValueError where every learning rate of a contender diverges, or a seed does at the chosen one.
     """
     contenders, seeds = list(cells.contenders.values()), list(seeds)
-    tuning: dict[str, dict[float, Result]] = {one.name: {} for one in contenders}
+    tuning: dict[str, dict[float, dict[int, Result]]] = {
+        one.name: {factor: {} for factor in factors} for one in contenders
+    }
 
     def tuned(cell: Cell, result: Result) -> None:
-        tuning[cell.contender][cell.factor] = result
+        tuning[cell.contender][cell.factor][cell.seed] = result
         watcher.ended(cell, result)
 
-    cells.run([Cell(one.name, factor, seeds[0]) for one in contenders for factor in factors], tuned)
-    chosen = {name: choose(name, results, metric) for name, results in tuning.items()}
+    first = seeds[:tuning_seeds]
+    cells.run([Cell(one.name, factor, seed) for seed in first for one in contenders for factor in factors], tuned)
+    tried = {
+        name: {factor: [of[seed] for seed in first] for factor, of in by_factor.items()}
+        for name, by_factor in tuning.items()
+    }
+    chosen = {name: choose(name, results, metric) for name, results in tried.items()}
     for name, factor in chosen.items():
         watcher.chose(name, factor)
-    results = {name: {seeds[0]: tuning[name][factor]} for name, factor in chosen.items()}
+    results = {name: dict(tuning[name][factor]) for name, factor in chosen.items()}
 
     def ended(cell: Cell, result: Result) -> None:
         if result.diverged:
@@ -136,26 +151,32 @@ def compare(
         watcher.ended(cell, result)
 
     # Seeds outermost: what an interruption leaves is a whole comparison, of fewer seeds.
-    cells.run([Cell(one.name, chosen[one.name], seed) for seed in seeds[1:] for one in contenders], ended)
+    left = seeds[tuning_seeds:]
+    cells.run([Cell(one.name, chosen[one.name], seed) for seed in left for one in contenders], ended)
     in_order = {name: [by_seed[seed] for seed in seeds] for name, by_seed in results.items()}
-    return Comparison(contenders, seeds, chosen, tuning, in_order, metric)
+    return Comparison(contenders, seeds, chosen, tried, in_order, metric)
 
 
-def choose(contender: str, results: Mapping[float, Result], metric: str = "auc") -> float:
-    """The factor with the best mean rank over the tasks of the valid split; of equals the nearest to 1.
+def choose(contender: str, results: Mapping[float, Sequence[Result]], metric: str = "auc") -> float:
+    """The factor with the best mean rank over the tasks of the valid split, by the means over its seeds; of equals the
+    nearest to 1. One with which a seed diverges is not taken.
 
     Ranks, because a task's metric has no common scale with another's; a task without a figure has no say. Raises
     ValueError where all diverged.
     """
-    usable = {factor: result.metrics["valid"] for factor, result in results.items() if not result.diverged}
+    usable = {factor: of for factor, of in results.items() if not any(result.diverged for result in of)}
     if not usable:
-        last = next(iter(results.values()))
+        last = next(result for result in next(iter(results.values())) if result.diverged)
         raise ValueError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
-    tasks = next(iter(usable.values()))
-    scores = [[score(metrics[task], metric) for metrics in usable.values()] for task in tasks]
+    tasks = next(iter(usable.values()))[0].metrics["valid"]
+    scores = [[_mean_score(of, task, metric) for of in usable.values()] for task in tasks]
     by_task = [rankdata(of_task) for of_task in scores if np.isfinite(of_task).all()]
     ranks = dict(zip(usable, np.mean(by_task or [[1.0] * len(usable)], axis=0), strict=True))
     return min(ranks, key=lambda factor: (ranks[factor], abs(np.log(factor))))
+
+
+def _mean_score(results: Sequence[Result], task: str, metric: str) -> float:
+    return float(np.mean([score(result.metrics["valid"][task], metric) for result in results]))
 
 
 def score(metrics: Mapping[str, float], metric: str) -> float:

@@ -9,7 +9,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.diagnostics import Diagnosis, Level
+from mtlrec.training.diagnosis import Diagnosis
+from mtlrec.training.level_sums import Level
+from mtlrec.training.slices import Slices
 
 BETTER_WORSE = [[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [1, "rgba(52,140,204,0.75)"]]
 
@@ -131,6 +133,61 @@ def cosines_heatmap(diagnosis: Diagnosis) -> go.Figure:
         {
             "height": 110 + 30 * len(diagnosis.tasks),
             "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+            "yaxis": {"autorange": "reversed"},
+        },
+    )
+
+
+def calibration_curves(diagnosis: Diagnosis) -> go.Figure:
+    """Observed over predicted shares of positives, a line a task; on the diagonal the probabilities hold."""
+    figure = go.Figure()
+    shares = [
+        share for curve in diagnosis.curves.values() for share in (*curve.predicted, *curve.observed) if share > 0
+    ]
+    ends = [min(shares, default=0.01), max(shares, default=1.0)]
+    diagonal = {"color": "gray", "width": 1, "dash": "dot"}
+    figure.add_scatter(x=ends, y=ends, mode="lines", line=diagonal, name="as predicted", hoverinfo="skip")
+    for task, curve in diagnosis.curves.items():
+        figure.add_scatter(
+            x=curve.predicted,
+            y=[share or None for share in curve.observed],
+            mode="lines+markers",
+            line={"width": 1.5},
+            marker={"size": 5},
+            name=task,
+            hovertemplate=f"{task}: predicted %{{x:.4f}}, observed %{{y:.4f}}<extra></extra>",
+        )
+    figure.update_xaxes(type="log", title="predicted share of positives")
+    figure.update_yaxes(type="log", title="observed")
+    figure.update_layout(
+        height=380, legend={"orientation": "h", "y": 1.15}, margin={"l": 10, "r": 10, "t": 10, "b": 10}
+    )
+    return figure
+
+
+def slices_heatmap(slices: Slices) -> go.Figure:
+    """Tasks down, the column's values across: AUC, in its task's colours around the task's mean over slices."""
+    auc = np.array(slices.auc)
+    middle = np.array([np.nanmean(row) if np.isfinite(row).any() else 0.0 for row in auc])[:, None]
+    apart = np.nan_to_num(np.abs(auc - middle)).max(axis=1, keepdims=True)
+    return go.Figure(
+        go.Heatmap(
+            z=((auc - middle) / np.where(apart > 0, apart, 1)).tolist(),
+            x=[f"{name}<br>{rows:,} rows" for name, rows in zip(slices.names, slices.rows, strict=True)],
+            y=slices.tasks,
+            text=[["" if np.isnan(value) else f"{value:.3f}" for value in row] for row in auc],
+            customdata=slices.positives,
+            texttemplate="%{text}",
+            hovertemplate=f"%{{y}}, {slices.column} %{{x}}: %{{text}}, %{{customdata:,}} positives<extra></extra>",
+            colorscale=BETTER_WORSE,
+            zmin=-1,
+            zmax=1,
+            showscale=False,
+        ),
+        {
+            "height": 130 + 30 * len(slices.tasks),
+            "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+            "xaxis": {"type": "category"},
             "yaxis": {"autorange": "reversed"},
         },
     )

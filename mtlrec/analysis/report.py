@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +14,20 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.diagnostics import Diagnosis
+from mtlrec.analysis.differences import Verdict
 from mtlrec.analysis.figures import (
+    calibration_curves,
     cosines_heatmap,
     gains_heatmap,
     gates_heatmap,
     pairs_worth_drawing,
     seesaw_scatter,
+    slices_heatmap,
 )
 from mtlrec.analysis.latency import ROWS
 from mtlrec.analysis.warnings import warnings_of
+from mtlrec.training.diagnosis import Diagnosis
+from mtlrec.training.table_use import TableUse
 
 
 def write_report(
@@ -54,6 +59,7 @@ def write_report(
         scatters=[_embedded(seesaw_scatter(comparison, *pair)) for pair in pairs_worth_drawing(comparison)],
         verdicts=[verdict.text for verdict in comparison.verdicts()],
         tuning=_tuning(comparison),
+        tuning_seeds=_seeds(len(next(iter(next(iter(comparison.tuning.values())).values())))),
         diagnoses=[_diagnosed(name, one) for name, one in (diagnoses or {}).items()],
         plotly_js=Markup(get_plotlyjs()),
     )
@@ -63,20 +69,36 @@ def write_report(
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """What the comparison says, in two or three sentences."""
+    """What the comparison says, in a few sentences: the best by rank, and who is not ruled out against it."""
     if not comparison.judged:
         return ["Nothing is judged: no task has enough positives in the test split."]
     (best, rank), *others = comparison.ranking()
     lines = [f"{best} has the best mean rank, {rank:.1f} of {len(others) + 1} over {len(comparison.judged)} tasks."]
-    for rival in dict.fromkeys([others[0][0] if others else best, comparison.baseline]):
-        if rival != best:
-            lines.append(f"{comparison.verdict(best, rival).text}.")
+    against = {name: comparison.verdict(best, name) for name, _ in others}
+    if len(others) == 1:
+        return [*lines, *(f"{verdict.text}." for verdict in against.values())]
+    for said, names in (
+        ("Better than it somewhere", [name for name, one in against.items() if one.worse]),
+        ("Not told apart from it", [name for name, one in against.items() if not one.worse and not one.better]),
+        ("Worse somewhere, better nowhere", [name for name, one in against.items() if one.better and not one.worse]),
+    ):
+        if names:
+            lines.append(f"{said}: {', '.join(_with_tasks(name, against[name]) for name in names)}.")
     return lines
 
 
+def _with_tasks(name: str, against: Verdict) -> str:
+    """`against`: the best's verdict on it."""
+    tasks = against.worse or against.better
+    return f"{name} ({', '.join(tasks)})" if tasks else name
+
+
 def _subtitle(comparison: Comparison) -> str:
-    seeds = len(comparison.seeds)
-    return f"{len(comparison.contenders)} architectures, {seeds} seed{'s' if seeds > 1 else ''} each"
+    return f"{len(comparison.contenders)} architectures, {_seeds(len(comparison.seeds))} each"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def _notes(comparison: Comparison) -> str:
@@ -114,12 +136,15 @@ def _cell(comparison: Comparison, name: str, task: str) -> dict[str, Any]:
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
     rows = []
     for name, by_factor in comparison.tuning.items():
-        for factor, result in sorted(by_factor.items()):
+        for factor, results in sorted(by_factor.items()):
             chosen = " chosen" if factor == comparison.factors[name] and len(by_factor) > 1 else ""
             cells = (
                 ["diverged"] * len(comparison.tasks)
-                if result.diverged
-                else [f"{result.metrics['valid'][task][metric]:.4f}" for task, metric in comparison.tasks.items()]
+                if any(result.diverged for result in results)
+                else [
+                    f"{statistics.mean(result.metrics['valid'][task][metric] for result in results):.4f}"
+                    for task, metric in comparison.tasks.items()
+                ]
             )
             rows.append({"name": name, "factor": f"x{factor:g}{chosen}", "cells": cells})
     return rows
@@ -147,6 +172,21 @@ def _diagnosed(name: str, found: Diagnosis) -> dict[str, Any]:
         ],
         "norms": [f"{task} {norm:.2g}" for task, norm in zip(found.tasks, found.gradient_norm, strict=True)],
         "cosines": _embedded(cosines_heatmap(found)),
+        "curves": _embedded(calibration_curves(found)) if found.curves else None,
+        "tables": [_table(table) for table in found.tables],
+        "slices": _embedded(slices_heatmap(found.slices)) if found.slices else None,
+        "slice_column": found.slices.column if found.slices else "",
+    }
+
+
+def _table(use: TableUse) -> dict[str, str]:
+    norms = {kind: getattr(use, f"{kind}_norm") / use.drawn_norm for kind in ("hot", "seen", "other")}
+    return {
+        "name": use.name,
+        **{kind: f"{getattr(use, kind):,}" for kind in ("rows", "lookups")},
+        "found": f"{use.seen:,}",
+        "hot_share": "" if math.isnan(use.hot_share) else f"{use.hot_share:.0%}",
+        **{kind: "" if math.isnan(norm) else f"{norm:.1f}" for kind, norm in norms.items()},
     }
 
 

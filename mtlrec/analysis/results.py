@@ -42,10 +42,14 @@ def write_results(comparison: Comparison, path: Path) -> None:
 
 
 def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    first = comparison.seeds[0]
     for one in comparison.contenders:
         chosen = comparison.factors[one.name]
-        cells = [(factor, first, result) for factor, result in comparison.tuning[one.name].items() if factor != chosen]
+        cells = [
+            (factor, seed, result)
+            for factor, results in comparison.tuning[one.name].items()
+            for seed, result in zip(comparison.seeds, results, strict=False)  # the first seeds tried it
+            if factor != chosen
+        ]
         cells += [
             (chosen, seed, result) for seed, result in zip(comparison.seeds, comparison.results[one.name], strict=True)
         ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from mtlrec.analysis.diagnostics import Diagnosis, Level
+from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
+from mtlrec.training.diagnosis import Diagnosis
+from mtlrec.training.level_sums import PEAK, Level
 
 DEAD, FAINT = 0.01, 0.1
 """An expert's largest weight at any gate: in all, and as a share of what it had if all were alike."""
@@ -19,60 +21,81 @@ APART = 10.0
 """The largest over the smallest: norms of experts, norms of tasks' gradients."""
 CONFLICT = -0.1
 """The cosine of two tasks' gradients."""
+CROWDED, LARGE_TABLE = 0.9, 100_000
+"""The share of lookups that go to the hot rows of a table of so many."""
+DRIFTED = 10.0
+"""How many times as long as drawn a table's rows may be."""
+MISCALIBRATED = 1.2
+"""Predicted over observed positives, or the other way round."""
 
 
 def warnings_of(found: Diagnosis) -> list[str]:
-    return [line for level in found.levels for line in _of_level(level)] + list(_of_gradients(found))
+    levels = [line for level in found.levels for line in _of_level(level)]
+    return [*levels, *_of_gradients(found), *_of_tables(found), *_of_curves(found)]
 
 
 def _of_level(level: Level) -> Iterator[str]:
-    for index, expert in enumerate(level.experts):
-        largest = max(row[index] for row in level.gate)
-        if largest < DEAD:
-            yield (
-                f"{level.name}: expert {expert} is dead, no gate gives it {DEAD:.0%}: it costs time and does nothing; "
-                "gate_dropout makes gates try it, or take fewer experts"
-            )
-        elif largest < FAINT / len(level.experts):
-            yield f"{level.name}: expert {expert} is nearly dead, {largest:.1%} at most; gate_dropout, or fewer experts"
-        if level.zeros[index] > SILENT:
-            yield (
-                f"{level.name}: {level.zeros[index]:.0%} of the outputs of expert {expert} are zero: its ReLUs may "
-                "have died; activation: silu, norm: layer, or a lower optim.dense.lr"
-            )
-    for gate, peaked, entropy, row in zip(level.gates, level.peaked, level.entropy, level.gate, strict=True):
-        if len(level.experts) > 1 and peaked > COLLAPSED:
-            expert = level.experts[row.index(max(row))]
-            yield (
-                f"{level.name}: in {peaked:.0%} of rows the gate of {gate} gives one expert (mostly {expert}) more "
-                "than 0.9: nothing is mixed there; gate_dropout, or a simpler layer does as well"
-            )
-        elif len(level.experts) > 1 and entropy > ALIKE:
-            yield (
-                f"{level.name}: the gate of {gate} weighs all experts alike: the experts may have learned the same; "
-                "train longer, or give tasks experts of their own (ple, adatt)"
-            )
+    largest = [max(row[index] for row in level.gate) for index in range(len(level.experts))]
+    dead = [expert for expert, most in zip(level.experts, largest, strict=True) if most < DEAD]
+    faint = [
+        f"{expert} ({most:.1%} at most)"
+        for expert, most in zip(level.experts, largest, strict=True)
+        if DEAD <= most < FAINT / len(level.experts)
+    ]
+    if dead:
+        yield (
+            f"{level.name}: dead, no gate gives it {DEAD:.0%}: {_experts(dead)}: it costs time and does nothing; "
+            "gate_dropout makes gates try it, or take fewer experts"
+        )
+    if faint:
+        yield f"{level.name}: nearly dead: {_experts(faint)}; gate_dropout, or fewer experts"
+    silent = [f"{name} ({share:.0%})" for name, share in zip(level.experts, level.zeros, strict=True) if share > SILENT]
+    if silent:
+        yield (
+            f"{level.name}: outputs nearly all zero: {_experts(silent)}: its ReLUs may have died; activation: silu, "
+            "norm: layer, or a lower optim.dense.lr"
+        )
+    if len(level.experts) > 1:
+        yield from _of_gates(level)
     if min(level.norm) > 0 and max(level.norm) > APART * min(level.norm):
         large, small = (level.experts[level.norm.index(pick(level.norm))] for pick in (max, min))
         yield (
             f"{level.name}: the outputs of expert {large} are {max(level.norm) / min(level.norm):.0f} times as long as "
             f"those of {small}, so that the gates' weights mislead; norm: layer"
         )
-    yield from _of_sharing(level)
 
 
-def _of_sharing(level: Level) -> Iterator[str]:
-    """Where there is a shared module."""
+def _of_gates(level: Level) -> Iterator[str]:
+    collapsed, alike, alone = [], [], []
     shared = [index for index, expert in enumerate(level.experts) if expert.split()[0] == "shared"]
-    if not shared:
-        return
-    for gate, row in zip(level.gates, level.gate, strict=True):
+    for gate, peaked, entropy, row in zip(level.gates, level.peaked, level.entropy, level.gate, strict=True):
+        if peaked > COLLAPSED:
+            collapsed.append(f"{gate} (mostly {level.experts[row.index(max(row))]}, {peaked:.0%})")
+        elif entropy > ALIKE:
+            alike.append(gate)
         share = sum(row[index] for index in shared)
-        if gate != "shared" and share < DEAD:
-            yield (
-                f"{level.name}: {gate} takes {share:.1%} from the shared experts: it learns alone; fewer shared "
-                "experts, or gate_dropout"
-            )
+        if shared and gate != "shared" and share < DEAD:
+            alone.append(f"{gate} ({share:.1%})")
+    if collapsed:
+        yield (
+            f"{level.name}: gates that give one expert more than {PEAK:g} in most rows, so that nothing is mixed: "
+            f"{', '.join(collapsed)}; gate_dropout, shorter inputs (see the tables' norms), or a simpler layer does as "
+            "well"
+        )
+    if alike:
+        yield (
+            f"{level.name}: gates that weigh all experts alike: {', '.join(alike)}: the experts may have learned the "
+            "same; train longer, or give tasks experts of their own (ple, adatt)"
+        )
+    if alone:
+        yield (
+            f"{level.name}: tasks that take next to nothing from the shared experts, and learn alone: "
+            f"{', '.join(alone)}; fewer shared experts, or gate_dropout"
+        )
+
+
+def _experts(names: list[str]) -> str:
+    return f"expert{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _of_gradients(found: Diagnosis) -> Iterator[str]:
@@ -90,4 +113,39 @@ def _of_gradients(found: Diagnosis) -> Iterator[str]:
             yield (
                 f"{one} and {other} pull the embeddings apart (cosine {cosine:.2f}); loss.weighting: pcgrad, cagrad or "
                 "upgrad, or embeddings of their own"
+            )
+
+
+def _of_tables(found: Diagnosis) -> Iterator[str]:
+    grown = []
+    for table in found.tables:
+        if table.rows >= LARGE_TABLE and table.hot_share > CROWDED:
+            yield (
+                f"table {table.name}: {table.hot_share:.0%} of the lookups go to 1% of its {table.rows:,} rows; where "
+                "it is too large for a GPU, sharding.constraints with the kernel fused_uvm_caching keeps these there"
+            )
+        longest = max((norm for norm in (table.hot_norm, table.seen_norm) if norm == norm), default=0.0)
+        if longest > DRIFTED * table.drawn_norm:
+            grown.append(f"{table.name} ({longest / table.drawn_norm:.0f} times)")
+    if grown:
+        yield (
+            f"tables whose rows are many times as long as they were drawn: {', '.join(grown)}: they may remember "
+            "single rows of the training data, and gates saturate on long inputs; a lower optim.sparse.lr, "
+            "decay: cosine, or fewer epochs"
+        )
+
+
+def _of_curves(found: Diagnosis) -> Iterator[str]:
+    for task, curve in found.curves.items():
+        predicted, observed = (
+            sum(share * rows for share, rows in zip(of, curve.rows, strict=True))
+            for of in (curve.predicted, curve.observed)
+        )
+        if (
+            curve.positives >= MIN_TEST_POSITIVES
+            and not observed / MISCALIBRATED < predicted < MISCALIBRATED * observed
+        ):
+            yield (
+                f"{task}: {predicted / observed:.2f} positives are predicted for each that there is; where the "
+                "probabilities matter themselves, mtlrec evaluate --calibrate isotonic"
             )

@@ -67,6 +67,12 @@ class TrainConfig(Strict):
         True, description="write while training goes on, from a copy of all tensors in host memory"
     )
     log_every: PositiveInt = 50
+    diagnose_every: int = Field(
+        1000,
+        ge=0,
+        description="steps between looks into gates, experts, gradients and tables for TensorBoard, on the first batch "
+        "of the valid split; one more after the last step; 0: none",
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0, lt=2**62)

@@ -18,6 +18,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from mtlrec.config import SparseFeature, TableConfig
 
+INITIAL_STD = 0.05
+
 
 def embedding_tables(
     tables: Mapping[str, TableConfig], features: Sequence[SparseFeature], device: torch.device
@@ -46,7 +48,7 @@ def embedding_tables(
 
 def _initialise(weight: Tensor) -> None:
     """Small normal values, whatever the number of rows: a shard of a table is initialised like the whole."""
-    nn.init.normal_(weight, std=0.05)
+    nn.init.normal_(weight, std=INITIAL_STD)
 
 
 class PooledFeatures(nn.Module):

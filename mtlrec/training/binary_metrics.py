@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -89,20 +90,31 @@ def bin_logits(device: torch.device) -> Tensor:
     return (torch.arange(BINS, dtype=torch.float64, device=device) + 0.5) * (2 * LOGIT_RANGE / BINS) - LOGIT_RANGE
 
 
-def calibration_error(histogram: Tensor, calibrated: Callable[[Tensor], Tensor] = torch.sigmoid) -> float:
-    """Mean over buckets of equal weight of |mean prediction - share of positives| (ECE, Naeini et al., AAAI 2015).
+class CalibrationCurve(NamedTuple):
+    """By bucket of equal weight, in the order of the prediction: [CALIBRATION_BUCKETS] each, or fewer."""
 
-    `calibrated` maps logits to probabilities.
-    """
+    weight: Tensor
+    predicted: Tensor
+    observed: Tensor
+
+
+def calibration_curve(histogram: Tensor, calibrated: Callable[[Tensor], Tensor] = torch.sigmoid) -> CalibrationCurve:
+    """Mean predictions and shares of positives; `calibrated` maps logits to probabilities."""
+    histogram = histogram.double()
     weight = histogram.sum(0)
-    total = weight.sum()
-    if total == 0:
-        return math.nan
-    gaps = calibrated(bin_logits(histogram.device)) * weight - histogram[1]
-    middle = (weight.cumsum(0) - weight / 2) / total
+    predicted = calibrated(bin_logits(histogram.device)) * weight
+    middle = (weight.cumsum(0) - weight / 2) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
     bucket = (middle * CALIBRATION_BUCKETS).long().clamp(max=CALIBRATION_BUCKETS - 1)
-    per_bucket = torch.zeros(CALIBRATION_BUCKETS, dtype=gaps.dtype, device=gaps.device).index_add_(0, bucket, gaps)
-    return (per_bucket.abs().sum() / total).item()
+    sums = torch.zeros(3, CALIBRATION_BUCKETS, dtype=weight.dtype, device=weight.device)
+    sums.index_add_(1, bucket, torch.stack([weight, predicted, histogram[1]]))
+    weight, predicted, observed = sums[:, sums[0] > 0]
+    return CalibrationCurve(weight, predicted / weight, observed / weight)
+
+
+def calibration_error(histogram: Tensor, calibrated: Callable[[Tensor], Tensor] = torch.sigmoid) -> float:
+    """Mean over buckets of equal weight of |mean prediction - share of positives| (ECE, Naeini et al., AAAI 2015)."""
+    weight, predicted, observed = calibration_curve(histogram, calibrated)
+    return ratio(((predicted - observed).abs() * weight).sum().item(), weight.sum().item())
 
 
 def ratio(numerator: float, denominator: float) -> float:

@@ -7,6 +7,7 @@ and task, and every rank gets all ranks'.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch.distributed as dist
@@ -36,10 +37,26 @@ class GroupedAUC:
         return grouped_auc(*rows_of_all_ranks(rows["group"], rows["score"], rows["target"]))
 
 
+class GroupAUCs(NamedTuple):
+    """[groups] each: AUC is NaN in a group that has one label only."""
+
+    ids: np.ndarray
+    auc: np.ndarray
+    rows: np.ndarray
+    positives: np.ndarray
+
+
 def grouped_auc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> float:
+    """[N] each. The mean by rows of the groups that have both labels."""
+    found = auc_of_groups(groups, scores, targets)
+    both = ~np.isnan(found.auc)
+    return float(np.average(found.auc[both], weights=found.rows[both])) if both.any() else math.nan
+
+
+def auc_of_groups(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> GroupAUCs:
     """[N] each. Equal scores within a group count one half."""
     if not len(groups):
-        return math.nan
+        return GroupAUCs(groups, np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
     order = np.lexsort((scores, groups))
     groups, scores, targets = groups[order], scores[order], targets[order].astype(np.float64)
     starts = np.concatenate([[True], groups[1:] != groups[:-1]])
@@ -51,9 +68,8 @@ def grouped_auc(groups: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> 
     negatives = rows - positives
     above = np.bincount(group, rank * targets) - positives * (positives + 1) / 2
     both = (positives > 0) & (negatives > 0)
-    if not both.any():
-        return math.nan
-    return float(np.average(above[both] / (positives[both] * negatives[both]), weights=rows[both]))
+    auc = np.divide(above, positives * negatives, out=np.full(len(rows), np.nan), where=both)
+    return GroupAUCs(groups[starts], auc, rows, positives.astype(np.int64))
 
 
 def rows_of_all_ranks(*columns: np.ndarray) -> tuple[np.ndarray, ...]:

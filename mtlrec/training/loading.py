@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from mtlrec.config import JobConfig
 from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import list_row_groups
+from mtlrec.data.dataset import Reader, list_row_groups
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.training.telemetry import say
 
 
 def loader_of(
-    job: JobConfig, split: str, ranks: Ranks, training: bool = False, trained_on: Mapping[str, str] | None = None
+    job: JobConfig,
+    split: str,
+    ranks: Ranks,
+    training: bool = False,
+    trained_on: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
 ) -> Loader:
     """The rank's rows of train, valid or test: shuffled for training, else in the files' order. Collective.
+
+    `keep` names columns that blocks have as Arrow too.
 
     Raises DataError where files are missing or broken, or their ids are others than those of `trained_on`.
     """
@@ -26,9 +33,8 @@ def loader_of(
     if not patterns:
         raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
     columns = on_first_rank(ranks, lambda: Columns.of(job, with_groups=not training))
-    dataset = on_first_rank(
-        ranks, lambda: list_row_groups(data.root, patterns, columns.readers, data.on_error, data.retries)
-    )
+    readers: dict[str, list[Reader]] = {column: [] for column in keep} | columns.readers
+    dataset = on_first_rank(ranks, lambda: list_row_groups(data.root, patterns, readers, data.on_error, data.retries))
     return Loader(
         data,
         dataset,
@@ -39,6 +45,7 @@ def loader_of(
         seed=job.train.seed,
         pin_memory=ranks.device.type == "cuda",
         say=say,
+        keep=keep,
         trained_on=trained_on,
     )
 

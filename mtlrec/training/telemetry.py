@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Table
@@ -100,13 +101,24 @@ class Telemetry:
         else:
             say(line)
 
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """To TensorBoard alone; what is not finite is left out."""
+        if not self.active:
+            return
+        for key, value in values.items():
+            if math.isfinite(value):
+                self._board.add_scalar(key, value, step)
+
+    def image(self, step: int, key: str, pixels: np.ndarray) -> None:
+        """[H, W, 3] uint8, to TensorBoard."""
+        if self.active:
+            self._board.add_image(key, pixels, step, dataformats="HWC")
+
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(jsonable(record)) + "\n")
         self._file.flush()
-        kind = record["kind"]
-        for key, value in record.items():
-            if key not in ("step", "kind") and math.isfinite(value):
-                self._board.add_scalar(f"{kind}/{key}", value, record["step"])
+        step, kind = record["step"], record["kind"]
+        self.scalars(step, {f"{kind}/{key}": value for key, value in record.items() if key not in ("step", "kind")})
 
 
 def _open_log(path: Path, start_step: int, last_step: int) -> Any:
@@ -141,6 +153,8 @@ def jsonable(value: Any) -> Any:
     """NaN and infinity become null: JSON has neither."""
     if isinstance(value, Mapping):
         return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader, check_inputs
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.models.train_module import StepOutput
+from mtlrec.training.board import write_diagnosis
 from mtlrec.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -24,6 +26,7 @@ from mtlrec.training.checkpoint import (
     load_tensors,
     read_job_state,
 )
+from mtlrec.training.diagnosis import diagnose_batches
 from mtlrec.training.evaluate import evaluate
 from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.metrics import Metrics
@@ -46,6 +49,7 @@ class Trainer:
         self.job, self.run, self.ranks = job, run, ranks
         self.loader = loader_of(job, "train", ranks, training=True)
         self.step, self.position, self._saved_step = 0, Position(), -1
+        self._looked_at: Batch | None = None
         evaluated = [split for split in ("valid", "test") if getattr(job.data, split)]
         self.evaluation_loaders = {
             split: loader_of(job, split, ranks, trained_on=self.loader.inputs) for split in evaluated
@@ -168,6 +172,7 @@ class Trainer:
                 self._epoch(telemetry)
             self._batches.close()
             self.pipeline.detach()
+            self._look_inside(telemetry)
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
         best = self.checkpoints.best() if self.ranks.is_first and self.job.train.keep_best else None
         if best is not None:
@@ -228,13 +233,17 @@ class Trainer:
         saves = (
             _due(step, train.checkpoint_every, epoch_ends) or job_ends or (evaluates and train.keep_best is not None)
         )
+        looks = train.diagnose_every > 0 and step % train.diagnose_every == 0 and not job_ends
         with clock.paused():
             if evaluates or saves:
                 self.model.average_running_statistics()
             if saves:  # first: a fault in the valid split must not cost what was trained
                 self._save()
-            if evaluates:
+            if evaluates or looks:
                 self.pipeline.detach()
+            if looks:
+                self._look_inside(telemetry)
+            if evaluates:
                 self._evaluate("valid", telemetry)
 
     def _evaluates(self) -> bool:
@@ -250,6 +259,17 @@ class Trainer:
             self.checkpoints.evaluated(self.step, metrics)
         telemetry.evaluation(self.step, split, metrics)  # last: a resume looks there whether it was done
         return metrics
+
+    def _look_inside(self, telemetry: Telemetry) -> None:
+        """Collective. What `mtlrec diagnose` shows, of one batch a rank, to TensorBoard; training is as without it."""
+        if not self.job.train.diagnose_every or "valid" not in self.evaluation_loaders:
+            return
+        if self._looked_at is None:
+            with closing(self.evaluation_loaders["valid"].epoch()) as batches:
+                self._looked_at = next(batches)
+        found = diagnose_batches(self.model, [self._looked_at], self.job, self.ranks)
+        if self.ranks.is_first:
+            write_diagnosis(telemetry, self.step, found)
 
     def _save_unless_done(self) -> None:
         if self._saved_step != self.step:

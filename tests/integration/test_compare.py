@@ -154,13 +154,16 @@ def result(click: float, ratio: float) -> Result:
 
 
 def test_the_learning_rates_with_the_best_mean_rank_are_chosen() -> None:
-    assert choose("ple", {0.3: result(0.70, 1.0), 1: result(0.72, 0.9), 3: result(0.71, 2.0)}) == 1
-    assert choose("ple", {0.3: result(0.73, 0.8), 1: result(0.72, 0.9)}) == 0.3
-    assert choose("ple", {0.3: result(0.73, 1.0), 1: result(0.72, 0.9)}) == 1, "of equals the nearest to 1"
+    assert choose("ple", {0.3: [result(0.70, 1.0)], 1: [result(0.72, 0.9)], 3: [result(0.71, 2.0)]}) == 1
+    assert choose("ple", {0.3: [result(0.73, 0.8)], 1: [result(0.72, 0.9)]}) == 0.3
+    assert choose("ple", {0.3: [result(0.73, 1.0)], 1: [result(0.72, 0.9)]}) == 1, "of equals the nearest to 1"
+    lucky = [result(0.80, 0.5), result(0.60, 1.5), result(0.60, 1.5)]
+    assert choose("ple", {0.3: lucky, 1: [result(0.70, 1.0)] * 3}) == 1, "the mean over seeds decides"
     one_class = float("nan")
-    assert choose("ple", {0.3: result(one_class, 0.8), 1: result(0.72, 0.9)}) == 0.3, "click has no say"
-    assert choose("ple", {0.3: result(one_class, one_class), 1: result(0.7, 0.9)}) == 1
+    assert choose("ple", {0.3: [result(one_class, 0.8)], 1: [result(0.72, 0.9)]}) == 0.3, "click has no say"
+    assert choose("ple", {0.3: [result(one_class, one_class)], 1: [result(0.7, 0.9)]}) == 1
     diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
-    assert choose("ple", {1: diverged, 0.3: result(0.5, 9.0)}) == 0.3
+    assert choose("ple", {1: [diverged], 0.3: [result(0.5, 9.0)]}) == 0.3
+    assert choose("ple", {1: [result(0.9, 0.1), diverged], 0.3: [result(0.5, 9.0)] * 2}) == 0.3, "one is enough"
     with pytest.raises(ValueError, match="ple: diverges at every learning rate: step 3"):
-        choose("ple", {1: diverged, 3: diverged})
+        choose("ple", {1: [result(0.9, 0.1), diverged], 3: [diverged, diverged]})

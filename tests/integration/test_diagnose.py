@@ -1,12 +1,17 @@
 """`mtlrec diagnose`: of a real run, against gradients and gates taken without it; it changes nothing."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec import layers
@@ -14,7 +19,7 @@ from mtlrec.config.file import job_of
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.loading import loader_of
 from mtlrec.training.sharded import load_run
-from tests.jobs import write_job
+from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import FUSIONS, write_toy
 
@@ -88,7 +93,7 @@ def test_it_changes_nothing_and_can_look_at_less(run: Path, capsys: pytest.Captu
         before = {name: tensor.clone() for name, tensor in model.module.module.model.over_arch.state_dict().items()}
         ids = next(iter(loader_of(job, "valid", ranks).epoch())).sparse
         looked_up = model.module.module.model.tables(ids).values().clone()
-        from mtlrec.analysis.diagnostics import diagnose_run
+        from mtlrec.training.diagnosis import diagnose_run
 
         balancing = model.loss.balancing
         found = diagnose_run(model, loader_of(job, "train", ranks), job, ranks, most_batches=2)
@@ -99,38 +104,108 @@ def test_it_changes_nothing_and_can_look_at_less(run: Path, capsys: pytest.Captu
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
+def test_tables_are_counted_and_measured(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = diagnosed(run, capsys)
+    table = pq.read_table(run.parent / "valid")
+    items = [*table["item_id"].to_pylist(), *(item for row in table["recent_items"].to_pylist() for item in row[-5:])]
+    ids = {"user": [user for user in table["user_id"].to_pylist() if user is not None], "item": items}
+    weights = final_tensors(run)
+    for use in found["tables"]:
+        mine = Counter(ids[use["name"]])
+        assert (use["rows"], use["lookups"], use["seen"]) == (
+            {"user": 50, "item": 40}[use["name"]],
+            len(ids[use["name"]]),
+            len(mine),
+        )
+        ((hottest, often),) = mine.most_common(1)  # a hundredth of so few rows is one
+        assert use["hot_share"] == pytest.approx(often / len(ids[use["name"]]))
+        norms = weights[f"model.model.tables.embedding_bags.{use['name']}.weight"].double().norm(dim=1)
+        assert use["hot_norm"] in [pytest.approx(norms[row].item(), rel=1e-4) for row, n in mine.items() if n == often]
+        rest = [row for row in mine if row != hottest]
+        if list(mine.values()).count(often) == 1:
+            assert use["seen_norm"] == pytest.approx(norms[rest].mean().item(), rel=1e-4)
+        unseen = [row for row in range(use["rows"]) if row not in mine]
+        assert (use["other_norm"] is None) == (not unseen)
+        assert use["drawn_norm"] == pytest.approx(0.05 * math.sqrt(8), rel=0.05)
+
+
+def test_calibration_curves_and_slices_are_of_the_rows(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = diagnosed(run, capsys, "--slice", "shown_like")
+    out = run.parent / "scores.parquet"
+    assert run_cli("predict", run, "--input", run.parent / "valid", "-o", out, "--raw") == 0
+    rows = pq.read_table(out)
+    clicks, scores = np.array(rows["is_click"], float), np.array(rows["pred_click"])
+    curve = found["curves"]["click"]
+    assert set(found["curves"]) == {"click", "buy", "like"}
+    assert sum(curve["rows"]) == pytest.approx(150)
+    assert curve["positives"] == clicks.sum()
+    assert curve["predicted"] == sorted(curve["predicted"])
+    assert np.dot(curve["predicted"], curve["rows"]) == pytest.approx(scores.sum(), rel=1e-3)
+    assert np.dot(curve["observed"], curve["rows"]) == pytest.approx(clicks.sum())
+    order = np.argsort(scores)
+    assert curve["observed"][0] == pytest.approx(clicks[order][: round(curve["rows"][0])].mean(), abs=0.15)
+    slices = found["slices"]
+    assert (slices["column"], slices["names"], slices["tasks"]) == ("shown_like", ["0", "1"], ["click", "buy", "like"])
+    for index, value in enumerate((0, 1)):
+        mine = np.array(rows["shown_like"]) == value
+        assert slices["rows"][index] == mine.sum()
+        assert slices["auc"][0][index] == pytest.approx(roc_auc_score(clicks[mine], scores[mine]), abs=1e-3)
+    assert slices["auc"][2][0] is None, "like has no rows where nothing was shown"
+
+
+def test_a_column_that_is_not_there_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run_cli("diagnose", run, "--slice", "city") == 2
+    assert "city" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert run_cli("diagnose", run, "--slice", "recent_items") == 2
+    assert "--slice recent_items: holds list" in capsys.readouterr().err
+
+
 def test_it_is_told_in_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("diagnose", run, "--split", "test") == 0
+    assert run_cli("diagnose", run, "--split", "test", "--slice", "price") == 0
     said = capsys.readouterr().out
     assert "level 1, 101 rows" in said
     assert "gradients of the tasks on the pooled embeddings" in said
+    assert "tables: what is looked up" in said
+    assert "predicted and observed shares of positives" in " ".join(said.split())
     assert run_cli("diagnose", run, "--split", "tset") == 2
     assert "--split tset: no such split" in capsys.readouterr().err
     assert run_cli("diagnose", run.parent) == 2
     assert "no run" in capsys.readouterr().err
 
 
-def _on_two_ranks(run: str, split: str, batch_size: int) -> Any:
-    from mtlrec.analysis.diagnostics import diagnose_run
+def _on_two_ranks(run: str, split: str, batch_size: int, slice_by: str | None = None) -> Any:
+    from mtlrec.training.diagnosis import diagnose_run
 
     job = job_of(Path(run))
     job = job.model_copy(update={"data": job.data.model_copy(update={"batch_size": batch_size})})
     with process_group("cpu") as ranks:
         model = load_run(job, Path(run), ranks)
-        return diagnose_run(model, loader_of(job, split, ranks), job, ranks)
+        keep = [slice_by] if slice_by else []
+        return diagnose_run(model, loader_of(job, split, ranks, keep=keep), job, ranks, slice_by=slice_by)
 
 
 @pytest.mark.distributed
 def test_two_ranks_see_what_one_does(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = diagnosed(run, capsys)
-    found, other = run_ranks(2, _on_two_ranks, str(run), "valid", 75)
-    assert found == other
+    one = diagnosed(run, capsys, "--slice", "shown_like")
+    found, other = run_ranks(2, _on_two_ranks, str(run), "valid", 75, "shown_like")
+    assert repr(found) == repr(other)  # a figure may be NaN
     assert found.rows == one["rows"]
     for level, alone in zip(found.levels, one["levels"], strict=True):
         np.testing.assert_allclose(level.gate, alone["gate"], atol=1e-6)
         np.testing.assert_allclose(level.norm, alone["norm"], rtol=1e-5)
     np.testing.assert_allclose(found.gradient_norm, one["gradient_norm"], rtol=1e-4)
     np.testing.assert_allclose(found.gradient_cosine, one["gradient_cosine"], atol=1e-4)
+    for use, alone in zip(found.tables, one["tables"], strict=True):
+        assert [use.name, use.rows, use.lookups, use.seen] == [
+            alone[key] for key in ("name", "rows", "lookups", "seen")
+        ]
+        assert use.hot_share == pytest.approx(alone["hot_share"])
+        assert use.seen_norm == pytest.approx(alone["seen_norm"], rel=1e-5)
+    for task, found_curve in found.curves.items():
+        np.testing.assert_allclose(found_curve.predicted, one["curves"][task]["predicted"], rtol=1e-3)
+    assert found.slices.rows == one["slices"]["rows"]
+    np.testing.assert_allclose(found.slices.auc[0], one["slices"]["auc"][0], atol=1e-6)
 
 
 @pytest.mark.distributed
@@ -142,3 +217,36 @@ def test_rows_that_fill_up_a_batch_count_nowhere(run: Path, capsys: pytest.Captu
     for level, alone in zip(found.levels, one["levels"], strict=True):
         np.testing.assert_allclose(level.gate, alone["gate"], atol=1e-6)
         np.testing.assert_allclose(level.zeros, alone["zeros"], atol=1e-6)
+
+
+def test_training_looks_inside_and_is_as_without(run: Path, tmp_path: Path) -> None:
+    """The same curve and weights, with dropout and a balancer that counts its steps; TensorBoard has the looks."""
+    root = run.parent
+    model = {"fusion": FUSIONS["ple"] | {"dropout": 0.2, "gate_dropout": 0.1, "norm": "layer"}}
+    loss = {"weighting": {"kind": "dwa", "every": 3}}
+    runs = {}
+    for every in (0, 4):
+        folder = tmp_path / f"every_{every}"
+        config = write_job(folder / "job.yaml", root, model=model, loss=loss, train={"diagnose_every": every})
+        assert run_cli("train", config, "-o", folder / "run") == 0
+        runs[every] = folder / "run"
+    assert curve(runs[0]) == curve(runs[4])
+    without, with_looks = (final_tensors(runs[every]) for every in (0, 4))
+    assert all(torch.equal(with_looks[name], value) for name, value in without.items() if "step" not in name)
+    events = EventAccumulator(str(runs[4]), size_guidance={"images": 0, "scalars": 0}).Reload()
+    steps = [event.step for event in events.Images("gates/level_1")]
+    last = curve(runs[4])[-1]["step"]
+    assert steps == [4, 8, 12, 16, last]
+    assert [event.step for event in events.Scalars("table_norm/user/hot")] == steps
+    assert {"gate_entropy/level_1/click", "gradient_cosine/click/buy"} <= set(events.Tags()["scalars"])
+    encoded = events.Images("gradients/cosines")[-1].encoded_image_string
+    assert encoded.startswith(b"\x89PNG")
+    assert EventAccumulator(str(runs[0])).Reload().Tags()["images"] == []
+
+
+def test_without_a_valid_split_nothing_is_looked_at(run: Path, tmp_path: Path) -> None:
+    config = write_job(
+        tmp_path / "job.yaml", run.parent, train={"diagnose_every": 1, "max_steps": 2}, data={"valid": []}
+    )
+    assert run_cli("train", config, "-o", tmp_path / "run") == 0
+    assert EventAccumulator(str(tmp_path / "run")).Reload().Tags()["images"] == []

@@ -1,5 +1,6 @@
 """The page of a comparison holds the numbers of `results.parquet`, and opens in a browser."""
 
+import math
 import re
 import shutil
 import statistics
@@ -14,14 +15,17 @@ import pytest
 from mtlrec.analysis.cells import Result
 from mtlrec.analysis.comparison import Comparison
 from mtlrec.analysis.contenders import contenders
-from mtlrec.analysis.diagnostics import Diagnosis, Level
 from mtlrec.analysis.report import answer, write_report
 from mtlrec.analysis.results import write_results
 from mtlrec.config.file import load_config
+from mtlrec.training.diagnosis import Curve, Diagnosis
+from mtlrec.training.level_sums import Level
+from mtlrec.training.slices import Slices
+from mtlrec.training.table_use import TableUse
 
 KINDS = ["single_task", "shared_bottom", "mmoe", "ple"]
 GAINS = {"single_task": 0.0, "shared_bottom": -0.01, "mmoe": 0.004, "ple": 0.012}
-SEEDS = 6
+SEEDS, TUNING_SEEDS = 6, 2
 AUC_TASKS = ["click", "long_view", "follow", "like"]
 
 
@@ -42,8 +46,11 @@ def comparison() -> Comparison:
     found = contenders(load_config("kuairand_ple", []), KINDS, match=None)
     factors = {"single_task": 1.0, "shared_bottom": 1.0, "mmoe": 1.0, "ple": 1.0}
     diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
-    tuning = {kind: {1.0: result(kind, 1.0, 0), 3.0: result(kind, 3.0, 0)} for kind in KINDS}
-    tuning["ple"][3.0] = diverged
+    tuning = {
+        kind: {factor: [result(kind, factor, seed) for seed in range(TUNING_SEEDS)] for factor in (1.0, 3.0)}
+        for kind in KINDS
+    }
+    tuning["ple"][3.0][1] = diverged
     results = {kind: [result(kind, 1.0, seed) for seed in range(SEEDS)] for kind in KINDS}
     return Comparison(found, list(range(SEEDS)), factors, tuning, results)
 
@@ -62,7 +69,13 @@ def diagnosis(kind: str) -> Diagnosis:
         norm=[1.0, 2.0],
         zeros=[0.5, 0.5],
     )
-    return Diagnosis(150, [level], ["click", "like"], [1.0, 2.0], [[1.0, -0.5], [-0.5, 1.0]])
+    table = TableUse(
+        "user", 200_000, 5_000, 3_000, 0.95, drawn_norm=0.2, hot_norm=0.8, seen_norm=0.5, other_norm=math.nan
+    )
+    curves = {"click": Curve([0.1, 0.4], [0.2, 0.6], [75.0, 75.0], 60), "like": Curve([0.1], [0.0], [150.0], 0)}
+    auc = [[0.61, 0.72], [math.nan, 0.65]]
+    slices = Slices("hour", ["0", "1"], [60, 90], ["click", "like"], auc, [[12, 20], [0, 9]])
+    return Diagnosis(150, [level], ["click", "like"], [1.0, 2.0], [[1.0, -0.5], [-0.5, 1.0]], [table], curves, slices)
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +138,8 @@ def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> N
     lines = answer(comparison)
     assert lines == [
         "ple has the best mean rank, 1.0 of 4 over 4 tasks.",
-        "ple is better than mmoe on all tasks.",
-        "ple is better than single_task on all tasks.",
+        "Worse somewhere, better nowhere: mmoe (click, long_view, like, watch_ratio), single_task (click, long_view, "
+        "like, watch_ratio), shared_bottom (click, long_view, like, watch_ratio).",
     ]
     assert page.words.index(lines[0]) < page.words.index("mean rank", page.words.index(lines[0]) + len(lines[0]))
     assert "feed <1>" in page.words, "names are text, not markup"
@@ -137,8 +150,10 @@ def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> N
 
 def test_it_needs_no_network_and_has_every_picture(page: Page) -> None:
     assert page.links == []
-    assert page.pictures == 1 + 4 + 2 * 2
-    assert page.words.count("expert expert 2 is dead") == 2
+    assert page.pictures == 1 + 4 + 2 * 4
+    assert page.words.count("dead, no gate gives it 1%: expert expert 2") == 2
+    assert page.words.count("table user: 95% of the lookups go to 1%") == 2
+    assert page.words.count("AUC within values of hour") == 2
     assert page.words.count("click and like pull the embeddings apart") == 2
 
 
@@ -151,7 +166,7 @@ def test_a_comparison_in_which_no_task_can_be_judged_says_so(comparison: Compari
         for kind, results in comparison.results.items()
     }
     none = Comparison(
-        comparison.contenders, comparison.seeds, comparison.factors, {k: {1.0: v[0]} for k, v in few.items()}, few
+        comparison.contenders, comparison.seeds, comparison.factors, {k: {1.0: v[:1]} for k, v in few.items()}, few
     )
     assert none.verdicts() == []
     write_report(none, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "few")
@@ -164,7 +179,7 @@ def test_a_task_of_one_class_is_shown_and_not_judged(comparison: Comparison, tmp
         kind: [Result({split: of | {"like": like} for split, of in one.metrics.items()}, 1.0) for one in results]
         for kind, results in comparison.results.items()
     }
-    tuning = {kind: {1.0: results[0]} for kind, results in without.items()}
+    tuning = {kind: {1.0: results[:1]} for kind, results in without.items()}
     found = Comparison(comparison.contenders, comparison.seeds, comparison.factors, tuning, without)
     assert found.judged == ["click", "long_view", "watch_ratio"]
     assert found.ranking()[0] == ("ple", 1.0)
@@ -190,5 +205,6 @@ def test_a_browser_opens_it_without_an_error(folder: Path, tmp_path: Path, schem
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     assert len(re.findall(r'<svg class="main-svg"[^>]*>', done.stdout)) >= 5
     gains, gates, cosines = 3 * 5, 2 * 2 + 2 * (2 * 2), 2 * (2 * 2)  # ple's gates with the residual too
-    assert done.stdout.count('class="heatmap-label"') == gains + gates + cosines
-    assert done.stdout.count('class="point"') >= 4 * 3
+    slices = 2 * 3  # a slice of one label has no figure
+    assert done.stdout.count('class="heatmap-label"') == gains + gates + cosines + slices
+    assert done.stdout.count('class="point"') >= 4 * 3 + 2 * 2  # nor has a share of zero a place on a logarithmic axis

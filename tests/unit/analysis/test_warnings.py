@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from mtlrec.analysis.diagnostics import Diagnosis, Level, expert_names, gate_names
 from mtlrec.analysis.warnings import warnings_of
 from mtlrec.config.file import load_config
+from mtlrec.training.diagnosis import Curve, Diagnosis
+from mtlrec.training.level_sums import Level, expert_names, gate_names
+from mtlrec.training.table_use import TableUse
 
 LEVEL = Level(
     name="level 1",
@@ -21,11 +23,20 @@ LEVEL = Level(
     norm=[1.0, 2.0, 3.0],
     zeros=[0.4, 0.5, 0.6],
 )
-FINE = Diagnosis(100, [LEVEL], ["click", "like"], [1.0, 2.0], [[1.0, 0.3], [0.3, 1.0]])
+USER = TableUse("user", 200_000, 5_000, 3_000, 0.5, drawn_norm=0.2, hot_norm=0.8, seen_norm=0.4, other_norm=9.0)
+FINE = Diagnosis(100, [LEVEL], ["click", "like"], [1.0, 2.0], [[1.0, 0.3], [0.3, 1.0]], [USER])
 
 
 def with_level(**changes: object) -> Diagnosis:
     return replace(FINE, levels=[replace(LEVEL, **changes)])  # type: ignore[arg-type]
+
+
+def with_table(**changes: object) -> Diagnosis:
+    return replace(FINE, tables=[replace(USER, **changes)])  # type: ignore[arg-type]
+
+
+def with_curve(predicted: list[float], observed: list[float], positives: int) -> Diagnosis:
+    return replace(FINE, curves={"click": Curve(predicted, observed, [500.0, 500.0], positives)})
 
 
 def test_a_healthy_model_earns_none() -> None:
@@ -36,16 +47,27 @@ def test_a_healthy_model_earns_none() -> None:
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (with_level(gate=[[0.695, 0.005, 0.3], [0.695, 0.005, 0.3]]), ["expert like is dead", "gate_dropout"]),
-        (with_level(gate=[[0.68, 0.02, 0.3], [0.68, 0.02, 0.3]]), ["expert like is nearly dead, 2.0% at most"]),
-        (with_level(zeros=[0.95, 0.5, 0.5]), ["95% of the outputs of expert click are zero", "silu"]),
-        (with_level(peaked=[0.8, 0.1]), ["in 80% of rows the gate of click gives one expert (mostly click)"]),
-        (with_level(entropy=[0.9, 0.999]), ["the gate of like weighs all experts alike"]),
+        (
+            with_level(gate=[[0.695, 0.005, 0.3], [0.695, 0.005, 0.3]]),
+            ["level 1: dead, no gate gives it 1%: expert like: it costs", "gate_dropout"],
+        ),
+        (with_level(gate=[[0.68, 0.02, 0.3], [0.68, 0.02, 0.3]]), ["nearly dead: expert like (2.0% at most); gate"]),
+        (with_level(zeros=[0.95, 0.5, 0.97]), ["all zero: experts click (95%), shared (97%): its ReLUs", "silu"]),
+        (
+            with_level(peaked=[0.8, 0.7]),
+            ["more than 0.9 in most rows", "click (mostly click, 80%), like (mostly like, 70%); gate_dropout"],
+        ),
+        (with_level(entropy=[0.9, 0.999]), ["gates that weigh all experts alike: like: the experts"]),
         (with_level(norm=[1.0, 2.0, 30.0]), ["expert shared are 30 times as long as those of click", "norm: layer"]),
         (
             with_level(gate=[[0.5, 0.495, 0.005], [0.4, 0.3, 0.3]]),
-            ["click takes 0.5% from the shared experts: it learns alone"],
+            ["take next to nothing from the shared experts, and learn alone: click (0.5%); fewer"],
         ),
+        (with_table(hot_share=0.95), ["table user: 95% of the lookups go to 1% of its 200,000 rows", "fused_uvm_cach"]),
+        (with_table(hot_norm=2.2), ["many times as long as they were drawn: user (11 times)", "optim.sparse.lr"]),
+        (with_table(seen_norm=2.2, hot_norm=math.nan), ["user (11 times)"]),
+        (with_curve([0.1, 0.5], [0.1, 0.35], 250), ["click: 1.33 positives are predicted for each", "--calibrate"]),
+        (with_curve([0.1, 0.3], [0.1, 0.45], 250), ["click: 0.73 positives are predicted for each"]),
         (replace(FINE, gradient_norm=[1.0, 20.0]), ["the gradients of like", "20 times those of click"]),
         (replace(FINE, gradient_cosine=[[1, -0.4], [-0.4, 1]]), ["click and like pull", "cosine -0.40", "pcgrad"]),
     ],
@@ -64,6 +86,11 @@ def test_a_warning_names_what_is_wrong_and_the_option(found: Diagnosis, words: l
         with_level(norm=[0.0, 2.0, 3.0]),
         replace(FINE, gradient_norm=[1.0, 10.0], gradient_cosine=[[1, -0.1], [-0.1, 1]]),
         replace(FINE, gradient_norm=[0.0, 10.0], gradient_cosine=[[math.nan] * 2] * 2),
+        with_table(hot_share=0.9, hot_norm=2.0, seen_norm=2.0),
+        with_table(hot_share=0.95, rows=99_999),
+        with_table(hot_share=math.nan, hot_norm=math.nan, seen_norm=math.nan, lookups=0, seen=0),
+        with_curve([0.1, 0.5], [0.1, 0.41], 250),
+        with_curve([0.1, 0.5], [0.1, 0.2], 199),
     ],
 )
 def test_what_only_just_passes_earns_none(found: Diagnosis) -> None:

@@ -1,0 +1,147 @@
+"""What a trained model does on real rows: its gates and experts, its tasks' gradients, its tables, its probabilities.
+
+Training looks at one batch now and then (`Watch`), `mtlrec diagnose` and a comparison's report at a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import torch
+
+from mtlrec.batch import Batch
+from mtlrec.config import JobConfig
+from mtlrec.data.collate import rows_of
+from mtlrec.data.loader import Loader
+from mtlrec.distributed.process_group import Ranks
+from mtlrec.layers import diagnose
+from mtlrec.models.train_module import StepOutput
+from mtlrec.training.binary_metrics import BinaryTally, calibration_curve, sum_over_ranks
+from mtlrec.training.level_sums import Level, LevelSums, levels_of
+from mtlrec.training.metrics import TaskMetrics
+from mtlrec.training.sharded import ShardedModel, autocast
+from mtlrec.training.slices import SliceRows, Slices
+from mtlrec.training.table_use import LookupCounts, TableUse, table_uses
+from mtlrec.training.task_gradients import TaskGradients, in_place_of_balancing, probe
+from mtlrec.training.telemetry import watched
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Of p(task) over all impressions, in buckets of as many rows each, in the order of the prediction.
+
+    Attributes:
+        predicted: mean probabilities
+        observed: shares of positives
+        rows: of each bucket
+        positives: of all buckets together
+    """
+
+    predicted: list[float]
+    observed: list[float]
+    rows: list[float]
+    positives: int
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Of `rows` rows.
+
+    Attributes:
+        levels: of the fusion layer, in order; none where it has no gates
+        tasks: names, T of them
+        gradient_norm: [T], of each task's weighted loss with respect to the pooled embeddings, the root of its mean
+            square over batches
+        gradient_cosine: [T][T], between these gradients, over all batches together; NaN for a task without rows
+        tables: what is looked up in each
+        curves: of each binary task; not of training's looks
+        slices: of the column that was asked for, if one was
+    """
+
+    rows: int
+    levels: list[Level]
+    tasks: list[str]
+    gradient_norm: list[float]
+    gradient_cosine: list[list[float]]
+    tables: list[TableUse]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    slices: Slices | None = None
+
+
+def diagnose_run(
+    model: ShardedModel,
+    loader: Loader,
+    job: JobConfig,
+    ranks: Ranks,
+    most_batches: int | None = None,
+    slice_by: str | None = None,
+) -> Diagnosis:
+    """Collective. Looks at a split's rows, or its first batches; the model is left as it was, its tables too.
+
+    `slice_by` is a column that the loader keeps.
+    """
+    steps = loader.steps_per_epoch if most_batches is None else min(most_batches, loader.steps_per_epoch)
+    slices = SliceRows(slice_by, job) if slice_by else None
+    metrics = TaskMetrics(
+        [task.name for task in job.tasks],
+        [task.kind for task in job.tasks],
+        [task.given is not None for task in job.tasks],
+        ranks.device,
+    )
+    shown: list[pa.Table] = []
+
+    def batches() -> Iterator[Batch]:
+        cuts = loader.cuts()
+        for _, (of_batch, size) in zip(range(steps), watched(cuts, steps, "diagnose", ranks.is_first), strict=False):
+            if slices:
+                shown[:] = [rows_of(of_batch)]
+            yield loader.batch(of_batch, size)
+
+    def add(step: StepOutput) -> None:
+        metrics.update(step)
+        if slices:
+            slices.add(shown[0][slice_by], step)
+
+    found = diagnose_batches(model, batches(), job, ranks, add)
+    curves = {task.name: _curve(metrics.predicted(index)) for index, task in enumerate(job.tasks) if task.is_binary}
+    return replace(found, curves=curves, slices=slices.compute() if slices else None)
+
+
+def diagnose_batches(
+    model: ShardedModel,
+    batches: Iterable[Batch],
+    job: JobConfig,
+    ranks: Ranks,
+    after_batch: Callable[[StepOutput], None] = lambda step: None,
+) -> Diagnosis:
+    """Collective; every rank brings as many batches."""
+    network, gradients, lookups = model.module.module.model, TaskGradients(len(job.tasks)), LookupCounts(job)
+    sums: dict[str, LevelSums] = {}
+    rows = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    training = network.training
+    network.eval()
+    try:
+        with in_place_of_balancing(model, gradients), torch.no_grad():
+            for batch in batches:
+                batch = batch.to(ranks.device)
+                real = batch.weights > 0
+                rows += real.sum()
+                with autocast(job, ranks.device):
+                    for name, seen in diagnose(network, batch.dense, batch.sparse).items():
+                        sums.setdefault(name, LevelSums(seen)).add(seen, real)
+                    after_batch(probe(model, batch))
+                lookups.add(batch.sparse)
+                ranks.liveness.tick()
+        uses = table_uses(network.tables, lookups, job, ranks)
+    finally:
+        network.train(training)
+    norms, cosines = gradients.compute()
+    total = int(sum_over_ranks(rows).item())
+    return Diagnosis(total, levels_of(sums, job), [task.name for task in job.tasks], norms, cosines, uses)
+
+
+def _curve(tally: BinaryTally) -> Curve:
+    weight, predicted, observed = calibration_curve(tally.histogram_of_rows())
+    return Curve(predicted.tolist(), observed.tolist(), weight.tolist(), int(tally.totals[1].item()))

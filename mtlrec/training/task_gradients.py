@@ -1,0 +1,69 @@
+"""The gradients of the tasks' losses with respect to the pooled embeddings: how large, and whether they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from mtlrec.batch import Batch
+from mtlrec.losses.balancing import Balancing, Totals
+from mtlrec.models.train_module import StepOutput
+from mtlrec.training.binary_metrics import sum_over_ranks
+from mtlrec.training.sharded import ShardedModel
+
+
+class TaskGradients(Balancing):
+    """Stands in for the loss's balancing; weighs nothing, keeps the inner products of the gradients, summed over
+    batches."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.gram = torch.zeros(tasks, tasks, dtype=torch.float64)
+        self.batches = 0
+
+    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> tuple[float, float]:
+        assert pooled is not None
+        rows = []
+        for part in parts:
+            (gradient,) = torch.autograd.grad(part, pooled, retain_graph=True)
+            rows.append(gradient.double().flatten())
+        gradients = torch.stack(rows)
+        self.gram = self.gram.to(gradients.device) + gradients @ gradients.T
+        self.batches += 1
+        return 1.0, 0.0
+
+    def compute(self) -> tuple[list[float], list[list[float]]]:
+        """Collective. Norms [T], the root of the mean square over batches, and cosines [T][T]."""
+        gram = sum_over_ranks(self.gram)
+        squares = gram.diagonal()
+        norms = (squares / max(1, self.batches)).sqrt()
+        return norms.tolist(), (gram / squares.sqrt().outer(squares.sqrt())).tolist()
+
+
+@contextmanager
+def in_place_of_balancing(model: ShardedModel, gradients: TaskGradients) -> Iterator[None]:
+    loss, balancing, training = model.loss, model.loss.balancing, model.loss.training
+    loss.balancing = gradients
+    loss.train()  # what a head adds to the losses in training belongs to them
+    try:
+        yield
+    finally:
+        loss.balancing = balancing
+        loss.train(training)
+
+
+def probe(model: ShardedModel, batch: Batch) -> StepOutput:
+    """Shows the loss the pooled embeddings as a leaf, so that nothing reaches the tables; returns what a step does."""
+    network = model.module.module.model
+    with torch.no_grad():
+        pooled = network.tables(batch.sparse)
+    with torch.enable_grad():
+        leaf = pooled.values().detach().requires_grad_()
+        shown = KeyedTensor(keys=pooled.keys(), length_per_key=pooled.length_per_key(), values=leaf)
+        outputs = network.over_arch(batch.dense, shown, batch.sparse)
+        _, report = model.loss(outputs, batch.labels, batch.label_mask, batch.weights, leaf)
+    return StepOutput(outputs.detach(), report, batch.origin, batch.groups)
