@@ -99,6 +99,7 @@ def compare(
     from mtlrec.analysis.comparison import compare as run
     from mtlrec.analysis.contenders import contenders
     from mtlrec.analysis.latency import latency_ms
+    from mtlrec.analysis.markdown import write_markdown
     from mtlrec.analysis.report import write_report
     from mtlrec.analysis.results import write_results
     from mtlrec.training.telemetry import jsonable
@@ -114,6 +115,7 @@ def compare(
     first = {one.name: cells.run_of(one.name, comparison.factors[one.name], 0) for one in found}
     diagnoses = {name: _diagnosed(run, "valid", BATCHES, slice_by) for name, run in first.items()}
     write_report(comparison, latency, output / "report.html", job.name, diagnoses)
+    write_markdown(comparison, output / "report.md", job.name)
     if as_json:
         print(json.dumps(jsonable(summary(comparison))))
         return
@@ -299,7 +301,9 @@ def ranking_table(comparison: Comparison) -> Table:
     title = f"mean of {seeds} seeds on the test split; {over}"
     few = comparison.undecidable
     caption = f"undecidable, few positives: {', '.join(few)}" if few else None
-    table = Table("mean rank", "", "parameters", "samples/s", title=title, caption=caption)
+    table = Table("mean rank", title=title, caption=caption)
+    for column in ("", "parameters", "samples/s"):
+        table.add_column(column, no_wrap=True)
     for task, metric in comparison.tasks.items():
         table.add_column(f"{task}, {metric}", justify="right")
     by_name = {one.name: one for one in comparison.contenders}

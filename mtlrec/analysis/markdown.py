@@ -1,0 +1,59 @@
+"""A comparison as a page of text, for a pull request or a repository: what the report's first screen says."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+from mtlrec.analysis.comparison import Comparison
+from mtlrec.analysis.report import answer
+
+
+def write_markdown(comparison: Comparison, path: Path, title: str) -> None:
+    """`path` has its name only when it is whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("\n".join(_lines(comparison, title)) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _lines(comparison: Comparison, title: str) -> Iterator[str]:
+    seeds = len(comparison.seeds)
+    yield f"# {title}: {len(comparison.contenders)} architectures, {seeds} seed{'s' if seeds > 1 else ''} each\n"
+    yield from answer(comparison)
+    yield ""
+    yield from _ranking(comparison)
+    yield (
+        "\nMean and standard deviation over the seeds on the test split; in brackets the gain over "
+        f"{comparison.baseline}, better above 0, with its 95 % interval, paired by seed; a star where that leaves 0 out."
+    )
+    if comparison.undecidable:
+        yield f"Not judged, for too few positives there: {', '.join(comparison.undecidable)}."
+    yield "\n| | parameters | MFLOP a row | samples/s | learning rates |\n|---|---|---|---|---|"
+    for name, _ in comparison.ranking():
+        (contender,) = (one for one in comparison.contenders if one.name == name)
+        rate = statistics.mean(result.samples_per_s for result in comparison.results[name])
+        size = f"{contender.capacity.parameters:,} | {contender.capacity.flops / 1e6:.3f}"
+        yield f"| {name} | {size} | {rate:,.0f} | x{comparison.factors[name]:g} |"
+    if verdicts := comparison.verdicts():
+        yield "\n## Pair by pair\n"
+        yield from (f"- {verdict.text}" for verdict in verdicts)
+
+
+def _ranking(comparison: Comparison) -> Iterator[str]:
+    columns = ["mean rank", "", *(f"{task}, {metric}" for task, metric in comparison.tasks.items())]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for name, rank in comparison.ranking():
+        cells = [_cell(comparison, name, task) for task in comparison.tasks]
+        yield f"| {' | '.join([f'{rank:.1f}' if comparison.judged else '', name, *cells])} |"
+
+
+def _cell(comparison: Comparison, name: str, task: str) -> str:
+    values = comparison.values(name, task)
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    mean = f"{statistics.mean(values):.4f}{deviation}"
+    if name == comparison.baseline:
+        return mean
+    found = comparison.gain(name, task)
+    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f}{'*' if found.sign else ''})"
