@@ -25,7 +25,7 @@ def _lines(comparison: Comparison, title: str) -> Iterator[str]:
     yield from _ranking(comparison)
     yield (
         "\nMean and standard deviation over the seeds on the test split; in brackets the gain over "
-        f"{comparison.baseline}, better above 0, with its 95 % interval, paired by seed; a star where that leaves 0 out."
+        f"{comparison.baseline}, better above 0, with its 95 % interval, paired by seed; a star where 0 is outside."
     )
     if comparison.undecidable:
         yield f"Not judged, for too few positives there: {', '.join(comparison.undecidable)}."

@@ -15,6 +15,7 @@ import pytest
 from mtlrec.analysis.cells import Result
 from mtlrec.analysis.comparison import Comparison
 from mtlrec.analysis.contenders import contenders
+from mtlrec.analysis.markdown import write_markdown
 from mtlrec.analysis.report import answer, write_report
 from mtlrec.analysis.results import write_results
 from mtlrec.config.file import load_config
@@ -84,6 +85,7 @@ def folder(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> 
     write_results(comparison, folder / "results.parquet")
     diagnoses = {kind: diagnosis(kind) for kind in ("mmoe", "ple")}
     write_report(comparison, dict.fromkeys(KINDS, 1.5), folder / "report.html", "feed <1>", diagnoses)
+    write_markdown(comparison, folder / "report.md", "feed")
     return folder
 
 
@@ -148,6 +150,21 @@ def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> N
     assert page.words.count("diverged") == len(comparison.tasks)
 
 
+def test_its_text_has_the_same_figures(folder: Path, page: Page, comparison: Comparison) -> None:
+    text = (folder / "report.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    ranking = {row[1]: row[2:] for row in rows if len(row) == 2 + len(comparison.tasks)}
+    for name, means in page.means.items():
+        assert [float(cell.split()[0]) for cell in ranking[name]] == pytest.approx(means, abs=5e-5)
+    deviation = statistics.stdev(comparison.values("ple", "click"))
+    gain = comparison.gain("ple", "click")
+    assert f" ± {deviation:.4f} ({gain.mean:+.4f} ± {gain.half_width:.4f}*)" in ranking["ple"][0]
+    assert "(" not in ranking["single_task"][0]
+    for line in [*answer(comparison), *(f"- {verdict.text}" for verdict in comparison.verdicts())]:
+        assert line in text.splitlines()
+    assert "Not judged, for too few positives there: follow." in text
+
+
 def test_it_needs_no_network_and_has_every_picture(page: Page) -> None:
     assert page.links == []
     assert page.pictures == 1 + 4 + 2 * 4
@@ -170,6 +187,8 @@ def test_a_comparison_in_which_no_task_can_be_judged_says_so(comparison: Compari
     )
     assert none.verdicts() == []
     write_report(none, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "few")
+    write_markdown(none, tmp_path / "report.md", "few")
+    assert "Nothing is judged" in (tmp_path / "report.md").read_text()
     assert "Nothing is judged" in (tmp_path / "report.html").read_text()
 
 
