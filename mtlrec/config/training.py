@@ -68,7 +68,7 @@ class TrainConfig(Strict):
     )
     log_every: PositiveInt = 50
     diagnose_every: int = Field(
-        1000,
+        2000,
         ge=0,
         description="steps between looks into gates, experts, gradients and tables for TensorBoard, on the first batch "
         "of the valid split; one more after the last step; 0: none",

@@ -1,0 +1,87 @@
+"""What does a look inside cost? What `train.diagnose_every` adds to training, over the steps between two looks.
+
+    python benchmarks/looks.py --out benchmarks/results/looks.json
+
+Random batches of each recipe, in one process; a round is `--steps` steps, then what the trainer does for a look: the
+pipeline detached, the model diagnosed on a batch, figures and heatmaps written to TensorBoard, and the pipeline filled
+anew by the step that follows. A figure is the median over rounds; the share is a look's, in steps of its round, over
+the steps that the default leaves between two.
+"""
+
+import argparse
+import itertools
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import trials
+
+from mtlrec.cli import quiet_libraries
+from mtlrec.config import TrainConfig
+from mtlrec.config.file import load_config
+from mtlrec.data.random_batches import random_batches
+from mtlrec.distributed.process_group import process_group
+from mtlrec.training.board import write_diagnosis
+from mtlrec.training.diagnosis import diagnose_batches
+from mtlrec.training.step import TrainingStep
+from mtlrec.training.telemetry import Telemetry
+
+EVERY = TrainConfig().diagnose_every
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--recipe", nargs="+", default=["feed_shared_bottom", "feed_mmoe", "feed_ple", "kuairand_adatt"]
+    )
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    quiet_libraries()
+    cells = {recipe: measure(recipe, options.steps, options.rounds) for recipe in options.recipe}
+    hardware = f"{trials.processor()}, {torch.get_num_threads()} threads"
+    command = shlex.join(["python", "benchmarks/looks.py", *sys.argv[1:]])
+    if options.out:
+        trials.write({"command": command, "hardware": hardware, "cells": cells}, options.out)
+    print(f"{hardware}, a look every {EVERY} steps\n\n| recipe | a step, ms | a look, in steps | of training |")
+    print("|---|--:|--:|--:|")
+    for recipe, cell in cells.items():
+        print(f"| {recipe} | {cell['step_ms']:.1f} | {cell['look_in_steps']:.1f} | {cell['share']:.2%} |")
+
+
+def measure(recipe: str, steps: int, rounds: int) -> dict[str, Any]:
+    job = load_config(recipe, ["train.device=cpu"])
+    with process_group("cpu") as ranks, tempfile.TemporaryDirectory() as folder:
+        step = TrainingStep(job, ranks, 10_000, EVERY)
+        made = random_batches(job, 8, seed=0)
+        batches = itertools.cycle(made)
+        step_ms, looks = [], []
+        with Telemetry(Path(folder), EVERY, 0, active=True) as telemetry:
+            for number in range(rounds + 1):  # the first warms up
+                started = time.perf_counter()
+                for _ in range(steps):
+                    step(batches, number)
+                seconds = (time.perf_counter() - started) / steps
+                started = time.perf_counter()
+                step.pipeline.detach()
+                write_diagnosis(telemetry, number, diagnose_batches(step.model, made[:1], job, ranks))
+                step(batches, number)
+                looks.append((time.perf_counter() - started) / seconds - 1)
+                step_ms.append(1000 * seconds)
+    look = statistics.median(looks[1:])
+    return {
+        "step_ms": round(statistics.median(step_ms[1:]), 2),
+        "look_in_steps": round(look, 2),
+        "look_in_steps_all": [round(one, 2) for one in looks[1:]],
+        "share": round(look / EVERY, 5),
+    }
+
+
+if __name__ == "__main__":
+    main()

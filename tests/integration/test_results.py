@@ -1,0 +1,71 @@
+"""The published comparisons: their pages open in a browser, and say what their tables hold."""
+
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.browser import contrast, needs_browser, opened
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+FUSIONS = {
+    "single_task",
+    "shared_bottom",
+    "asymmetric",
+    "cross_stitch",
+    "customized",
+    "mmoe",
+    "ple",
+    "adatt_sp",
+    "adatt",
+}
+
+
+@pytest.mark.parametrize("dataset", ["census", "kuairand"])
+def test_the_pages_means_are_those_of_the_table(dataset: str) -> None:
+    page = (RESULTS / dataset / "report.html").read_text()
+    columns = pq.read_table(RESULTS / dataset / "results.parquet").to_pydict()
+    names, tasks, metrics, splits, seeds, values, chosen = (
+        np.array(columns[key]) for key in ("contender", "task", "metric", "split", "seed", "value", "chosen")
+    )
+    judged = chosen & (splits == "test")
+    assert set(names) == FUSIONS
+    heading = page[page.index('<table id="ranking">') : page.index("</thead>", page.index('<table id="ranking">'))]
+    shown = re.findall(r"<th>(\w+)<br>(\w+)</th>", heading)
+    assert {task for task, _ in shown} == set(tasks)
+    rows = re.findall(r'<tr data-contender="(\w+)">(.*?)</tr>', page, re.DOTALL)
+    assert {name for name, _ in rows} == FUSIONS
+    for name, cells in rows:
+        means = [float(mean) for mean in re.findall(r'data-mean="([^"]+)"', cells)]
+        for (task, metric), mean in zip(shown, means, strict=True):
+            mine = judged & (names == name) & (tasks == task) & (metrics == metric)
+            assert len(set(seeds[mine])) == mine.sum() >= 10
+            assert mean == pytest.approx(values[mine].mean(), abs=1e-12)
+            assert f">{values[mine].mean():.4f}<" in cells
+
+
+@pytest.mark.parametrize("dataset", ["census", "kuairand"])
+def test_every_architecture_has_the_same_size(dataset: str) -> None:
+    columns = pq.read_table(RESULTS / dataset / "results.parquet", columns=["contender", "parameters"]).to_pydict()
+    sizes = dict(zip(columns["contender"], columns["parameters"], strict=True))
+    assert max(sizes.values()) < 1.1 * min(sizes.values()), "within a twentieth of one size"
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["census", "kuairand"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it_at_1280_pixels(dataset: str, scheme: str, tmp_path: Path) -> None:
+    page = RESULTS / dataset / "report.html"
+    seen = opened(page, tmp_path, scheme)
+    assert seen.console == []
+    assert seen.plots == seen.drawn == page.read_text().count("plotly-graph-div") >= 1 + 9
+    assert seen.overflow == []
+    assert (sum(seen.page) > 3 * 128) == (scheme == "light")
+    assert min(contrast(colour, seen.page) for colour in (seen.text, *seen.labels)) > 4.5
+    words = unescape(re.sub(r"<[^>]+>", "", page.read_text()[page.read_text().index('<div class="answer">') :][:2000]))
+    assert "has the best mean rank" in words
+    assert seen.ranking_bottom < 900, "the answer and the ranking are the first screen"
