@@ -6,7 +6,8 @@ labels      [B, C]   float32, 0 where unknown              columns of `JobConfig
 label_mask  [B, C]   float32, 1 where the label is known   (null or NaN leaves the task's sample space)
 weights     [B]      float32, 0 for a padding row          ranks take equal batches; padding counts nowhere
 origin      str      the files the rows came from          for messages only
-groups      [B]      int64, or None                        `metrics.group_by`'s, where an evaluation wants it
+groups      [B]      int64, or None                        `metrics.group_by`'s, where an evaluation wants it; null
+                                                           is NO_GROUP
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
+
+NO_GROUP = -(2**63)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec import cli_analysis, cli_bench, cli_data, cli_score
+from mtlrec import cli_analysis, cli_bench, cli_data, cli_diagnose, cli_score
 from mtlrec.cli_score import Json, Set
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
@@ -45,7 +45,7 @@ app.command("bench", epilog="Example: mtlrec bench feed_ple --source random --wo
 app.command(
     "compare", epilog="Example: mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10"
 )(cli_analysis.compare)
-app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split valid")(cli_analysis.diagnose)
+app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split valid")(cli_diagnose.diagnose)
 app.command("evaluate", epilog="Example: mtlrec evaluate runs/census --split test --calibrate isotonic")(
     cli_score.evaluate
 )

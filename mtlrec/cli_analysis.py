@@ -1,14 +1,11 @@
-"""`mtlrec compare` and `mtlrec diagnose`: which architecture wins on one's own data, and what a model does inside."""
+"""`mtlrec compare`: which architecture wins on one's own data, by how much, and how sure that is."""
 
 from __future__ import annotations
 
 import json
-import math
-import operator
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +16,10 @@ from rich.live import Live
 from rich.table import Table
 
 from mtlrec.cli_data import wide_console
-from mtlrec.cli_score import Json, Run, Set, check_split
+from mtlrec.cli_diagnose import BATCHES, SliceBy, diagnosed
+from mtlrec.cli_score import Json, Set
 from mtlrec.config.errors import ConfigError
-from mtlrec.config.file import job_of, load_config
+from mtlrec.config.file import load_config
 
 if TYPE_CHECKING:
     from mtlrec.analysis.capacity import Measure
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from mtlrec.analysis.comparison import Comparison
     from mtlrec.analysis.contenders import Contender
     from mtlrec.training.diagnosis import Diagnosis
-    from mtlrec.training.slices import Slices
 
 
 class Match(StrEnum):
@@ -49,10 +46,6 @@ class Metric(StrEnum):
     ne = "ne"
 
 
-BATCHES = 50
-SliceBy = Annotated[
-    str | None, typer.Option("--slice", help="A column of the files: each task's AUC within its values.")
-]
 EVERY_FUSION = "single_task,shared_bottom,asymmetric,cross_stitch,customized,mmoe,ple,adatt_sp,adatt"
 
 
@@ -91,7 +84,9 @@ def compare(
     for split, files in (("valid", job.data.valid), ("test", job.data.test)):
         if not files:
             raise ConfigError(f"data.{split}: a comparison wants its files: the first chooses, the second judges")
-    factors = _numbers(learning_rates)
+    factors, fusions = _numbers(learning_rates), _words(fusion)
+    if not fusions:
+        raise ConfigError(f"--fusion: names no kind; there are {EVERY_FUSION}")
 
     import torch
 
@@ -102,20 +97,26 @@ def compare(
     from mtlrec.analysis.markdown import write_markdown
     from mtlrec.analysis.report import write_report
     from mtlrec.analysis.results import write_results
+    from mtlrec.training.slices import check_column
     from mtlrec.training.telemetry import jsonable
 
-    found = contenders(job, _words(fusion), _words(heads), _words(weighting), match.measure)
+    if slice_by is not None:
+        check_column(job, "valid", slice_by)
+    found = contenders(job, fusions, _words(heads), _words(weighting), match.measure)
     at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output}: is a file; name a folder")
     cells = Cells(output, found, at_a_time)
     tuning_seeds = min(tuning_seeds, seeds)
-    with Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
+    signal.signal(signal.SIGTERM, _interrupt)  # so that trainings end too
+    with cells, Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
         comparison = run(cells, factors, range(seeds), progress, metric.value, tuning_seeds)
     write_results(comparison, output / "results.parquet")
+    write_markdown(comparison, output / "report.md", job.name)
     latency = latency_ms({one.name: one.job for one in found})
     first = {one.name: cells.run_of(one.name, comparison.factors[one.name], 0) for one in found}
-    diagnoses = {name: _diagnosed(run, "valid", BATCHES, slice_by) for name, run in first.items()}
+    diagnoses = {name: _looked_into(run, slice_by) for name, run in first.items()}
     write_report(comparison, latency, output / "report.html", job.name, diagnoses)
-    write_markdown(comparison, output / "report.md", job.name)
     if as_json:
         print(json.dumps(jsonable(summary(comparison))))
         return
@@ -128,114 +129,17 @@ def compare(
     print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)
 
 
-def diagnose(
-    run: Run,
-    split: Annotated[str, typer.Option(help="valid, test or train.")] = "valid",
-    batches: Annotated[int, typer.Option(min=1, help="How many batches of it to look at.")] = BATCHES,
-    slice_by: SliceBy = None,
-    as_json: Json = False,
-) -> None:
-    """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
-    agree, which rows its tables are asked for, whether its probabilities hold; and what may be done about it."""
-    from mtlrec.analysis.warnings import warnings_of
-    from mtlrec.training.telemetry import jsonable
-
-    check_split(split)
-    found = _diagnosed(run, split, batches, slice_by)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    warnings = warnings_of(found)
-    if as_json:
-        print(json.dumps(jsonable(asdict(found) | {"warnings": warnings})))
-        return
-    console = wide_console()
-    for table in diagnosis_tables(found):
-        console.print(table)
-    for line in warnings or ["nothing to warn of"]:
-        console.print(line, soft_wrap=True)
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
-def _diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diagnosis:
-    from mtlrec.distributed.process_group import process_group
-    from mtlrec.training.diagnosis import diagnose_run
-    from mtlrec.training.loading import loader_of
-    from mtlrec.training.sharded import load_run
+def _looked_into(run: Path, slice_by: str | None) -> Diagnosis:
+    from mtlrec.training.checkpoint import CheckpointError
 
-    job = job_of(run)
-    with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks)
-        keep = [slice_by] if slice_by else []
-        loader = loader_of(job, split, ranks, trained_on=model.trained_on, keep=keep)
-        return diagnose_run(model, loader, job, ranks, batches, slice_by)
-
-
-def diagnosis_tables(found: Diagnosis) -> Iterator[Table]:
-    for level in found.levels:
-        table = Table("gate", *level.experts, "entropy", "one over 0.9", title=f"{level.name}, {found.rows:,} rows")
-        for index, gate in enumerate(level.gates):
-            given = zip(level.gate[index], level.deviation[index], level.weight[index], strict=True)
-            cells = [
-                f"{mean:.2f} ± {spread:.2f}" + (f" ({weight:.2f})" if abs(weight - mean) > 1e-6 else "")
-                for mean, spread, weight in given
-            ]
-            table.add_row(gate, *cells, f"{level.entropy[index]:.2f}", f"{level.peaked[index]:.0%}")
-        table.add_section()
-        table.add_row("output norm", *(f"{norm:.2f}" for norm in level.norm))
-        table.add_row("zeros", *(f"{zeros:.0%}" for zeros in level.zeros))
-        if level.weight != level.gate:
-            table.caption = "in brackets: with the native residual"
-        yield table
-    yield from _gradient_and_table_tables(found)
-    if found.curves:
-        yield _curves_table(found)
-    if found.slices:
-        yield _slices_table(found.slices)
-
-
-def _gradient_and_table_tables(found: Diagnosis) -> Iterator[Table]:
-    table = Table("", "norm", *found.tasks, title="gradients of the tasks on the pooled embeddings: norms, cosines")
-    for task, norm, cosines in zip(found.tasks, found.gradient_norm, found.gradient_cosine, strict=True):
-        table.add_row(task, f"{norm:.3g}", *(f"{cosine:.2f}" for cosine in cosines))
-    yield table
-    columns = ("table", "rows", "seen", "lookups", "to the hottest 1%", "hot", "seen", "not seen")
-    table = Table(*columns, title="tables: what is looked up, and rows' lengths over those they were drawn with")
-    for one in found.tables:
-        norms = [_number(norm / one.drawn_norm, ".1f") for norm in (one.hot_norm, one.seen_norm, one.other_norm)]
-        counts = [f"{count:,}" for count in (one.rows, one.seen, one.lookups)]
-        table.add_row(one.name, *counts, _number(one.hot_share, ".0%"), *norms)
-    yield table
-
-
-def _curves_table(found: Diagnosis) -> Table:
-    title = "predicted and observed shares of positives, by fifths of the rows in the order of the prediction"
-    table = Table("task", "lowest", "second", "third", "fourth", "highest", title=title)
-    for task, curve in found.curves.items():
-        cells = []
-        for part in range(5):
-            buckets = slice(part * len(curve.rows) // 5, (part + 1) * len(curve.rows) // 5)
-            rows = sum(curve.rows[buckets]) or math.nan
-            predicted, observed = (
-                sum(map(operator.mul, of[buckets], curve.rows[buckets])) / rows
-                for of in (curve.predicted, curve.observed)
-            )
-            cells.append(f"{_number(predicted, '.3f')}, {_number(observed, '.3f')}")
-        table.add_row(task, *cells)
-    return table
-
-
-def _slices_table(slices: Slices) -> Table:
-    table = Table(slices.column, "rows", *slices.tasks, title=f"AUC within values of {slices.column} (positives)")
-    for index, name in enumerate(slices.names):
-        cells = [
-            f"{_number(auc[index], '.4f')} ({positives[index]:,})"
-            for auc, positives in zip(slices.auc, slices.positives, strict=True)
-        ]
-        table.add_row(name, f"{slices.rows[index]:,}", *cells)
-    return table
-
-
-def _number(value: float, kind: str) -> str:
-    return "-" if math.isnan(value) else format(value, kind)
+    try:
+        return diagnosed(run, "valid", BATCHES, slice_by)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or remove {run}, and compare trains it again") from None
 
 
 def _words(text: str) -> list[str]:
@@ -299,9 +203,7 @@ def ranking_table(comparison: Comparison) -> Table:
     seeds = len(comparison.seeds)
     over = f"gain over {comparison.baseline}, better above 0, and its 95 % interval"
     title = f"mean of {seeds} seeds on the test split; {over}"
-    few = comparison.undecidable
-    caption = f"undecidable, few positives: {', '.join(few)}" if few else None
-    table = Table("mean rank", title=title, caption=caption)
+    table = Table("mean rank", title=title, caption=" ".join(comparison.not_judged) or None)
     for column in ("", "parameters", "samples/s"):
         table.add_column(column, no_wrap=True)
     for task, metric in comparison.tasks.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from mtlrec.config.file import job_of
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
     from mtlrec.distributed.process_group import Ranks
-    from mtlrec.training.evaluate_ranking import RankingReport
+    from mtlrec.training.evaluate_ranking import Mean, RankingReport
     from mtlrec.training.metrics import Metrics, TaskMetrics
     from mtlrec.training.ranking import RankMetric
     from mtlrec.training.sharded import ShardedModel
@@ -55,7 +55,7 @@ def evaluate(
         str, typer.Option(help="What an impression was worth, as in click,like=2; by default 1 for each binary label.")
     ] = "",
     exponents: Annotated[
-        str, typer.Option(help="Take these powers, as in click=1,long_view=0.5, and search none.")
+        str, typer.Option(help="Take these powers, as in click=1,long_view=0.5; search none and keep none.")
     ] = "",
     checkpoint_: Which = "last",
     set_: Set = None,
@@ -88,7 +88,8 @@ def evaluate(
         else:
             loaders = {one: loader(one) for one in dict.fromkeys([*wanted.searched_on, split])}
             metrics, ranking = _ranking(model, loaders, split, job, ranks, wanted)
-            on_first_rank(ranks, lambda: ranking.score.write(checkpoint))
+            if wanted.exponents is None:
+                on_first_rank(ranks, lambda: ranking.score.write(checkpoint))
         calibration = on_first_rank(ranks, lambda: Calibration.read(checkpoint))
         found = metrics.compute(calibration)
         if ranks.is_first:
@@ -127,7 +128,7 @@ def predict(
         checkpoint = model.checkpoint
         assert checkpoint is not None
         calibration = None if raw else on_first_rank(ranks, lambda: Calibration.read(checkpoint))
-        score = given or on_first_rank(ranks, lambda: FusedScore.read(checkpoint))
+        score = given or on_first_rank(ranks, lambda: FusedScore.read(checkpoint, job))
         rows = predict_rows(model, job, source, output, ranks, calibration, score)
         if ranks.is_first:
             by = f", calibrated ({calibration.method})" if calibration else ""
@@ -224,38 +225,41 @@ def _ranking(
 
 
 def _described(ranking: RankingReport) -> dict[str, Any]:
-    score = ranking.score
     return {
-        "metric": score.metric,
-        "relevance": score.relevance,
-        "exponents": score.exponents,
+        "metric": ranking.metric,
+        "relevance": ranking.relevance,
+        "exponents": ranking.score.exponents,
         "users": ranking.users,
-        "figures": {
-            split: {way: {metric: mean._asdict() for metric, mean in of.items()} for way, of in ways.items()}
-            for split, ways in ranking.figures.items()
-        },
+        "fused": _plain(ranking.fused),
+        "all_alike": _plain(ranking.alike),
+        "tasks": {split: _plain(of) for split, of in ranking.tasks.items()},
         "best_alone": ranking.alone,
-        "gains": {
-            split: {metric: mean._asdict() for metric, mean in of.items()} for split, of in ranking.gains.items()
-        },
+        "gains": _plain(ranking.gains),
     }
 
 
+def _plain(figures: Mapping[str, Mapping[str, Mean]]) -> dict[str, dict[str, dict[str, float]]]:
+    return {name: {metric: mean._asdict() for metric, mean in of.items()} for name, of in figures.items()}
+
+
 def _ranking_table(ranking: RankingReport) -> Table:
-    score = ranking.score
-    title = f"order of each user's impressions, worth {_terms(score.relevance, ' + ')}"
-    table = Table("score", title=title, caption=f"fused: {score}")
+    title = f"order of each user's impressions, worth {_terms(ranking.relevance, ' + ')}"
+    table = Table("score", title=title, caption=f"fused: {ranking.score}")
     for split, users in ranking.users.items():
-        for metric in next(iter(ranking.figures[split].values())):
+        for metric in ranking.fused[split]:
             table.add_column(f"{split}, {users:,} users\n{metric}", justify="right")
-    for way in next(iter(ranking.figures.values())):
-        means = [mean for of_split in ranking.figures.values() for mean in of_split[way].values()]
-        cells = [f"{mean:.4f} ± {half_width:.4f}" for mean, half_width in means]
-        table.add_row(way, *cells)
+    for name, figures in (("fused", ranking.fused), ("all alike", ranking.alike)):
+        table.add_row(name, *_cells(figures.values(), ".4f"))
     table.add_section()
-    gains = [mean for of_split in ranking.gains.values() for mean in of_split.values()]
-    table.add_row(f"fused over {ranking.alone}", *(f"{mean:+.4f} ± {half_width:.4f}" for mean, half_width in gains))
+    for task in next(iter(ranking.tasks.values())):
+        table.add_row(task, *_cells((of[task] for of in ranking.tasks.values()), ".4f"))
+    table.add_section()
+    table.add_row(f"fused over {ranking.alone}", *_cells(ranking.gains.values(), "+.4f"))
     return table
+
+
+def _cells(by_split: Iterable[Mapping[str, Mean]], kind: str) -> list[str]:
+    return [f"{mean:{kind}} ± {half_width:.4f}" for of in by_split for mean, half_width in of.values()]
 
 
 def _terms(weights: Mapping[str, float], joined_by: str) -> str:

@@ -6,6 +6,7 @@ folder, `cells/NAME/lr_FACTOR/seed_N/`, with `result.json` beside it once it has
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Self, TextIO
 
 import torch
 import yaml
@@ -35,7 +37,10 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        return Path(self.contender) / f"lr_{self.factor:g}" / f"seed_{self.seed}"
+        short = f"{self.factor:g}"
+        return (
+            Path(self.contender) / f"lr_{short if float(short) == self.factor else self.factor}" / f"seed_{self.seed}"
+        )
 
     def __str__(self) -> str:
         return f"{self.contender}, learning rates x{self.factor:g}, seed {self.seed}"
@@ -61,7 +66,7 @@ class CellFailed(RuntimeError):
 
 
 class Cells:
-    """The trainings of one comparison.
+    """The trainings of one comparison; a context manager, within which its folder is this process's alone.
 
     Args:
         folder: the comparison's
@@ -70,6 +75,8 @@ class Cells:
 
     Raises ValueError where the folder holds another comparison: a job of the same name that is not the same.
     """
+
+    _lock: TextIO
 
     def __init__(self, folder: Path, contenders: Iterable[Contender], at_a_time: int) -> None:
         self.folder, self.contenders = folder, {one.name: one for one in contenders}
@@ -81,10 +88,33 @@ class Cells:
                 raise ValueError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
             path.write_text(text, encoding="utf-8")
 
+    def __enter__(self) -> Self:
+        """Raises CellFailed where another process has the folder, were it a training that one left behind: they inherit
+        the lock."""
+        self._lock = (self.folder / ".lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise CellFailed(
+                f"--output {self.folder}: in use by another comparison, or by a training that one left behind; wait "
+                "for it, or end it"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
     def result(self, cell: Cell) -> Result | None:
-        """Of a finished cell."""
-        path = self._run(cell) / "result.json"
-        return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        """Of a finished cell; None where it has to be trained, again if what it left is not whole."""
+        run = self._run(cell)
+        try:
+            result = Result(**json.loads((run / "result.json").read_text(encoding="utf-8")))
+            whole = bool(result.diverged) or {"valid", "test"} <= result.metrics.keys()
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+        has_model = cell.seed > 0 or bool(result.diverged) or any(run.glob("checkpoints/step_*"))
+        return result if whole and has_model else None
 
     def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result], None]) -> None:
         """Trains those that are not finished; `ended` is called for every cell, finished before or now.
@@ -125,6 +155,7 @@ class Cells:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     text=True,
+                    pass_fds=[self._lock.fileno()],
                 )
                 running.add(process)
                 printed, _ = process.communicate()

@@ -58,14 +58,25 @@ class Comparison:
         return [task for task, of in metrics.items() if of.get("positives", MIN_TEST_POSITIVES) < MIN_TEST_POSITIVES]
 
     @property
-    def judged(self) -> list[str]:
-        """Those with enough positives, and a figure from every training."""
+    def without_figure(self) -> list[str]:
+        """Those of which some training has no figure, for all its rows have the same label."""
         return [
             task
             for task in self.tasks
-            if task not in self.undecidable
-            and all(np.isfinite(self.values(one.name, task)).all() for one in self.contenders)
+            if not all(np.isfinite(self.values(one.name, task)).all() for one in self.contenders)
         ]
+
+    @property
+    def judged(self) -> list[str]:
+        return [task for task in self.tasks if task not in {*self.undecidable, *self.without_figure}]
+
+    @property
+    def not_judged(self) -> list[str]:
+        """Why: a sentence each."""
+        one_label = self.without_figure
+        few = [task for task in self.undecidable if task not in one_label]
+        why = (("too few positives", few), ("rows of one label alone", one_label))
+        return [f"Not judged, for {reason} in the test split: {', '.join(tasks)}." for reason, tasks in why if tasks]
 
     @property
     def _first(self) -> Result:

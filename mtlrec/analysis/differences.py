@@ -101,7 +101,10 @@ class Verdict:
                 return f"{winner} is better than {loser} on " + ("all tasks" if len(tasks) > 1 else tasks[0])
             if tasks:
                 return f"{winner} is better than {loser} on {_listed(tasks)}" + self._rest()
-        return f"no difference between {self.first} and {self.second} that {_seeds(self.seeds)} can show" + self._more()
+        return (
+            f"no difference between {self.first} and {self.second} that {seeds_in_words(self.seeds)} can show"
+            + self._more()
+        )
 
     def _rest(self) -> str:
         return f"; no difference shown on {_listed(tuple(self.open))}" if self.open else ""
@@ -134,5 +137,5 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _seeds(count: int) -> str:
+def seeds_in_words(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"

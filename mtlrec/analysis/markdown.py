@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtlrec.analysis.comparison import Comparison
+from mtlrec.analysis.differences import seeds_in_words
 from mtlrec.analysis.report import answer
 
 
@@ -18,8 +19,7 @@ def write_markdown(comparison: Comparison, path: Path, title: str) -> None:
 
 
 def _lines(comparison: Comparison, title: str) -> Iterator[str]:
-    seeds = len(comparison.seeds)
-    yield f"# {title}: {len(comparison.contenders)} architectures, {seeds} seed{'s' if seeds > 1 else ''} each\n"
+    yield f"# {title}: {len(comparison.contenders)} architectures, {seeds_in_words(len(comparison.seeds))} each\n"
     yield from answer(comparison)
     yield ""
     yield from _ranking(comparison)
@@ -27,8 +27,7 @@ def _lines(comparison: Comparison, title: str) -> Iterator[str]:
         "\nMean and standard deviation over the seeds on the test split; in brackets the gain over "
         f"{comparison.baseline}, better above 0, with its 95 % interval, paired by seed; a star where 0 is outside."
     )
-    if comparison.undecidable:
-        yield f"Not judged, for too few positives there: {', '.join(comparison.undecidable)}."
+    yield from comparison.not_judged
     yield "\n| | parameters | MFLOP a row | samples/s | learning rates |\n|---|---|---|---|---|"
     for name, _ in comparison.ranking():
         (contender,) = (one for one in comparison.contenders if one.name == name)

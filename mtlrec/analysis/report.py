@@ -14,7 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.differences import Verdict
+from mtlrec.analysis.differences import Verdict, seeds_in_words
 from mtlrec.analysis.figures import (
     calibration_curves,
     cosines_heatmap,
@@ -54,12 +54,12 @@ def write_report(
         rows=[_row(comparison, name, rank, latency_ms) for name, rank in comparison.ranking()],
         latency_rows=ROWS,
         baseline=comparison.baseline,
-        notes=_notes(comparison),
+        notes=" ".join(comparison.not_judged),
         heatmap=_embedded(gains_heatmap(comparison)),
         scatters=[_embedded(seesaw_scatter(comparison, *pair)) for pair in pairs_worth_drawing(comparison)],
         verdicts=[verdict.text for verdict in comparison.verdicts()],
         tuning=_tuning(comparison),
-        tuning_seeds=_seeds(len(next(iter(next(iter(comparison.tuning.values())).values())))),
+        tuning_seeds=seeds_in_words(len(next(iter(next(iter(comparison.tuning.values())).values())))),
         diagnoses=[_diagnosed(name, one) for name, one in (diagnoses or {}).items()],
         plotly_js=Markup(get_plotlyjs()),
     )
@@ -94,16 +94,7 @@ def _with_tasks(name: str, against: Verdict) -> str:
 
 
 def _subtitle(comparison: Comparison) -> str:
-    return f"{len(comparison.contenders)} architectures, {_seeds(len(comparison.seeds))} each"
-
-
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
-
-
-def _notes(comparison: Comparison) -> str:
-    few = comparison.undecidable
-    return f"Not judged, for too few positives in the test split: {', '.join(few)}." if few else ""
+    return f"{len(comparison.contenders)} architectures, {seeds_in_words(len(comparison.seeds))} each"
 
 
 def _row(comparison: Comparison, name: str, rank: float, latency_ms: Mapping[str, float]) -> dict[str, Any]:
@@ -180,7 +171,7 @@ def _diagnosed(name: str, found: Diagnosis) -> dict[str, Any]:
 
 
 def _table(use: TableUse) -> dict[str, str]:
-    norms = {kind: getattr(use, f"{kind}_norm") / use.drawn_norm for kind in ("hot", "seen", "other")}
+    norms = {"hot": use.growth("hot"), "seen": use.growth("seen"), "other": use.growth("other")}
     return {
         "name": use.name,
         **{kind: f"{getattr(use, kind):,}" for kind in ("rows", "lookups")},

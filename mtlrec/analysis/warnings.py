@@ -30,11 +30,11 @@ MISCALIBRATED = 1.2
 
 
 def warnings_of(found: Diagnosis) -> list[str]:
-    levels = [line for level in found.levels for line in _of_level(level)]
+    levels = [line for level in found.levels for line in _of_level(level, found.tasks)]
     return [*levels, *_of_gradients(found), *_of_tables(found), *_of_curves(found)]
 
 
-def _of_level(level: Level) -> Iterator[str]:
+def _of_level(level: Level, tasks: list[str]) -> Iterator[str]:
     largest = [max(row[index] for row in level.gate) for index in range(len(level.experts))]
     dead = [expert for expert, most in zip(level.experts, largest, strict=True) if most < DEAD]
     faint = [
@@ -44,19 +44,19 @@ def _of_level(level: Level) -> Iterator[str]:
     ]
     if dead:
         yield (
-            f"{level.name}: dead, no gate gives it {DEAD:.0%}: {_experts(dead)}: it costs time and does nothing; "
-            "gate_dropout makes gates try it, or take fewer experts"
+            f"{level.name}: dead experts, given under {DEAD:.0%} by every gate, at the price of a live one: "
+            f"{', '.join(dead)}; gate_dropout makes gates try them, or take fewer experts"
         )
     if faint:
-        yield f"{level.name}: nearly dead: {_experts(faint)}; gate_dropout, or fewer experts"
+        yield f"{level.name}: nearly dead experts: {', '.join(faint)}; gate_dropout, or fewer experts"
     silent = [f"{name} ({share:.0%})" for name, share in zip(level.experts, level.zeros, strict=True) if share > SILENT]
     if silent:
         yield (
-            f"{level.name}: outputs nearly all zero: {_experts(silent)}: its ReLUs may have died; activation: silu, "
-            "norm: layer, or a lower optim.dense.lr"
+            f"{level.name}: experts whose outputs are nearly all zero, with ReLUs that may have died: "
+            f"{', '.join(silent)}; activation: silu, norm: layer, or a lower optim.dense.lr"
         )
     if len(level.experts) > 1:
-        yield from _of_gates(level)
+        yield from _of_gates(level, tasks)
     if min(level.norm) > 0 and max(level.norm) > APART * min(level.norm):
         large, small = (level.experts[level.norm.index(pick(level.norm))] for pick in (max, min))
         yield (
@@ -65,16 +65,15 @@ def _of_level(level: Level) -> Iterator[str]:
         )
 
 
-def _of_gates(level: Level) -> Iterator[str]:
+def _of_gates(level: Level, tasks: list[str]) -> Iterator[str]:
     collapsed, alike, alone = [], [], []
-    shared = [index for index, expert in enumerate(level.experts) if expert.split()[0] == "shared"]
     for gate, peaked, entropy, row in zip(level.gates, level.peaked, level.entropy, level.gate, strict=True):
         if peaked > COLLAPSED:
             collapsed.append(f"{gate} (mostly {level.experts[row.index(max(row))]}, {peaked:.0%})")
         elif entropy > ALIKE:
             alike.append(gate)
-        share = sum(row[index] for index in shared)
-        if shared and gate != "shared" and share < DEAD:
+        share = sum(row[-level.shared :]) if level.shared else 1.0
+        if gate in tasks and share < DEAD:
             alone.append(f"{gate} ({share:.1%})")
     if collapsed:
         yield (
@@ -92,10 +91,6 @@ def _of_gates(level: Level) -> Iterator[str]:
             f"{level.name}: tasks that take next to nothing from the shared experts, and learn alone: "
             f"{', '.join(alone)}; fewer shared experts, or gate_dropout"
         )
-
-
-def _experts(names: list[str]) -> str:
-    return f"expert{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _of_gradients(found: Diagnosis) -> Iterator[str]:
@@ -124,9 +119,9 @@ def _of_tables(found: Diagnosis) -> Iterator[str]:
                 f"table {table.name}: {table.hot_share:.0%} of the lookups go to 1% of its {table.rows:,} rows; where "
                 "it is too large for a GPU, sharding.constraints with the kernel fused_uvm_caching keeps these there"
             )
-        longest = max((norm for norm in (table.hot_norm, table.seen_norm) if norm == norm), default=0.0)
-        if longest > DRIFTED * table.drawn_norm:
-            grown.append(f"{table.name} ({longest / table.drawn_norm:.0f} times)")
+        growth = max((times for times in (table.growth("hot"), table.growth("seen")) if times == times), default=0.0)
+        if growth > DRIFTED:
+            grown.append(f"{table.name} ({growth:.0f} times)")
     if grown:
         yield (
             f"tables whose rows are many times as long as they were drawn: {', '.join(grown)}: they may remember "

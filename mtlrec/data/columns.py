@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from mtlrec.batch import NO_GROUP
 from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
@@ -179,13 +180,11 @@ def floats(column: pa.ChunkedArray) -> np.ndarray:
 
 def _groups(column: pa.ChunkedArray) -> np.ndarray:
     """[N] int64. Integers as they are, text by a hash that is the same on every rank; null is a group too."""
-    if pa.types.is_integer(column.type) or pa.types.is_null(column.type):
-        present = np.asarray(column.is_valid())
-        ids = np.full(len(present), np.iinfo(np.int64).min)
-        ids[present] = np.asarray(column.drop_null().combine_chunks()).astype(np.int64)
-        return ids
-    text = pc.cast(column, pa.large_string()).fill_null("\0").combine_chunks()
-    return hash_text(text).astype(np.int64)
+    present, known = np.asarray(column.is_valid()), column.drop_null().combine_chunks()
+    is_text_ = not (pa.types.is_integer(column.type) or pa.types.is_null(column.type))
+    ids = np.full(len(present), NO_GROUP)
+    ids[present] = (hash_text(pc.cast(known, pa.large_string())) if is_text_ else np.asarray(known)).astype(np.int64)
+    return ids
 
 
 def _is_group(kind: pa.DataType) -> bool:

@@ -6,7 +6,7 @@ GIL while they read and copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from mtlrec.batch import Batch
@@ -121,12 +121,12 @@ class Loader:
             for of_batch, rows in cuts:
                 yield self.batch(of_batch, rows)
         finally:
-            cuts.close()  # type: ignore[attr-defined]
+            cuts.close()
 
     def _wait(self, seconds: float) -> None:
         self.wait_s += seconds
 
-    def cuts(self, position: Position = Position()) -> Iterator[tuple[list[Cut], int]]:  # noqa: B008
+    def cuts(self, position: Position = Position()) -> Generator[tuple[list[Cut], int]]:  # noqa: B008
         """What each batch is made of, and the rows that all ranks bring to it; on the caller's thread."""
         order, taken = self._order(position)
         size = order.phase.batch_size

@@ -106,6 +106,13 @@ class DynamicWeightAverage(Balancing):
         return len(ratios) * torch.softmax(ratios / self.temperature, dim=0)
 
 
+def gradients_on(pooled: Tensor, parts: Tensor) -> Tensor:
+    """[T, numbers in pooled] float64: of each task's loss, backward from it to the pooled embeddings and no further; 0
+    for a task that reads none of them."""
+    gradients = [torch.autograd.grad(part, pooled, retain_graph=True, materialize_grads=True)[0] for part in parts]
+    return torch.stack([gradient.flatten().double() for gradient in gradients])
+
+
 class GradientBalancing(Balancing):
     """c from the T x T matrix of the tasks' gradients' inner products.
 
@@ -130,7 +137,7 @@ class GradientBalancing(Balancing):
     def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
         if pooled is None:
             raise ValueError("balancing on gradients needs the pooled embeddings that the losses were computed from")
-        gradients = torch.stack([self._gradient(part, pooled) for part in parts])
+        gradients = gradients_on(pooled, parts)
         gram = gradients @ gradients.T
         across_ranks = dist.is_available() and dist.is_initialized()
         if across_ranks:
@@ -149,9 +156,3 @@ class GradientBalancing(Balancing):
             gram = gram[present][:, present]
             weights = self.weighting(gram / gram.trace()).clamp(min=0)  # TorchJD takes what is small for nothing
             coefficients[present] = (weights * (len(present) if self.of_mean else 1)).to(coefficients.dtype)
-
-    @staticmethod
-    def _gradient(part: Tensor, pooled: Tensor) -> Tensor:
-        """Of one task's loss, flat: backward from the loss to the pooled embeddings, no further."""
-        (gradient,) = torch.autograd.grad(part, pooled, retain_graph=True, materialize_grads=True)
-        return gradient.flatten().double()

@@ -12,6 +12,7 @@ from mtlrec.training.telemetry import Telemetry
 
 
 def write_diagnosis(telemetry: Telemetry, step: int, found: Diagnosis) -> None:
+    """For the first rank."""
     telemetry.scalars(step, {key.replace(" ", "_"): value for key, value in scalars_of(found)})
     for level in found.levels:
         picture = heatmap(level.gate, level.gates, level.experts, f"{level.name}: gates' weights, step {step:,}", 1.0)
@@ -29,9 +30,9 @@ def scalars_of(found: Diagnosis) -> Iterator[tuple[str, float]]:
     for (i, one), (j, other) in combinations(enumerate(found.tasks), 2):
         yield f"gradient_cosine/{one}/{other}", found.gradient_cosine[i][j]
     for table in found.tables:
-        yield f"table_hot_share/{table.name}", table.hot_share
-        for kind in ("hot", "seen", "other"):
-            yield f"table_norm/{table.name}/{kind}", getattr(table, f"{kind}_norm") / table.drawn_norm
+        yield f"table_growth/{table.name}/hot", table.growth("hot")
+        yield f"table_growth/{table.name}/seen", table.growth("seen")
+        yield f"table_growth/{table.name}/other", table.growth("other")
 
 
 def _of_level(level: Level) -> Iterator[tuple[str, float]]:

@@ -1,12 +1,14 @@
 """What a trained model does on real rows: its gates and experts, its tasks' gradients, its tables, its probabilities.
 
-Training looks at one batch now and then (`Watch`), `mtlrec diagnose` and a comparison's report at a split.
+Training looks at one batch now and then, `mtlrec diagnose` and a comparison's report at a split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import pyarrow as pa
 import torch
@@ -19,10 +21,14 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.layers import diagnose
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.binary_metrics import BinaryTally, calibration_curve, sum_over_ranks
+from mtlrec.training.checkpoint import read_job_state
+from mtlrec.training.evaluate import check_finite
 from mtlrec.training.level_sums import Level, LevelSums, levels_of
+from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.metrics import TaskMetrics
-from mtlrec.training.sharded import ShardedModel, autocast
+from mtlrec.training.sharded import ShardedModel, autocast, uncounted
 from mtlrec.training.slices import SliceRows, Slices
+from mtlrec.training.step import set_task_weights
 from mtlrec.training.table_use import LookupCounts, TableUse, table_uses
 from mtlrec.training.task_gradients import TaskGradients, in_place_of_balancing, probe
 from mtlrec.training.telemetry import watched
@@ -30,13 +36,13 @@ from mtlrec.training.telemetry import watched
 
 @dataclass(frozen=True)
 class Curve:
-    """Of p(task) over all impressions, in buckets of as many rows each, in the order of the prediction.
+    """Of p(task) over all impressions, in buckets of equal weight, in the order of the prediction.
 
     Attributes:
         predicted: mean probabilities
         observed: shares of positives
-        rows: of each bucket
-        positives: of all buckets together
+        rows: of each bucket; where rows have weights, scaled so that the buckets add up to the rows
+        positives: of all buckets together, each row counting as one
     """
 
     predicted: list[float]
@@ -52,10 +58,10 @@ class Diagnosis:
     Attributes:
         levels: of the fusion layer, in order; none where it has no gates
         tasks: names, T of them
-        gradient_norm: [T], of each task's weighted loss with respect to the pooled embeddings, the root of its mean
-            square over batches
+        gradient_norm: [T], of each task's loss times its weight (as decayed by then; a balancing has no say) with
+            respect to the pooled embeddings, the root of its mean square over batches
         gradient_cosine: [T][T], between these gradients, over all batches together; NaN for a task without rows
-        tables: what is looked up in each
+        tables: what is looked up in each; in training by this rank alone
         curves: of each binary task; not of training's looks
         slices: of the column that was asked for, if one was
     """
@@ -80,10 +86,10 @@ def diagnose_run(
 ) -> Diagnosis:
     """Collective. Looks at a split's rows, or its first batches; the model is left as it was, its tables too.
 
-    `slice_by` is a column that the loader keeps.
+    `slice_by` is a column that the loader keeps. Raises NonFinite where the model's output is, naming the files.
     """
     steps = loader.steps_per_epoch if most_batches is None else min(most_batches, loader.steps_per_epoch)
-    slices = SliceRows(slice_by, job) if slice_by else None
+    slices = SliceRows(slice_by, job) if slice_by is not None else None
     metrics = TaskMetrics(
         [task.name for task in job.tasks],
         [task.kind for task in job.tasks],
@@ -93,18 +99,25 @@ def diagnose_run(
     shown: list[pa.Table] = []
 
     def batches() -> Iterator[Batch]:
-        cuts = loader.cuts()
-        for _, (of_batch, size) in zip(range(steps), watched(cuts, steps, "diagnose", ranks.is_first), strict=False):
-            if slices:
-                shown[:] = [rows_of(of_batch)]
-            yield loader.batch(of_batch, size)
+        with closing(loader.cuts()) as cuts:
+            for of_batch, size in watched(islice(cuts, steps), steps, "diagnose", ranks.is_first):
+                if slices:
+                    shown[:] = [rows_of(of_batch)]
+                yield loader.batch(of_batch, size)
 
     def add(step: StepOutput) -> None:
+        check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
         metrics.update(step)
         if slices:
             slices.add(shown[0][slice_by], step)
 
-    found = diagnose_batches(model, batches(), job, ranks, add)
+    if model.checkpoint is not None:
+        saved = read_job_state(model.checkpoint)
+        set_task_weights(
+            model.loss, job, max(0, saved.step - 1), max(0, saved.position.epoch - 1 + bool(saved.position.steps))
+        )
+    found = diagnose_batches(model, batches(), job, ranks, add, together=True)
+    say_what_was_skipped(loader, ranks)
     curves = {task.name: _curve(metrics.predicted(index)) for index, task in enumerate(job.tasks) if task.is_binary}
     return replace(found, curves=curves, slices=slices.compute() if slices else None)
 
@@ -115,15 +128,22 @@ def diagnose_batches(
     job: JobConfig,
     ranks: Ranks,
     after_batch: Callable[[StepOutput], None] = lambda step: None,
+    together: bool = False,
 ) -> Diagnosis:
-    """Collective; every rank brings as many batches."""
-    network, gradients, lookups = model.module.module.model, TaskGradients(len(job.tasks)), LookupCounts(job)
+    """Collective; every rank brings as many batches. Nothing that training uses is otherwise afterwards.
+
+    Args:
+        after_batch: is given what the model made of each
+        together: whether ranks tell each other which rows of the tables they looked up, rather than keep to their own
+    """
+    network, lookups = model.module.module.model, LookupCounts(job)
+    gradients = TaskGradients(len(job.tasks), ranks.device)
     sums: dict[str, LevelSums] = {}
     rows = torch.zeros((), dtype=torch.float64, device=ranks.device)
     training = network.training
     network.eval()
     try:
-        with in_place_of_balancing(model, gradients), torch.no_grad():
+        with in_place_of_balancing(model, gradients), torch.no_grad(), uncounted(network):
             for batch in batches:
                 batch = batch.to(ranks.device)
                 real = batch.weights > 0
@@ -134,7 +154,7 @@ def diagnose_batches(
                     after_batch(probe(model, batch))
                 lookups.add(batch.sparse)
                 ranks.liveness.tick()
-        uses = table_uses(network.tables, lookups, job, ranks)
+            uses = table_uses(network.tables, lookups.compute(together), job, ranks)
     finally:
         network.train(training)
     norms, cosines = gradients.compute()

@@ -14,7 +14,7 @@ from mtlrec.models.train_module import StepOutput
 from mtlrec.training.calibration import Calibration, Method, fit
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.metrics import TaskMetrics
-from mtlrec.training.sharded import autocast
+from mtlrec.training.sharded import autocast, uncounted
 from mtlrec.training.telemetry import watched
 
 
@@ -42,7 +42,7 @@ def evaluate(
     )
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), uncounted(model):
         for batch in watched(loader.epoch(), loader.steps_per_epoch, progress or "", ranks.is_first and bool(progress)):
             with autocast(job, ranks.device):
                 _, step = model(batch.to(ranks.device))

@@ -21,7 +21,7 @@ from mtlrec.training.sharded import ShardedModel
 
 @dataclass(frozen=True)
 class Ranked:
-    """A split's users and scores, and what `evaluate` gives of the same rows."""
+    """A split's users, the logarithms of the tasks' scores [users.rows, tasks], and what `evaluate` gives."""
 
     users: PerUser
     logs: np.ndarray
@@ -33,29 +33,38 @@ class Ranked:
 
 
 class Mean(NamedTuple):
-    """Over users, with half of its 95 % interval, by the normal approximation."""
+    """Over users, with half of its 95 % interval, by the normal approximation; infinite for a user alone."""
 
     mean: float
     half_width: float
 
 
+Figures = dict[str, dict[str, Mean]]
+"""By split, by metric."""
+
+
 @dataclass(frozen=True)
 class RankingReport:
-    """How well each score ranks.
+    """How well each score ranks, by `metric` and its companion for `relevance`.
 
     Attributes:
         score: the exponents
         users: by split, how many are judged
-        figures: by split, by score (fused, all alike, a task's name), by metric
-        alone: the task whose own score ranks best, on the split where the powers were searched
+        fused, alike: of the fused score, and of all tasks to the same power; by split, by metric
+        tasks: of each task's own score; by split, by task, by metric
+        alone: the task whose own score ranks best on the first split, valid where powers are searched
         gains: by split, by metric, of the fused score over that one, user by user
     """
 
+    metric: str
+    relevance: dict[str, float]
     score: FusedScore
     users: dict[str, int]
-    figures: dict[str, dict[str, dict[str, Mean]]]
+    fused: Figures
+    alike: Figures
+    tasks: dict[str, dict[str, dict[str, Mean]]]
     alone: str
-    gains: dict[str, dict[str, Mean]]
+    gains: Figures
 
 
 def ranked_rows(
@@ -87,23 +96,35 @@ def report_on(
     tasks = may_be_scored(job)
     if exponents is None:
         valid = splits["valid"]
-        exponents = named(search(valid.users, valid.logs, metric, job.train.seed), tasks)
-    score = FusedScore(exponents=dict(exponents), metric=str(metric), relevance=dict(relevance))
-    ways = {"fused": as_array(exponents, tasks), "all alike": np.ones(len(tasks))}
-    ways |= dict(zip(tasks, np.eye(len(tasks)), strict=True))
+        found = named(search(valid.users, valid.logs, metric, job.train.seed), tasks)
+        score = FusedScore(exponents=found, metric=str(metric), relevance=dict(relevance))
+    else:
+        score = FusedScore(exponents=dict(exponents))
+    fused, alike = as_array(score.exponents, tasks), np.ones(len(tasks))
+    own = dict(zip(tasks, np.eye(len(tasks)), strict=True))
     first = next(iter(splits.values()))  # valid, where the powers were searched there
-    alone = max(tasks, key=lambda task: first.of_users(metric, ways[task]).mean())
+    alone = max(tasks, key=lambda task: first.of_users(metric, own[task]).mean())
     both = [RankMetric("ndcg", metric.k), RankMetric("hit_rate", metric.k)]
-    figures = {
-        split: {way: {str(one): mean_of(of.of_users(one, powers)) for one in both} for way, powers in ways.items()}
-        for split, of in splits.items()
-    }
-    gains = {
-        split: {str(one): mean_of(of.of_users(one, ways["fused"]) - of.of_users(one, ways[alone])) for one in both}
-        for split, of in splits.items()
-    }
-    return RankingReport(score, {split: of.users.users for split, of in splits.items()}, figures, alone, gains)
+
+    def figures(of: Ranked, powers: np.ndarray) -> dict[str, Mean]:
+        return {str(one): mean_of(of.of_users(one, powers)) for one in both}
+
+    return RankingReport(
+        metric=str(metric),
+        relevance=dict(relevance),
+        score=score,
+        users={split: of.users.users for split, of in splits.items()},
+        fused={split: figures(of, fused) for split, of in splits.items()},
+        alike={split: figures(of, alike) for split, of in splits.items()},
+        tasks={split: {task: figures(of, own[task]) for task in tasks} for split, of in splits.items()},
+        alone=alone,
+        gains={
+            split: {str(one): mean_of(of.of_users(one, fused) - of.of_users(one, own[alone])) for one in both}
+            for split, of in splits.items()
+        },
+    )
 
 
 def mean_of(users: np.ndarray) -> Mean:
-    return Mean(float(users.mean()), 1.96 * float(users.std()) / math.sqrt(len(users)))
+    deviation = float(users.std(ddof=1)) if len(users) > 1 else math.inf
+    return Mean(float(users.mean()), 1.96 * deviation / math.sqrt(len(users)))

@@ -8,7 +8,7 @@ where they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.heads import HeadOutput
 from mtlrec.training.checkpoint import CheckpointError
+from mtlrec.training.evaluate import NonFinite
 from mtlrec.training.ranking import PerUser, RankMetric, log_scores
 
 FILE = "fused_score.json"
@@ -28,15 +29,18 @@ RANDOM_STARTS = 200
 WIDTHS = (0.4, 0.4, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.02, 0.02, 0.01, 0.01)
 """Of the search: how far its steps go, in turn."""
 MOST_ROWS = 300_000
-"""A search looks at the first users with so many rows."""
+"""A search looks at users by lot who have so many rows."""
 
 
 class FusedScore(Strict):
     """prod of prediction ** exponent over the tasks named. Binary: p(task) over all impressions, as the model has it,
-    without a calibration. Watch times: in their label's unit."""
+    without a calibration. Watch times: in their label's unit.
+
+    `metric` and `relevance` say what the exponents were searched for, where they were.
+    """
 
     exponents: dict[str, float] = Field(min_length=1)
-    metric: str | None = Field(None, description="what they were searched for, on the valid split")
+    metric: str | None = None
     relevance: dict[str, float] = {}
 
     def __str__(self) -> str:
@@ -49,11 +53,16 @@ class FusedScore(Strict):
         return self
 
     def of(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
-        """[B]."""
-        logs = log_scores(outputs, [task.kind for task in job.tasks])
+        """[B] float64, in which many small factors do not vanish. Raises NonFinite where it is too large even so."""
+        logs = log_scores(outputs, [task.kind for task in job.tasks]).double()
         names = [task.name for task in job.tasks]
         used = {names.index(name): power for name, power in self.exponents.items() if power}
-        return torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()
+        score = torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()
+        if not torch.isfinite(score).all():
+            raise NonFinite(
+                f"fused_score: {self} is too large a number; take smaller exponents, in the same proportion"
+            )
+        return score
 
     def write(self, checkpoint: Path) -> None:
         part = checkpoint / f".{FILE}.part"
@@ -61,13 +70,17 @@ class FusedScore(Strict):
         part.replace(checkpoint / FILE)
 
     @staticmethod
-    def read(checkpoint: Path) -> FusedScore | None:
-        """None where there is none. Raises CheckpointError for a file that holds something else."""
+    def read(checkpoint: Path, job: JobConfig) -> FusedScore | None:
+        """None where there is none. Raises CheckpointError for a file that holds something else, or other tasks."""
         path = checkpoint / FILE
         if not path.is_file():
             return None
         try:
-            return FusedScore.model_validate_json(path.read_bytes())
+            found = FusedScore.model_validate_json(path.read_bytes())
+            for name in found.exponents:
+                if name not in may_be_scored(job):
+                    raise ValueError(f"the job has no task {name} whose predictions are positive")
+            return found
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: no exponents of a score ({reason}); search again, or remove it") from None
@@ -126,9 +139,12 @@ def search(users: PerUser, logs: np.ndarray, metric: RankMetric, seed: int) -> n
     Args:
         logs: [rows, tasks], the logarithms of the tasks' scores
     """
-    users = users.first(MOST_ROWS)
-    logs, tasks = logs[: len(users.rows)], logs.shape[1]
-    measure: Callable[[np.ndarray], float] = lambda exponents: users.measure(metric, logs @ exponents).mean()  # noqa: E731
+    wanted = users.sample(MOST_ROWS, seed)
+    logs, users, tasks = logs[wanted[users.user]], users.only(wanted), logs.shape[1]
+
+    def measure(exponents: np.ndarray) -> float:
+        return float(users.measure(metric, logs @ exponents).mean())
+
     random = np.random.default_rng(seed).dirichlet(np.full(tasks, 0.5), RANDOM_STARTS)
     starts = np.concatenate([np.eye(tasks), np.full((1, tasks), 1 / tasks), random])
     reached = [measure(start) for start in starts]
@@ -140,12 +156,13 @@ def search(users: PerUser, logs: np.ndarray, metric: RankMetric, seed: int) -> n
                 best, exponents = found, trial / trial.sum()
     for without in 1 - np.eye(tasks):
         trial = exponents * without
-        if trial.any() and measure(trial) >= best:
-            exponents = trial / trial.sum()
+        if trial.any() and (found := measure(trial)) >= best:
+            best, exponents = found, trial / trial.sum()
     return exponents
 
 
 def named(exponents: np.ndarray, tasks: list[str]) -> dict[str, float]:
+    """exponents [tasks], as people read them."""
     return {task: round(float(power), 4) for task, power in zip(tasks, exponents, strict=True)}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtlrec.config import JobConfig
-from mtlrec.config.model import AdaTTFusion, AdaTTSpFusion, PLEFusion
+from mtlrec.config.model import AdaTTFusion, AdaTTSpFusion, MMoEFusion, PLEFusion
 from mtlrec.layers import LevelDiagnostics
 from mtlrec.training.binary_metrics import sum_over_ranks
 
@@ -35,6 +35,7 @@ class Level:
         peaked: [G], the share of rows where one expert gets more than 0.9
         norm: [E], the Euclidean norm of an expert's output
         zeros: [E], the share of its outputs that are exactly zero
+        shared: how many of the experts, the last ones, belong to no task; 0 where none belongs to a task
     """
 
     name: str
@@ -47,6 +48,7 @@ class Level:
     peaked: list[float]
     norm: list[float]
     zeros: list[float]
+    shared: int = 0
 
 
 class LevelSums:
@@ -78,33 +80,55 @@ class LevelSums:
 def levels_of(sums: Mapping[str, LevelSums], job: JobConfig) -> list[Level]:
     """Collective. `sums` by the level's module."""
     in_order = sorted(sums.items(), key=lambda named: int(re.findall(r"\d+", named[0])[-1]))
-    return [_level(f"level {index}", one, job) for index, (_, one) in enumerate(in_order, 1)]
+    return [_level(f"level {index}", one, job, index == len(in_order)) for index, (_, one) in enumerate(in_order, 1)]
 
 
-def _level(name: str, sums: LevelSums, job: JobConfig) -> Level:
+def _level(name: str, sums: LevelSums, job: JobConfig, is_last: bool) -> Level:
     gate, square, weight, entropy, peaked, norm, zeros = sums.means()
     deviation = (square - gate.square()).clamp(min=0).sqrt()
     gates, experts = gate.shape
-    tables = (gate, deviation, weight, entropy, peaked, norm, zeros)
-    return Level(name, gate_names(job, gates, experts), expert_names(job, experts), *(one.tolist() for one in tables))
+    of_tasks = _experts_of_tasks(job)
+    return Level(
+        name=name,
+        gates=gate_names(job, gates, is_last),
+        experts=expert_names(job, experts),
+        gate=gate.tolist(),
+        deviation=deviation.tolist(),
+        weight=weight.tolist(),
+        entropy=entropy.tolist(),
+        peaked=peaked.tolist(),
+        norm=norm.tolist(),
+        zeros=zeros.tolist(),
+        shared=experts - sum(of_tasks) if of_tasks else 0,
+    )
 
 
-def gate_names(job: JobConfig, gates: int, experts: int) -> list[str]:
+def gate_names(job: JobConfig, gates: int, is_last: bool) -> list[str]:
     """A gate belongs to a task, and one more to the shared module; in MMoE before the last level to an expert of the
     next."""
+    if isinstance(job.model.fusion, MMoEFusion) and not is_last:
+        return [f"for expert {index}" for index in range(1, gates + 1)]
     tasks = [task.name for task in job.tasks]
-    if gates == len(tasks):
-        return tasks
-    if gates == len(tasks) + 1 and isinstance(job.model.fusion, PLEFusion | AdaTTFusion):
-        return [*tasks, "shared"]
-    return [f"gate {index}" for index in range(1, gates + 1)]
+    return tasks if gates == len(tasks) else [*tasks, _shared_module(job)]
 
 
 def expert_names(job: JobConfig, experts: int) -> list[str]:
-    fusion, tasks = job.model.fusion, [task.name for task in job.tasks]
-    if not isinstance(fusion, PLEFusion | AdaTTFusion | AdaTTSpFusion):
+    counts = _experts_of_tasks(job)
+    if not counts:
         return [f"expert {index}" for index in range(1, experts + 1)]
-    own = fusion.num_task_experts
-    counts = own if isinstance(own, list) else [own] * len(tasks)
-    modules = [*zip(tasks, counts, strict=True), ("shared", experts - sum(counts))]
+    tasks = [task.name for task in job.tasks]
+    modules = [*zip(tasks, counts, strict=True), (_shared_module(job), experts - sum(counts))]
     return [module if count == 1 else f"{module} {index}" for module, count in modules for index in range(1, count + 1)]
+
+
+def _experts_of_tasks(job: JobConfig) -> list[int]:
+    """Of each task in turn; none where experts belong to no task."""
+    fusion = job.model.fusion
+    if not isinstance(fusion, PLEFusion | AdaTTFusion | AdaTTSpFusion):
+        return []
+    own = fusion.num_task_experts
+    return own if isinstance(own, list) else [own] * len(job.tasks)
+
+
+def _shared_module(job: JobConfig) -> str:
+    return "shared module" if any(task.name == "shared" for task in job.tasks) else "shared"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,11 @@ def loader_of(
     ranks: Ranks,
     training: bool = False,
     trained_on: Mapping[str, str] | None = None,
-    keep: Sequence[str] = (),
+    keep: Mapping[str, list[Reader]] | None = None,
 ) -> Loader:
     """The rank's rows of train, valid or test: shuffled for training, else in the files' order. Collective.
 
-    `keep` names columns that blocks have as Arrow too.
+    `keep` are columns that blocks have as Arrow too, and what reads them.
 
     Raises DataError where files are missing or broken, or their ids are others than those of `trained_on`.
     """
@@ -33,7 +33,9 @@ def loader_of(
     if not patterns:
         raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
     columns = on_first_rank(ranks, lambda: Columns.of(job, with_groups=not training))
-    readers: dict[str, list[Reader]] = {column: [] for column in keep} | columns.readers
+    readers = columns.readers
+    for column, of in (keep or {}).items():
+        readers[column] = [*readers.get(column, []), *of]
     dataset = on_first_rank(ranks, lambda: list_row_groups(data.root, patterns, readers, data.on_error, data.retries))
     return Loader(
         data,
@@ -45,7 +47,7 @@ def loader_of(
         seed=job.train.seed,
         pin_memory=ranks.device.type == "cuda",
         say=say,
-        keep=keep,
+        keep=list(keep or {}),
         trained_on=trained_on,
     )
 

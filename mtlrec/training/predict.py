@@ -92,7 +92,7 @@ def predict(
 def _scores(
     network: MultiTaskModel, batch: Batch, job: JobConfig, calibration: Calibration | None, score: FusedScore | None
 ) -> Tensor:
-    """[B, T], and with a fused score [B, T + 1]."""
+    """[B, T], and with a fused score [B, T + 1], then float64."""
     with autocast(job, batch.dense.device):
         outputs = network(batch.dense, batch.sparse)
     values = outputs.predictions([task.kind for task in job.tasks])
@@ -140,7 +140,8 @@ def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
     taken = [field.name for field in kept if field.name in names]
     if taken:
         raise DataError(f"{first}: already has {', '.join(taken)}; name the columns to keep in data.keys")
-    return pa.schema([*kept, *(pa.field(name, pa.float32()) for name in names)])
+    kinds = {name: pa.float64() if name == FUSED else pa.float32() for name in names}
+    return pa.schema([*kept, *(pa.field(name, kind) for name, kind in kinds.items())])
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mtlrec.batch import NO_GROUP
 from mtlrec.config import JobConfig
 from mtlrec.heads import HeadOutput
 from mtlrec.heads.funnel import Kind
@@ -48,24 +50,24 @@ class RankedRows:
 
     Args:
         scored: the tasks whose predictions a score may be made of
-        worth: by task, what its label adds to what an impression was worth to its user
+        worth: by task, what its label adds to what an impression was worth to its user; an unknown label adds nothing
     """
 
     def __init__(self, job: JobConfig, scored: list[str], worth: Mapping[str, float]) -> None:
         names = [task.name for task in job.tasks]
         self._kinds = [task.kind for task in job.tasks]
         self._scored = [names.index(name) for name in scored]
-        self._worth = [(names.index(name), weight) for name, weight in worth.items()]
+        self._worth = [(names.index(name), weight) for name, weight in worth.items() if weight]
         self._parts: list[tuple[np.ndarray, ...]] = []
 
     def update(self, step: StepOutput) -> None:
-        """A row counts where at least one of the labels that make its worth is known."""
+        """A row counts where its user is known, and at least one of the labels that make its worth."""
         assert step.groups is not None
         populations = step.report.populations
         known = populations.entire_space * (populations.weights > 0)
         targets = populations.targets.where(known > 0, 0.0)
         worth = sum(weight * targets[:, task] for task, weight in self._worth)
-        inside = known[:, [task for task, _ in self._worth]].amax(1) > 0
+        inside = (known[:, [task for task, _ in self._worth]].amax(1) > 0) & (step.groups != NO_GROUP)
         logs = log_scores(step.outputs, self._kinds)[:, self._scored]
         self._parts.append(tuple(one[inside].cpu().numpy() for one in (step.groups, logs, torch.as_tensor(worth))))
 
@@ -102,26 +104,42 @@ class PerUser:
 
     @staticmethod
     def of(groups: np.ndarray, worth: np.ndarray) -> PerUser:
-        """groups [N] say whose a row is."""
+        """Args: groups [N], whose each row is; worth [N]."""
         shuffled = np.random.default_rng(0).permutation(len(groups))  # of equal scores any may come first
         rows = shuffled[np.argsort(groups[shuffled], kind="stable")]
         ordered = worth[rows].astype(np.float64)
         _, starts, user = np.unique(groups[rows], return_index=True, return_inverse=True)
-        if len(rows):
-            judged = (np.maximum.reduceat(ordered, starts) > np.minimum.reduceat(ordered, starts))[user]
-            rows, user, ordered = rows[judged], np.unique(user[judged], return_inverse=True)[1], ordered[judged]
-        return PerUser(rows, user, ordered)
+        if not len(rows):
+            return PerUser(rows, user, ordered)
+        judged = np.maximum.reduceat(ordered, starts) > np.minimum.reduceat(ordered, starts)
+        return PerUser(rows, user, ordered).only(judged)
 
     @property
     def users(self) -> int:
         return int(self.user[-1]) + 1 if len(self.user) else 0
 
-    def first(self, rows: int) -> PerUser:
-        """Of so many rows, without the last user's where those are cut."""
-        if rows >= len(self.rows):
-            return self
-        end = int(np.searchsorted(self.user, self.user[rows]))
-        return PerUser(self.rows[:end], self.user[:end], self.worth[:end])
+    def only(self, wanted: np.ndarray) -> PerUser:
+        """wanted [users], of booleans."""
+        kept = wanted[self.user]
+        return PerUser(self.rows[kept], np.unique(self.user[kept], return_inverse=True)[1], self.worth[kept])
+
+    def sample(self, rows: int, seed: int) -> np.ndarray:
+        """[users]: some by lot, who have so many rows together, or one alone."""
+        order = np.random.default_rng(seed).permutation(self.users)
+        together = np.cumsum(np.bincount(self.user)[order])
+        wanted = np.zeros(self.users, dtype=bool)
+        wanted[order[: max(1, int(np.searchsorted(together, rows, side="right")))]] = True
+        return wanted
+
+    @cached_property
+    def _place(self) -> np.ndarray:
+        """[rows], from 0 within each user's."""
+        return np.arange(len(self.user)) - np.searchsorted(self.user, np.arange(self.users))[self.user]
+
+    @cached_property
+    def _best(self) -> np.ndarray:
+        """[rows], what they are worth in the best order."""
+        return self._ordered(self.worth)
 
     def measure(self, metric: RankMetric, scores: np.ndarray) -> np.ndarray:
         """[users], of scores [rows], the highest first.
@@ -129,12 +147,11 @@ class PerUser:
         NDCG (Jarvelin and Kekalainen 2002): what the first k are worth, the i-th divided by log2(i + 1), over the same
         in the best order. Hit rate: 1 where something among the first k is worth more than 0, else 0.
         """
-        place = np.arange(len(self.user)) - np.searchsorted(self.user, np.arange(self.users))[self.user]
-        found = self._ordered(scores)
+        found, is_first = self._ordered(scores), self._place < metric.k
         if metric.kind == "hit_rate":
-            return (np.bincount(self.user, (found > 0) & (place < metric.k)) > 0).astype(np.float64)
-        discount = np.where(place < metric.k, 1 / np.log2(place + 2), 0)
-        gained, ideal = (np.bincount(self.user, worth * discount) for worth in (found, self._ordered(self.worth)))
+            return (np.bincount(self.user, (found > 0) & is_first) > 0).astype(np.float64)
+        discount = np.where(is_first, 1 / np.log2(self._place + 2), 0)
+        gained, ideal = (np.bincount(self.user, worth * discount) for worth in (found, self._best))
         return np.asarray(gained / ideal)
 
     def _ordered(self, by: np.ndarray) -> np.ndarray:

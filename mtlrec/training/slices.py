@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,13 @@ import pyarrow.compute as pc
 import torch.distributed as dist
 
 from mtlrec.config import JobConfig
+from mtlrec.data.dataset import Reader, list_row_groups, plain
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.grouped_auc import auc_of_groups, rows_of_all_ranks
 
 MOST_VALUES = 12
 """A column with more of them: numbers are cut into parts of as many rows, of others the rarest are put together."""
-PARTS = 5
+PARTS, LONGEST = 5, 40
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Slices:
     Attributes:
         column: its name
         names: [S]
-        rows: [S]
+        rows: [S], those in no task's space too
         tasks: [T], the binary ones
-        auc: [T][S], over each task's own sample space; NaN where a slice has one label only
+        auc: [T][S], over each task's own sample space, rows counting as one each; NaN where a slice has one label only
         positives: [T][S]
     """
 
@@ -54,18 +54,16 @@ class SliceRows:
         self._parts: list[tuple[np.ndarray, ...]] = []
 
     def add(self, values: pa.ChunkedArray, step: StepOutput) -> None:
-        """`values` of a batch's rows, without those that fill it up at its end.
-
-        Raises ValueError for a column of lists, or anything else that has no values to tell apart.
-        """
-        if pa.types.is_nested(values.type):
-            raise ValueError(f"--slice {self.column}: holds {values.type}; slices are of numbers, text or booleans")
+        """`values` of a batch's rows, without those that fill it up at its end; what was left out counts nowhere."""
         tasks, populations, outputs = list(self._tasks.values()), step.report.populations, step.outputs
         inside = populations.space * (populations.weights > 0)
         logits = outputs.log_p - outputs.log_not_p
         targets = populations.targets.where(inside > 0, 0.0)
-        self._values.append(values if not pa.types.is_dictionary(values.type) else values.cast(values.type.value_type))
-        self._parts.append(tuple(one[: len(values), tasks].cpu().numpy() for one in (inside > 0, logits, targets)))
+        here = (populations.weights[: len(values)] > 0).any(1).cpu()
+        plain = values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+        self._values.append(plain.filter(pa.array(here.numpy())))
+        columns = (one[: len(values), tasks].cpu()[here] for one in (inside > 0, logits, targets))
+        self._parts.append(tuple(column.numpy() for column in columns))
 
     def compute(self) -> Slices:
         """Collective."""
@@ -97,43 +95,97 @@ def _of_all_ranks(mine: pa.Array) -> pa.Array:
     return _one_array(gathered)
 
 
+def may_be_sliced(kind: pa.DataType) -> bool:
+    kind = plain(kind)
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_nested(kind):
+        return False
+    return not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def check_column(job: JobConfig, split: str, column: str) -> None:
+    """Raises DataError, naming file and column, where a split's files have no such column to slice by, and ValueError
+    where no task is binary."""
+    if not any(task.is_binary for task in job.tasks):
+        raise ValueError(f"--slice {column}: shows the AUC of binary tasks, and the job has none")
+    patterns = getattr(job.data, split)
+    list_row_groups(job.data.root, patterns, kept_for_slices(column), job.data.on_error, job.data.retries)
+
+
+def kept_for_slices(column: str | None) -> dict[str, list[Reader]]:
+    """For a loader."""
+    wants = "numbers, text, dates or booleans"
+    return {column: [Reader("--slice", may_be_sliced, wants)]} if column is not None else {}
+
+
 def sliced(values: pa.Array) -> tuple[np.ndarray, list[str]]:
-    """Which slice each value is in [N], and the slices' names. Numbers in their order, others the most frequent first;
-    null is a slice of its own, the last."""
+    """Which slice each value is in [N], and the slices' names. Numbers and dates in their order, others the most
+    frequent first; null, and what is not finite, is a slice of its own, the last."""
     if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
+        values = pc.if_else(pc.is_finite(values), values, None)
     known, present = np.asarray(values.is_valid()), values.drop_null()
     codes = np.full(len(values), -1)
-    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    if is_number and pc.count_distinct(present).as_py() > MOST_VALUES:
-        codes[known], names = _parts(np.asarray(pc.cast(present, pa.float64(), safe=False)))
+    encoded = present.dictionary_encode()
+    numbers = _as_numbers(encoded.dictionary)
+    if numbers is None or len(numbers) <= MOST_VALUES:
+        codes[known], names = _by_value(encoded, numbers)
     else:
-        codes[known], names = _values(present, is_number)
+        codes[known], names = _by_range(encoded, numbers)
     if not known.all():
         codes[~known] = len(names)
         names = [*names, "null"]
     return codes, names
 
 
-def _parts(numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, PARTS + 1)))
-    codes = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
-    last = len(edges) - 2
-    return codes, [
-        f"{low:g} to {high:g}" if index == last else f"{low:g} to below {high:g}"
-        for index, (low, high) in enumerate(pairwise(edges))
-    ]
+def _as_numbers(distinct: pa.Array) -> np.ndarray | None:
+    """[distinct], in the order of the values; None for text and booleans."""
+    kind = distinct.type
+    if pa.types.is_temporal(kind):
+        return np.asarray(distinct.cast(pa.int32() if kind.bit_width == 32 else pa.int64()))
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return np.asarray(distinct)
+    return np.asarray(distinct.cast(pa.float64())) if pa.types.is_decimal(kind) else None
 
 
-def _values(present: pa.Array, is_number: bool) -> tuple[np.ndarray, list[str]]:
-    encoded = present.dictionary_encode()
-    codes, words = np.asarray(encoded.indices), [str(word) for word in encoded.dictionary.to_pylist()]
-    order = np.argsort(-np.bincount(codes, minlength=len(words)), kind="stable")
-    if is_number:
-        order = np.array(sorted(order, key=lambda index: float(words[index])), dtype=np.int64)
+def _by_value(encoded: pa.DictionaryArray, numbers: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
+    codes, words = np.asarray(encoded.indices), _in_words(encoded.dictionary)
+    often = np.bincount(codes, minlength=len(words))
+    order = np.argsort(-often if numbers is None else numbers, kind="stable")
     place = np.empty(len(words), np.int64)
     place[order] = np.arange(len(words))
     names = [words[index] for index in order]
     if len(names) <= MOST_VALUES:
         return place[codes], names
-    return np.minimum(place[codes], MOST_VALUES - 1), [*names[: MOST_VALUES - 1], "others"]
+    rest = f"({len(names) - MOST_VALUES + 1:,} others)"
+    return np.minimum(place[codes], MOST_VALUES - 1), [*names[: MOST_VALUES - 1], rest]
+
+
+def _by_range(encoded: pa.DictionaryArray, numbers: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Parts of about as many rows each. A number that more rows have than would be in a part is one by itself."""
+    codes = np.asarray(encoded.indices)
+    order = np.argsort(numbers)
+    often = np.bincount(codes, minlength=len(numbers))[order]
+    alone = often > len(codes) / PARTS
+    rest = np.where(alone, 0, often)
+    parts = max(1, PARTS - int(alone.sum()))
+    nth = np.minimum((np.cumsum(rest) - rest / 2) / max(rest.sum(), 1) * parts, parts - 1).astype(np.int64)
+    starts = np.concatenate([[True], alone[1:] | alone[:-1] | (nth[1:] != nth[:-1])])
+    part = np.empty(len(numbers), np.int64)
+    part[order] = np.cumsum(starts) - 1
+    firsts = np.flatnonzero(starts)
+    lasts = np.append(firsts[1:], len(numbers)) - 1
+    ends = encoded.dictionary.take(pa.array(order[np.stack([firsts, lasts], 1).ravel()]))
+    words = _in_words(ends)
+    return part[codes], [" to ".join(dict.fromkeys(pair)) for pair in zip(words[::2], words[1::2], strict=True)]
+
+
+def _in_words(values: pa.Array) -> list[str]:
+    """Floats with as many digits as tell them apart."""
+    if not pa.types.is_floating(values.type):
+        words = [str(word) for word in values.cast(pa.string()).to_pylist()]
+        return [word if len(word) <= LONGEST else f"{word[:LONGEST]}..." for word in words]
+    floats = values.to_pylist()
+    for digits in (4, 6, 9, 17):
+        words = [f"{number:.{digits}g}" for number in floats]
+        if len(set(words)) == len(set(floats)):
+            break
+    return words

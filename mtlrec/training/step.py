@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.losses import DynamicWeightAverage, decayed_weights
+from mtlrec.losses import DynamicWeightAverage, MultiTaskLoss, decayed_weights
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.evaluate import NonFinite
 from mtlrec.training.optim import Optimizers
@@ -43,20 +43,12 @@ class TrainingStep:
         Raises StopIteration where `batches` has come to its end, NonFinite where a loss is not finite.
         """
         self.optimizers.set_learning_rates(step)
-        self._set_task_weights(step, epoch)
+        set_task_weights(self.model.loss, self.job, step, epoch)
         with autocast(self.job, self.ranks.device):
             done = self.pipeline.progress(batches)
         self.ranks.liveness.tick()
         self._stop_if_not_finite(done, step + 1)
         return done
-
-    def _set_task_weights(self, step: int, epoch: int) -> None:
-        weighting = self.job.loss.weighting
-        if isinstance(weighting, DecayWeighting):
-            time_ = epoch if weighting.unit == "epoch" else step
-            initial = [weighting.initial.get(task.name, task.weight) for task in self.job.tasks]
-            rate = [weighting.rate.get(task.name, 1.0) for task in self.job.tasks]
-            self.model.loss.set_weights(decayed_weights(initial, rate, time_))
 
     def _stop_if_not_finite(self, done: StepOutput, step: int) -> None:
         """The report's losses are global, so all ranks stop together; they tell each other whose rows it was."""
@@ -71,3 +63,13 @@ class TrainingStep:
             f"step {step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
             "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
         )
+
+
+def set_task_weights(loss: MultiTaskLoss, job: JobConfig, step: int, epoch: int) -> None:
+    """Those of the step after `step` others, where they decay."""
+    weighting = job.loss.weighting
+    if isinstance(weighting, DecayWeighting):
+        time_ = epoch if weighting.unit == "epoch" else step
+        initial = [weighting.initial.get(task.name, task.weight) for task in job.tasks]
+        rate = [weighting.rate.get(task.name, 1.0) for task in job.tasks]
+        loss.set_weights(decayed_weights(initial, rate, time_))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from mtlrec.training.grouped_auc import rows_of_all_ranks
 
 HOT = 0.01
 """The share of a table's rows that are its hot ones: those looked up most."""
+LOOKUPS_FOR_A_HOT_ROW = 10
 SAMPLE = 256
 """Rows of each kind whose norms are taken."""
 
@@ -30,7 +32,8 @@ class TableUse:
         rows: of the table
         lookups: how many there were
         seen: how many rows they went to
-        hot_share: the share of the lookups that went to the hottest hundredth of the table's rows, one at least
+        hot_share: the share of the lookups that went to the hottest hundredth of the table's rows, one at least; NaN
+            where there are under ten lookups for each of these, which would be hot by chance
         drawn_norm: the mean Euclidean norm of a row as training draws it
         hot_norm, seen_norm, other_norm: its mean now, of the hot rows, of the others that were seen, and of those that
             were not; NaN where there are none. Of up to 256 each.
@@ -46,36 +49,54 @@ class TableUse:
     seen_norm: float
     other_norm: float
 
+    def growth(self, kind: Literal["hot", "seen", "other"]) -> float:
+        """How many times as long as drawn such rows are."""
+        norm: float = getattr(self, f"{kind}_norm")
+        return norm / self.drawn_norm
+
+
+Counts = tuple[np.ndarray, np.ndarray]
+"""Rows of a table, each once, and how often they were looked up."""
+
 
 class LookupCounts:
     """Accumulates batches' ids by table."""
 
     def __init__(self, job: JobConfig) -> None:
         self._job = job
-        self._ids: dict[str, list[np.ndarray]] = {table: [] for table in job.tables}
+        nothing = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._counts: dict[str, Counts] = dict.fromkeys(job.tables, nothing)
 
     def add(self, ids: KeyedJaggedTensor) -> None:
         of_features = ids.to_dict()
         for feature in self._job.features.sparse:
-            self._ids[feature.table].append(of_features[feature.name].values().cpu().numpy())
+            values = of_features[feature.name].values().cpu().numpy()
+            before = self._counts[feature.table]
+            self._counts[feature.table] = _added(before, np.unique(values, return_counts=True))
 
-    def compute(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Collective. By table the rows that were looked up, the most often first, and how often."""
+    def compute(self, over_ranks: bool) -> dict[str, Counts]:
+        """The most often looked up first. Collective over ranks; without, this rank's own."""
         found = {}
-        for table, parts in self._ids.items():
-            mine = np.unique(np.concatenate([np.empty(0, np.int64), *parts]), return_counts=True)
-            ids, counts = rows_of_all_ranks(*mine)
-            rows, of_row = np.unique(ids, return_inverse=True)
-            often = np.bincount(of_row, counts, minlength=len(rows)).astype(np.int64)
+        for table, (rows, often) in self._counts.items():
+            if over_ranks:
+                rows, often = _summed(*rows_of_all_ranks(rows, often))
             order = np.argsort(-often, kind="stable")
             found[table] = rows[order], often[order]
         return found
 
 
-def table_uses(tables: nn.Module, counts: LookupCounts, job: JobConfig, ranks: Ranks) -> list[TableUse]:
-    """Collective. `tables` are the sharded ones; the norms are of what they give for an id alone."""
-    found = counts.compute()
-    generator = np.random.default_rng(0)  # the same on every rank: all look up the same rows
+def _added(one: Counts, other: Counts) -> Counts:
+    return _summed(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))
+
+
+def _summed(rows: np.ndarray, often: np.ndarray) -> Counts:
+    distinct, place = np.unique(rows, return_inverse=True)
+    return distinct, np.bincount(place, often, minlength=len(distinct)).astype(np.int64)
+
+
+def table_uses(tables: nn.Module, found: Mapping[str, Counts], job: JobConfig, ranks: Ranks) -> list[TableUse]:
+    """Collective. The norms are of what the sharded tables give for an id alone; each rank may look up its own."""
+    generator = np.random.default_rng(0)
     kinds = {name: _kinds(rows, job.tables[name].rows, generator) for name, (rows, _) in found.items()}
     norms = _norms(tables, {name: np.concatenate(of) for name, of in kinds.items()}, job, ranks.device)
     uses = []
@@ -83,8 +104,8 @@ def table_uses(tables: nn.Module, counts: LookupCounts, job: JobConfig, ranks: R
         table = job.tables[name]
         ends = np.cumsum([len(kind) for kind in kinds[name]])[:-1]
         means = [float(part.mean()) if len(part) else math.nan for part in np.split(norms[name], ends)]
-        total, hot = int(often.sum()), int(often[: _hot_rows(table.rows)].sum())
-        share = hot / total if total else math.nan
+        total, hot = int(often.sum()), _hot_rows(table.rows)
+        share = int(often[:hot].sum()) / total if total >= LOOKUPS_FOR_A_HOT_ROW * hot else math.nan
         uses.append(TableUse(name, table.rows, total, len(often), share, drawn_norm(table.dim), *means))
     return uses
 
@@ -110,7 +131,7 @@ def _kinds(seen: np.ndarray, rows: int, generator: np.random.Generator) -> list[
 def _norms(tables: nn.Module, ids: Mapping[str, np.ndarray], job: JobConfig, device: torch.device) -> dict[str, Tensor]:
     """[ids] of each table, looked up through one of its features, each id as a row of its own."""
     features = {table: next(one.name for one in job.features.sparse if one.table == table) for table in ids}
-    size = max(map(len, ids.values()))
+    size = 3 * SAMPLE  # the same on every rank
     names = [feature.name for feature in job.features.sparse]
     by_feature = {feature: ids[table] for table, feature in features.items()}
     lengths = torch.zeros(len(names), size, dtype=torch.int32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
-from mtlrec.losses.balancing import Balancing, Totals
+from mtlrec.losses.balancing import Balancing, Totals, gradients_on
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.binary_metrics import sum_over_ranks
 from mtlrec.training.sharded import ShardedModel
@@ -20,24 +20,21 @@ class TaskGradients(Balancing):
     """Stands in for the loss's balancing; weighs nothing, keeps the inner products of the gradients, summed over
     batches."""
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, device: torch.device) -> None:
         super().__init__()
-        self.gram = torch.zeros(tasks, tasks, dtype=torch.float64)
+        self.gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
         self.batches = 0
 
     def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> tuple[float, float]:
         assert pooled is not None
-        rows = []
-        for part in parts:
-            (gradient,) = torch.autograd.grad(part, pooled, retain_graph=True)
-            rows.append(gradient.double().flatten())
-        gradients = torch.stack(rows)
-        self.gram = self.gram.to(gradients.device) + gradients @ gradients.T
+        gradients = gradients_on(pooled, parts)
+        self.gram += gradients @ gradients.T
         self.batches += 1
         return 1.0, 0.0
 
     def compute(self) -> tuple[list[float], list[list[float]]]:
-        """Collective. Norms [T], the root of the mean square over batches, and cosines [T][T]."""
+        """Collective. Norms [T], the root of the mean square over batches, and cosines [T][T], NaN for a task without
+        gradients."""
         gram = sum_over_ranks(self.gram)
         squares = gram.diagonal()
         norms = (squares / max(1, self.batches)).sqrt()
@@ -46,6 +43,7 @@ class TaskGradients(Balancing):
 
 @contextmanager
 def in_place_of_balancing(model: ShardedModel, gradients: TaskGradients) -> Iterator[None]:
+    """The loss as in training, but for what weighs its tasks; afterwards all is as it was."""
     loss, balancing, training = model.loss, model.loss.balancing, model.loss.training
     loss.balancing = gradients
     loss.train()  # what a head adds to the losses in training belongs to them

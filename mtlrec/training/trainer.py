@@ -172,8 +172,8 @@ class Trainer:
                 self._epoch(telemetry)
             self._batches.close()
             self.pipeline.detach()
-            self._look_inside(telemetry)
             final = {split: self._evaluate(split, telemetry) for split in self.evaluation_loaders}
+            self._look_inside(telemetry)
         best = self.checkpoints.best() if self.ranks.is_first and self.job.train.keep_best else None
         if best is not None:
             say(f"best by {self.job.train.keep_best}: {best.name}; evaluate and predict take it with --checkpoint best")
@@ -268,8 +268,7 @@ class Trainer:
             with closing(self.evaluation_loaders["valid"].epoch()) as batches:
                 self._looked_at = next(batches)
         found = diagnose_batches(self.model, [self._looked_at], self.job, self.ranks)
-        if self.ranks.is_first:
-            write_diagnosis(telemetry, self.step, found)
+        on_first_rank(self.ranks, lambda: write_diagnosis(telemetry, self.step, found))
 
     def _save_unless_done(self) -> None:
         if self._saved_step != self.step:

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.analysis.cells import Result
+from mtlrec.analysis.cells import Cell, Cells, Result
 from mtlrec.analysis.comparison import choose
+from mtlrec.analysis.contenders import contenders
+from mtlrec.config.file import load_config
 from tests.jobs import write_job
 from tests.ranks import run_cli
 from tests.toy import write_toy
@@ -105,6 +110,63 @@ def test_only_what_is_missing_is_trained_again(job: Path, copy: Path, capsys: py
     assert "gain over single_task, better above 0, and its 95 % interval" in captured.out
 
 
+@pytest.fixture(scope="module")
+def cells(job: Path, compared: Path) -> Cells:
+    return Cells(compared, contenders(load_config(str(job), []), ["single_task", "mmoe"]), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ['{"metrics": {', "", "[]", "null", "{}", '{"metrics": {}, "samples_per_s": 1.0}'])
+def test_a_cell_that_is_not_whole_is_missing(cells: Cells, left: str) -> None:
+    """What an editor, a full disk or a user may do to it."""
+    cell = Cell("mmoe", 1.0, 0)
+    path = cells.run_of("mmoe", 1.0, 0) / "result.json"
+    whole = path.read_text()
+    assert cells.result(cell) is not None
+    try:
+        path.write_text(left)
+        assert cells.result(cell) is None
+    finally:
+        path.write_text(whole)
+    checkpoints = path.parent / "checkpoints"
+    checkpoints.rename(path.parent / "away")
+    assert cells.result(cell) is None, "the report looks into the first seed's model"
+    (path.parent / "away").rename(checkpoints)
+    assert cells.result(cell) is not None
+
+
+def test_factors_have_folders_of_their_own() -> None:
+    folders = {Cell("mmoe", factor, 0).folder for factor in (1.0, 1.00000001, 0.3, 0.3333333, 0.33333334)}
+    assert len(folders) == 5
+    assert {folder.parts[1] for folder in folders} >= {"lr_1", "lr_0.3"}
+
+
+@pytest.mark.slow
+def test_a_folder_is_one_comparisons_alone(job: Path, cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    with cells:
+        assert run_cli("compare", job, "-o", cells.folder, *WORDS) == 1
+        said = capsys.readouterr().err.strip()
+    assert "in use by another comparison, or by a training that one left behind" in said
+    assert "\n" not in said
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_trainings_too(job: Path, tmp_path: Path) -> None:
+    """As a scheduler or `timeout` sends it, to the one process."""
+    words = ["--fusion", "mmoe", "--seeds", "1", "--learning-rates", "1", "--set", "train.epochs=100000"]
+    command = [sys.executable, "-m", "mtlrec.cli", "compare", str(job), "-o", str(tmp_path / "out"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = tmp_path / "out" / "cells" / "mmoe" / "lr_1" / "seed_0" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    with Cells(tmp_path / "out", [], 1):
+        pass  # the lock is free: no training is left that inherited it
+
+
 @pytest.mark.slow
 def test_the_folder_of_another_comparison_is_refused(job: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("compare", job, "-o", copy, *WORDS, "--set", "train.epochs=2") == 2
@@ -128,8 +190,10 @@ def test_a_training_that_fails_is_named_with_its_reason(
         (["--learning-rates", "1,x"], "--learning-rates 1,x: positive numbers"),
         (["--learning-rates", "0"], "--learning-rates 0: positive numbers"),
         (["--learning-rates", "inf"], "--learning-rates inf: positive numbers"),
+        (["--fusion", ","], "--fusion: names no kind; there are single_task,"),
         (["--fusion", "mmoe,pel"], "--fusion pel: unknown; kinds are single_task, "),
         (["--set", "data.test=[]"], "data.test: a comparison wants its files"),
+        (["--slice", "city"], "city"),
         (["--set", "data.valid=[]"], "data.valid: a comparison wants its files"),
     ],
 )

@@ -19,6 +19,7 @@ from mtlrec.config.file import job_of
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.loading import loader_of
 from mtlrec.training.sharded import load_run
+from mtlrec.training.slices import kept_for_slices
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import FUSIONS, write_toy
@@ -37,6 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def diagnosed(run: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
     assert run_cli("diagnose", run, "--json", *words) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
@@ -143,7 +145,9 @@ def test_calibration_curves_and_slices_are_of_the_rows(run: Path, capsys: pytest
     assert np.dot(curve["predicted"], curve["rows"]) == pytest.approx(scores.sum(), rel=1e-3)
     assert np.dot(curve["observed"], curve["rows"]) == pytest.approx(clicks.sum())
     order = np.argsort(scores)
-    assert curve["observed"][0] == pytest.approx(clicks[order][: round(curve["rows"][0])].mean(), abs=0.15)
+    ends = np.cumsum(curve["rows"]).round().astype(int)
+    for part, observed in zip(np.split(clicks[order], ends[:-1]), curve["observed"], strict=True):
+        assert observed == pytest.approx(part.mean())
     slices = found["slices"]
     assert (slices["column"], slices["names"], slices["tasks"]) == ("shown_like", ["0", "1"], ["click", "buy", "like"])
     for index, value in enumerate((0, 1)):
@@ -158,7 +162,9 @@ def test_a_column_that_is_not_there_is_named(run: Path, capsys: pytest.CaptureFi
     assert run_cli("diagnose", run, "--slice", "city") == 2
     assert "city" in capsys.readouterr().err.strip().splitlines()[-1]
     assert run_cli("diagnose", run, "--slice", "recent_items") == 2
-    assert "--slice recent_items: holds list" in capsys.readouterr().err
+    assert "recent_items" in (said := capsys.readouterr().err.strip().splitlines()[-1])
+    assert "--slice" in said
+    assert "numbers, text, dates or booleans" in said
 
 
 def test_it_is_told_in_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,8 +187,8 @@ def _on_two_ranks(run: str, split: str, batch_size: int, slice_by: str | None = 
     job = job.model_copy(update={"data": job.data.model_copy(update={"batch_size": batch_size})})
     with process_group("cpu") as ranks:
         model = load_run(job, Path(run), ranks)
-        keep = [slice_by] if slice_by else []
-        return diagnose_run(model, loader_of(job, split, ranks, keep=keep), job, ranks, slice_by=slice_by)
+        loader = loader_of(job, split, ranks, keep=kept_for_slices(slice_by))
+        return diagnose_run(model, loader, job, ranks, slice_by=slice_by)
 
 
 @pytest.mark.distributed
@@ -237,7 +243,7 @@ def test_training_looks_inside_and_is_as_without(run: Path, tmp_path: Path) -> N
     steps = [event.step for event in events.Images("gates/level_1")]
     last = curve(runs[4])[-1]["step"]
     assert steps == [4, 8, 12, 16, last]
-    assert [event.step for event in events.Scalars("table_norm/user/hot")] == steps
+    assert [event.step for event in events.Scalars("table_growth/user/hot")] == steps
     assert {"gate_entropy/level_1/click", "gradient_cosine/click/buy"} <= set(events.Tags()["scalars"])
     encoded = events.Images("gradients/cosines")[-1].encoded_image_string
     assert encoded.startswith(b"\x89PNG")
@@ -250,3 +256,84 @@ def test_without_a_valid_split_nothing_is_looked_at(run: Path, tmp_path: Path) -
     )
     assert run_cli("train", config, "-o", tmp_path / "run") == 0
     assert EventAccumulator(str(tmp_path / "run")).Reload().Tags()["images"] == []
+
+
+def test_a_job_whose_tasks_read_no_embeddings_is_looked_into(run: Path, tmp_path: Path, capsys: Any) -> None:
+    tasks = [{"name": "click", "label": "is_click", "features": ["age"]}]
+    tasks += [{"name": "like", "label": "is_like", "features": ["age", "price"]}]
+    model = {"fusion": FUSIONS["adatt_sp"], "heads": {"kind": "independent"}}
+    config = write_job(tmp_path / "job.yaml", run.parent, tasks=tasks, model=model, train={"max_steps": 3})
+    assert run_cli("train", config, "-o", tmp_path / "run") == 0
+    assert diagnosed(tmp_path / "run", capsys)["gradient_norm"] == [0.0, 0.0]
+
+
+def test_decayed_weights_are_those_of_the_last_step(run: Path, tmp_path: Path, capsys: Any) -> None:
+    """like weighs 50 in the first epoch, a fifth of that in the second."""
+    weighting = {"kind": "decay", "initial": {"like": 50.0}, "rate": {"like": 0.2}, "unit": "epoch"}
+    norms = {}
+    for name, loss, epochs in (("static", {}, 2), ("decay", {"weighting": weighting}, 2)):
+        train = {"epochs": epochs, "eval_every": 0}
+        config = write_job(
+            tmp_path / name / "job.yaml",
+            run.parent,
+            loss=loss,
+            train=train,
+            optim={"dense": {"lr": 1e-9}, "sparse": {"lr": 1e-9}},
+        )
+        assert run_cli("train", config, "-o", tmp_path / name / "run") == 0
+        norms[name] = diagnosed(tmp_path / name / "run", capsys)["gradient_norm"]
+    click, _, like, _ = (decayed / static for decayed, static in zip(norms["decay"], norms["static"], strict=True))
+    assert click == pytest.approx(1, rel=1e-3)
+    assert like == pytest.approx(10 / 0.5, rel=1e-3)
+
+
+def test_a_model_that_is_not_finite_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_job(tmp_path / "job.yaml", run.parent, train={"max_steps": 1}, data={"valid": [], "test": []})
+    assert run_cli("train", config, "-o", tmp_path / "run", "--set", "optim.dense.lr=1e30") == 0
+    capsys.readouterr()
+    folder = tmp_path / "run" / "config.yaml"
+    folder.write_text(folder.read_text().replace("valid: []", "valid: [valid/*.parquet]"))
+    assert run_cli("diagnose", tmp_path / "run") == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the model's output for click" in said
+    assert "part-0.parquet" in said
+
+
+def test_lookups_of_a_look_are_no_iterations(run: Path) -> None:
+    """By which FBGEMM's Adam corrects its averages."""
+    from mtlrec.training.diagnosis import diagnose_run
+    from mtlrec.training.evaluate import evaluate
+    from mtlrec.training.sharded import fused_lookups
+
+    with process_group("cpu") as ranks:
+        job = job_of(run)
+        model = load_run(job, run, ranks)
+        lookups = fused_lookups(model.module)
+        assert lookups
+        for part in lookups:
+            part.iter.fill_(7)
+            part.iter_cpu.fill_(7)
+        diagnose_run(model, loader_of(job, "valid", ranks), job, ranks)
+        evaluate(model.module, loader_of(job, "valid", ranks), job, ranks)
+        assert [(part.iter.item(), part.iter_cpu.item()) for part in lookups] == [(7, 7)] * len(lookups)
+        model.module.module.model.tables(next(iter(loader_of(job, "valid", ranks).epoch())).sparse)
+        assert [part.iter_cpu.item() for part in lookups] == [8] * len(lookups), "any other counts"
+
+
+def _train_with_looks(config: str, output: str) -> int:
+    return run_cli("train", config, "-o", output)
+
+
+@pytest.mark.distributed
+def test_two_ranks_look_while_they_train(run: Path, tmp_path: Path) -> None:
+    runs = {}
+    for every in (0, 3):
+        model = {"fusion": FUSIONS["batch_norm"]}
+        loss = {"weighting": {"kind": "uncertainty"}}
+        folder = tmp_path / f"every_{every}"
+        config = write_job(folder / "job.yaml", run.parent, model=model, loss=loss, train={"diagnose_every": every})
+        assert run_ranks(2, _train_with_looks, str(config), str(folder / "run")) == [0, 0]
+        runs[every] = folder / "run"
+    assert curve(runs[0]) == curve(runs[3])
+    steps = [event.step for event in EventAccumulator(str(runs[3])).Reload().Images("gates/level_1")]
+    assert steps == [3, 6, 9, 10]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,35 +58,37 @@ def test_what_is_searched_is_kept_and_predicted(trained: Path, capsys: pytest.Ca
     assert (ranking["metric"], ranking["relevance"]) == ("ndcg@5", {"click": 1.0, "buy": 3.0})
     assert set(ranking["exponents"]) == set(TASKS)
     assert sum(ranking["exponents"].values()) == pytest.approx(1, abs=1e-3)
-    valid = ranking["figures"]["valid"]
-    assert set(valid) == {"fused", "all alike", *TASKS}
-    best = max(one["ndcg@5"]["mean"] for way, one in valid.items() if way != "fused")
-    assert valid["fused"]["ndcg@5"]["mean"] >= best - 1e-4
-    assert valid["fused"]["ndcg@5"]["half_width"] > 0
+    valid = ranking["tasks"]["valid"]
+    assert set(valid) == set(TASKS)
+    best = max(valid, key=lambda task: valid[task]["ndcg@5"]["mean"])
+    assert ranking["best_alone"] == best
+    fused = ranking["fused"]["valid"]["ndcg@5"]
+    assert fused["mean"] >= max(valid[best]["ndcg@5"]["mean"], ranking["all_alike"]["valid"]["ndcg@5"]["mean"]) - 1e-4
+    assert fused["half_width"] > 0
     assert evaluated(trained, capsys)["test"] == found["test"], "the usual metrics are as they were"
 
     rows = predicted(trained)
     product = np.prod([rows[f"pred_{task}"] ** power for task, power in ranking["exponents"].items()], axis=0)
     np.testing.assert_allclose(rows["fused_score"], product, rtol=1e-4)
-    test, per_user = ranking["figures"]["test"], {}
+    test, per_user = {"fused": ranking["fused"]["test"], "alone": ranking["tasks"]["test"][best]}, {}
     for way, score in (("fused", rows["fused_score"]), ("alone", rows[f"pred_{ranking['best_alone']}"])):
         ndcgs, hits = [], []
-        for user in np.unique(rows["user_id"]):
+        for user in set(rows["user_id"]) - {-1}:  # of rows without a user nobody's order can be told
             mine = rows["user_id"] == user
             worth = rows["is_click"][mine] + 3.0 * rows["is_buy"][mine]
             if np.ptp(worth) > 0:
                 ndcgs.append(ndcg_score([worth], [score[mine]], k=5))
                 hits.append((worth[np.argsort(-score[mine])][:5] > 0).any())
         assert ranking["users"]["test"] == len(ndcgs)
-        per_user[way], way = np.array(ndcgs), ranking["best_alone"] if way == "alone" else way
+        per_user[way] = np.array(ndcgs)
         assert test[way]["ndcg@5"]["mean"] == pytest.approx(np.mean(ndcgs), abs=1e-5)
         assert test[way]["hit_rate@5"]["mean"] == pytest.approx(np.mean(hits))
-        expected = 1.96 * np.std(ndcgs) / np.sqrt(len(ndcgs))
+        expected = 1.96 * np.std(ndcgs, ddof=1) / np.sqrt(len(ndcgs))
         assert test[way]["ndcg@5"]["half_width"] == pytest.approx(expected, rel=1e-4)
     gains = per_user["fused"] - per_user["alone"]
     found = ranking["gains"]["test"]["ndcg@5"]
     assert found["mean"] == pytest.approx(gains.mean(), abs=1e-5)
-    assert found["half_width"] == pytest.approx(1.96 * gains.std() / np.sqrt(len(gains)), rel=1e-3)
+    assert found["half_width"] == pytest.approx(1.96 * gains.std(ddof=1) / np.sqrt(len(gains)), rel=1e-3)
 
 
 def test_powers_may_be_given(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +96,8 @@ def test_powers_may_be_given(trained: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["exponents"] == {"click": 1.0, "watch": 0.5}
     assert found["relevance"] == {"click": 1.0, "buy": 1.0, "like": 1.0}
     assert list(found["users"]) == ["test"], "nothing is searched, so that the valid split is not read"
-    rows = predicted(trained)
-    np.testing.assert_allclose(rows["fused_score"], rows["pred_click"] * rows["pred_watch"] ** 0.5, rtol=1e-4)
+    (kept,) = (trained / "run" / "checkpoints").glob("*/fused_score.json")
+    assert json.loads(kept.read_text())["metric"] == "ndcg@5", "what was searched stays"
     rows = predicted(trained, "--exponents", "buy=2")
     np.testing.assert_allclose(rows["fused_score"], rows["pred_buy"] ** 2, rtol=1e-4)
 
@@ -116,12 +119,9 @@ def test_two_ranks_find_what_one_does(trained: Path, capsys: pytest.CaptureFixtu
     one = evaluated(trained, capsys, *words)["ranking"]
     two = run_ranks(2, _ranking, str(trained / "run"))[0]
     assert two["users"] == one["users"]
-    for way, figures in one["figures"]["test"].items():
-        if way != "fused":
-            assert two["figures"]["test"][way]["ndcg@5"][0] == pytest.approx(figures["ndcg@5"]["mean"], abs=1e-6)
-    assert two["figures"]["valid"]["fused"]["ndcg@5"][0] == pytest.approx(
-        one["figures"]["valid"]["fused"]["ndcg@5"]["mean"], abs=1e-3
-    )
+    for task, figures in one["tasks"]["test"].items():
+        assert two["tasks"]["test"][task]["ndcg@5"][0] == pytest.approx(figures["ndcg@5"]["mean"], abs=1e-6)
+    assert two["fused"]["valid"]["ndcg@5"][0] == pytest.approx(one["fused"]["valid"]["ndcg@5"]["mean"], abs=1e-3)
 
 
 def _ranking(run: str) -> dict[str, Any]:
@@ -142,6 +142,26 @@ def _ranking(run: str) -> dict[str, Any]:
             for split in ("valid", "test")
         }
     return asdict(report_on(splits, job, RankMetric("ndcg", 5), relevance, None))
+
+
+@pytest.mark.distributed
+def test_two_ranks_keep_one_score_and_predict_with_it(trained: Path, tmp_path: Path) -> None:
+    """Calibrated at the same time: the score is of the model's own probabilities."""
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    (tmp_path / "data").symlink_to(trained / "data")
+    words = ["evaluate", str(run), "--rank-metric", "ndcg@5", "--calibrate", "platt"]
+    assert run_ranks(2, run_cli, *words) == [0, 0]
+    out = str(tmp_path / "run_scores")
+    assert run_ranks(2, run_cli, "predict", str(run), "--input", str(tmp_path / "data" / "test"), "-o", out) == [0, 0]
+    (kept,) = run.glob("checkpoints/*/fused_score.json")
+    exponents = json.loads(kept.read_text())["exponents"]
+    rows = pq.read_table(tmp_path / "run_scores")
+    raw = tmp_path / "raw.parquet"
+    assert run_cli("predict", run, "--input", trained / "data" / "test", "-o", raw, "--raw") == 0
+    plain = pq.read_table(raw)
+    product = np.prod([np.array(plain[f"pred_{task}"]) ** power for task, power in exponents.items()], axis=0)
+    by_row = dict(zip(plain["row"].to_pylist(), product, strict=True))
+    np.testing.assert_allclose(rows["fused_score"], [by_row[row] for row in rows["row"].to_pylist()], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -160,13 +160,13 @@ def test_its_text_has_the_same_figures(folder: Path, page: Page, comparison: Com
     assert "(" not in ranking["single_task"][0]
     for line in [*answer(comparison), *(f"- {verdict.text}" for verdict in comparison.verdicts())]:
         assert line in text.splitlines()
-    assert "Not judged, for too few positives there: follow." in text
+    assert "Not judged, for too few positives in the test split: follow." in text
 
 
 def test_it_needs_no_network_and_has_every_picture(page: Page) -> None:
     assert page.links == []
     assert page.pictures == 1 + 4 + 2 * 4
-    assert page.words.count("dead, no gate gives it 1%: expert expert 2") == 2
+    assert page.words.count("dead experts, given under 1% by every gate, at the price of a live one: expert 2;") == 2
     assert page.words.count("table user: 95% of the lookups go to 1%") == 2
     assert page.words.count("AUC within values of hour") == 2
     assert page.words.count("click and like pull the embeddings apart") == 2
@@ -199,6 +199,7 @@ def test_a_task_of_one_class_is_shown_and_not_judged(comparison: Comparison, tmp
     tuning = {kind: {1.0: results[:1]} for kind, results in without.items()}
     found = Comparison(comparison.contenders, comparison.seeds, comparison.factors, tuning, without)
     assert found.judged == ["click", "long_view", "watch_ratio"]
+    assert found.not_judged[1] == "Not judged, for rows of one label alone in the test split: like."
     assert found.ranking()[0] == ("ple", 1.0)
     write_results(found, tmp_path / "results.parquet")
     write_report(found, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "one class")

@@ -22,6 +22,7 @@ LEVEL = Level(
     peaked=[0.1, 0.1],
     norm=[1.0, 2.0, 3.0],
     zeros=[0.4, 0.5, 0.6],
+    shared=1,
 )
 USER = TableUse("user", 200_000, 5_000, 3_000, 0.5, drawn_norm=0.2, hot_norm=0.8, seen_norm=0.4, other_norm=9.0)
 FINE = Diagnosis(100, [LEVEL], ["click", "like"], [1.0, 2.0], [[1.0, 0.3], [0.3, 1.0]], [USER])
@@ -49,10 +50,10 @@ def test_a_healthy_model_earns_none() -> None:
     [
         (
             with_level(gate=[[0.695, 0.005, 0.3], [0.695, 0.005, 0.3]]),
-            ["level 1: dead, no gate gives it 1%: expert like: it costs", "gate_dropout"],
+            ["level 1: dead experts, given under 1% by every gate", ": like; gate_dropout"],
         ),
-        (with_level(gate=[[0.68, 0.02, 0.3], [0.68, 0.02, 0.3]]), ["nearly dead: expert like (2.0% at most); gate"]),
-        (with_level(zeros=[0.95, 0.5, 0.97]), ["all zero: experts click (95%), shared (97%): its ReLUs", "silu"]),
+        (with_level(gate=[[0.68, 0.02, 0.3], [0.68, 0.02, 0.3]]), ["nearly dead experts: like (2.0% at most); gate"]),
+        (with_level(zeros=[0.95, 0.5, 0.97]), ["nearly all zero", ": click (95%), shared (97%); activation: silu"]),
         (
             with_level(peaked=[0.8, 0.7]),
             ["more than 0.9 in most rows", "click (mostly click, 80%), like (mostly like, 70%); gate_dropout"],
@@ -108,9 +109,15 @@ def test_experts_and_gates_are_named_by_their_tasks() -> None:
         "kuairand_ple", ["model.fusion.num_task_experts=[2,1,1,1,1,1,1,1]", "model.fusion.num_shared_experts=2"]
     )
     assert expert_names(ple, 11) == ["click 1", "click 2", *tasks[1:], "shared 1", "shared 2"]
-    assert gate_names(ple, 9, 11) == [*tasks, "shared"]
-    assert gate_names(ple, 8, 11) == tasks
+    assert gate_names(ple, 9, is_last=False) == [*tasks, "shared"]
+    assert gate_names(ple, 8, is_last=True) == tasks
     assert expert_names(load_config("kuairand_adatt_sp", []), 8) == tasks
+    named_so = load_config("kuairand_ple", ["tasks.6.name=shared"])
+    assert expert_names(named_so, 9) == [*tasks[:6], "shared", tasks[7], "shared module"]
+    assert gate_names(named_so, 9, is_last=False)[-1] == "shared module"
     mmoe = load_config("kuairand_mmoe", [])
     assert expert_names(mmoe, 2) == ["expert 1", "expert 2"]
-    assert gate_names(mmoe, 3, 3) == ["gate 1", "gate 2", "gate 3"]
+    assert gate_names(mmoe, 3, is_last=False) == ["for expert 1", "for expert 2", "for expert 3"]
+    as_many = gate_names(mmoe, len(tasks), is_last=False)
+    assert as_many[:2] == ["for expert 1", "for expert 2"], "as many experts as tasks are no tasks"
+    assert gate_names(mmoe, len(tasks), is_last=True) == tasks

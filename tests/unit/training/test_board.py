@@ -29,7 +29,7 @@ def test_every_figure_has_a_name_of_its_own() -> None:
     found = Diagnosis(100, [level], ["click", "like"], [1.0, 2.0], [[1.0, 0.3], [0.3, 1.0]], [table])
     named = list(scalars_of(found))
     scalars = dict(named)
-    assert len(scalars) == len(named) == 2 * 2 + 2 * 3 + 2 * 3 + 2 + 1 + 4
+    assert len(scalars) == len(named) == 2 * 2 + 2 * 3 + 2 * 3 + 2 + 1 + 3
     assert scalars["gate/level 1/like/b"] == 0.6
     assert scalars["gate_entropy/level 1/like"] == 0.8
     assert scalars["gate_over_0.9/level 1/click"] == 0.1
@@ -37,9 +37,8 @@ def test_every_figure_has_a_name_of_its_own() -> None:
     assert scalars["expert_zeros/level 1/c"] == 0.6
     assert scalars["gradient_norm/like"] == 2.0
     assert scalars["gradient_cosine/click/like"] == 0.3
-    assert scalars["table_hot_share/user"] == 0.5
-    assert scalars["table_norm/user/hot"] == pytest.approx(4)
-    assert scalars["table_norm/user/other"] == pytest.approx(1)
+    assert scalars["table_growth/user/hot"] == pytest.approx(4)
+    assert scalars["table_growth/user/other"] == pytest.approx(1)
 
 
 def test_blue_is_high_orange_is_low_and_what_is_unknown_is_blank() -> None:

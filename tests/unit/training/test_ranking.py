@@ -13,6 +13,8 @@ from sklearn.metrics import ndcg_score
 
 from mtlrec.heads import HeadOutput
 from mtlrec.training.checkpoint import CheckpointError
+from mtlrec.training.evaluate import NonFinite
+from mtlrec.training.evaluate_ranking import mean_of
 from mtlrec.training.fused_score import FusedScore, exponents_of, named, relevance_of, search
 from mtlrec.training.ranking import PerUser, RankMetric
 from tests.toy import toy_job, toy_tree
@@ -59,15 +61,29 @@ def test_equal_scores_gain_nothing_by_the_order_of_the_rows() -> None:
     assert users.measure(RankMetric("hit_rate", 1), np.zeros(20_000)).mean() == pytest.approx(0.1, abs=0.03)
 
 
-def test_the_first_rows_are_whole_users() -> None:
+@pytest.mark.parametrize("most", [1, 50, 10_000])
+def test_a_sample_is_of_whole_users(most: int) -> None:
     groups, worth, scores = rows(3)
     users = PerUser.of(groups, worth)
-    for most in (1, 10, 50, len(users.rows) - 1, len(users.rows), 10_000):
-        some = users.first(most)
-        assert len(some.rows) <= most
-        whole = users.measure(RankMetric("ndcg", 5), scores[users.rows])
-        np.testing.assert_allclose(some.measure(RankMetric("ndcg", 5), scores[some.rows]), whole[: some.users])
-    assert users.first(len(users.rows) - 1).users == users.users - 1
+    wanted = users.sample(most, seed=1)
+    some = users.only(wanted)
+    assert some.users == wanted.sum() >= 1
+    assert len(some.rows) <= most or some.users == 1
+    assert wanted.all() == (most == 10_000)
+    whole = users.measure(RankMetric("ndcg", 5), scores[users.rows])
+    np.testing.assert_allclose(some.measure(RankMetric("ndcg", 5), scores[some.rows]), whole[wanted])
+
+
+def test_a_search_may_look_at_fewer_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first by number has more rows than a search looks at, and says nothing."""
+    generator = np.random.default_rng(0)
+    groups = np.concatenate([np.zeros(5000, np.int64), np.repeat(np.arange(1, 200), 20)])
+    logs = generator.normal(size=(len(groups), 2))
+    worth = np.exp(logs[:, 1]).astype(np.float32)
+    monkeypatch.setattr("mtlrec.training.fused_score.MOST_ROWS", 2000)
+    users = PerUser.of(groups, worth)
+    found = search(users, logs[users.rows], RankMetric("ndcg", 10), seed=0)
+    np.testing.assert_allclose(found, [0, 1], atol=0.05)
 
 
 def test_a_search_finds_the_powers_that_order_best() -> None:
@@ -95,15 +111,24 @@ def test_the_score_is_the_product_of_powers(tmp_path: Path) -> None:
     values = outputs.predictions([task.kind for task in job.tasks])
     score = FusedScore(exponents={"like": 2.0, "watch": 0.5, "buy": 0.0, "click": -1.0})
     expected = values[:, 2] ** 2 * values[:, 3] ** 0.5 / values[:, 0]
-    torch.testing.assert_close(score.of(outputs, job), expected)
+    torch.testing.assert_close(score.of(outputs, job), expected.double())
+    assert score.of(outputs, job).dtype == torch.float64
     assert str(score) == "like^2 x watch^0.5 x click^-1"
-    assert FusedScore.read(tmp_path) is None
+    small = FusedScore(exponents={"like": 100.0}).of(outputs, job)
+    assert (small > 0).all(), "orders by what float32 has no numbers for"
+    with pytest.raises(NonFinite, match="fused_score: like\\^-100000 is too large a number; take smaller exponents"):
+        FusedScore(exponents={"like": -1e5}).of(outputs, job)
+    assert FusedScore.read(tmp_path, job) is None
     score.write(tmp_path)
-    assert FusedScore.read(tmp_path) == score
+    assert FusedScore.read(tmp_path, job) == score
+    with pytest.raises(
+        CheckpointError, match=r"fused_score\.json: no exponents of a score \(the job has no task watch whose"
+    ):
+        FusedScore.read(tmp_path, toy_job())
     for text in ("{", '{"exponents": {}}', '{"exponents": {"click": 0}}', '{"exponents": {"click": 1}, "more": 1}'):
         (tmp_path / "fused_score.json").write_text(text)
         with pytest.raises(CheckpointError, match="no exponents of a score"):
-            FusedScore.read(tmp_path)
+            FusedScore.read(tmp_path, job)
 
 
 def test_powers_and_worths_are_read() -> None:
@@ -139,3 +164,9 @@ def test_powers_and_worths_are_read() -> None:
 def test_what_cannot_be_read_is_named(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call(toy_job())  # type: ignore[operator]
+
+
+def test_an_interval_over_users() -> None:
+    mean, half_width = mean_of(np.array([0.0, 1.0, 0.5]))
+    assert (mean, half_width) == (0.5, pytest.approx(1.96 * 0.5 / np.sqrt(3)))
+    assert mean_of(np.array([0.7])) == (0.7, np.inf), "one user tells nothing of others"

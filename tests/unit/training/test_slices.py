@@ -1,6 +1,8 @@
 """Columns cut into slices, and the AUC within them against scikit-learn's."""
 
 import datetime
+import decimal
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ from mtlrec.losses.multitask import LossReport
 from mtlrec.losses.spaces import Populations
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.grouped_auc import auc_of_groups
-from mtlrec.training.slices import SliceRows, sliced
+from mtlrec.training.slices import SliceRows, may_be_sliced, sliced
 from tests.toy import toy_job
 
 
@@ -24,7 +26,7 @@ def test_few_values_are_slices_of_their_own() -> None:
     codes, names = sliced(pa.array(["b", "a", "b", None]))
     assert (codes.tolist(), names) == ([0, 1, 0, 2], ["b", "a", "null"])
     codes, names = sliced(pa.array([True, False, True]))
-    assert (codes.tolist(), names) == ([0, 1, 0], ["True", "False"])
+    assert (codes.tolist(), names) == ([0, 1, 0], ["true", "false"])
     codes, names = sliced(pa.array([datetime.date(2026, 1, 2)] * 2))
     assert (codes.tolist(), names) == ([0, 0], ["2026-01-02"])
 
@@ -32,25 +34,51 @@ def test_few_values_are_slices_of_their_own() -> None:
 def test_many_numbers_are_cut_into_parts_of_as_many_rows() -> None:
     values = np.random.default_rng(0).permutation(np.arange(100.0))
     codes, names = sliced(pa.array([*values, float("nan")]))
-    assert names == [
-        "0 to below 19.8",
-        "19.8 to below 39.6",
-        "39.6 to below 59.4",
-        "59.4 to below 79.2",
-        "79.2 to 99",
-        "null",
-    ]
+    assert names == ["0 to 19", "20 to 39", "40 to 59", "60 to 79", "80 to 99", "null"]
     assert np.bincount(codes).tolist() == [20, 20, 20, 20, 20, 1]
     assert (codes[:-1] == values // 20).all()
-    codes, names = sliced(pa.array([0] * 50 + list(range(1, 51))))
-    assert names[0] == "0 to below 10.4", "where a value is most of a part, there are fewer parts"
-    assert len(names) == 3 == codes.max() + 1
+
+
+def test_a_number_of_many_rows_is_a_part_by_itself() -> None:
+    """As counts are, mostly 0."""
+    codes, names = sliced(pa.array([0] * 85 + [*range(1, 16)]))
+    assert names == ["0", "1 to 4", "5 to 7", "8 to 11", "12 to 15"]
+    assert np.bincount(codes).tolist() == [85, 4, 3, 4, 4]
+    codes, names = sliced(pa.array([7] * 50 + [*range(20)], pa.int16()))
+    assert names == ["0 to 4", "5 to 6", "7", "8 to 9", "10 to 14", "15 to 19"]
+    assert np.bincount(codes)[2] == 51
+
+
+def test_large_and_close_numbers_keep_their_digits() -> None:
+    start = 1_650_000_000_000
+    codes, names = sliced(pa.array(np.arange(start, start + 100)))
+    assert names[0] == "1650000000000 to 1650000000019"
+    assert len(set(names)) == 5 == codes.max() + 1
+    _, names = sliced(pa.array(1 + np.arange(100) * 1e-8))
+    assert len(set(names)) == 5
+    codes, names = sliced(pa.array(2**62 + np.arange(20)))
+    assert names[-1] == f"{2**62 + 16} to {2**62 + 19}"
+    codes, names = sliced(pa.array([math.inf, -math.inf, 1.0, math.nan]))
+    assert (codes.tolist(), names) == ([1, 1, 0, 1], ["1", "null"])
+    _, names = sliced(pa.array(["x" * 5000]))
+    assert names == ["x" * 40 + "..."]
+    _, names = sliced(pa.array([decimal.Decimal(f"{n}.5") for n in range(100)]))
+    assert names[0] == "0.5 to 19.5"
+
+
+def test_many_days_and_times_are_cut_too() -> None:
+    days = [datetime.date(2026, 1, 1) + datetime.timedelta(days=n) for n in range(100)]
+    _, names = sliced(pa.array(days))
+    assert names[0] == "2026-01-01 to 2026-01-20"
+    codes, names = sliced(pa.array([datetime.datetime(2026, 1, 1, n % 24, n // 24) for n in range(100)]))
+    assert names[0].startswith("2026-01-01 00:00:00")
+    assert np.bincount(codes).tolist() == [20] * 5
 
 
 def test_of_many_words_the_rarest_are_put_together() -> None:
     words = [f"w{index}" for index in range(20) for _ in range(20 - index)]
     codes, names = sliced(pa.array(words))
-    assert names == [*(f"w{index}" for index in range(11)), "others"]
+    assert names == [*(f"w{index}" for index in range(11)), "(9 others)"]
     assert np.bincount(codes).tolist() == [*range(20, 9, -1), sum(range(1, 10))]
 
 
@@ -100,11 +128,39 @@ def test_a_task_is_judged_over_its_own_space_and_padding_counts_nowhere() -> Non
             assert found.positives[task][hour] == targets[mine, task].sum()
 
 
-def test_words_of_a_dictionary_are_words_and_lists_are_refused() -> None:
+def test_words_of_a_dictionary_are_words() -> None:
     logits = torch.zeros(2, 4)
     rows = SliceRows("city", toy_job())
     rows.add(pa.chunked_array([pa.array(["a", "b"]).dictionary_encode()]), step(logits, logits, logits + 1))
     rows.add(pa.chunked_array([pa.nulls(2)]), step(logits, logits, logits + 1))
     assert rows.compute().names == ["a", "b", "null"]
-    with pytest.raises(ValueError, match=r"--slice recent: holds list<.*>; slices are of numbers, text or booleans"):
-        SliceRows("recent", toy_job()).add(pa.chunked_array([[[1], [2]]]), step(logits, logits, logits))
+
+
+def test_rows_that_were_left_out_count_nowhere() -> None:
+    logits = torch.zeros(3, 4)
+    given = step(logits, logits, logits + 1)
+    weights = given.report.populations.weights.clone()
+    weights[1] = 0
+    report = given.report._replace(populations=given.report.populations._replace(weights=weights))
+    rows = SliceRows("city", toy_job())
+    rows.add(pa.chunked_array([["a", "b", "a"]]), given._replace(report=report))
+    found = rows.compute()
+    assert (found.names, found.rows) == (["a"], [2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits"),
+    [
+        (pa.int8(), True),
+        (pa.string(), True),
+        (pa.date32(), True),
+        (pa.bool_(), True),
+        (pa.list_(pa.int8()), False),
+        (pa.binary(), False),
+        (pa.uuid(), False),
+        (pa.dictionary(pa.int8(), pa.string()), True),
+        (pa.struct([("a", pa.int8())]), False),
+    ],
+)
+def test_what_has_values_to_tell_apart(kind: pa.DataType, fits: bool) -> None:
+    assert may_be_sliced(kind) is fits
