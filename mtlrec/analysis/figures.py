@@ -13,6 +13,7 @@ from mtlrec.training.diagnosis import Diagnosis
 from mtlrec.training.level_sums import Level
 from mtlrec.training.slices import Slices
 
+ABOVE = {"orientation": "h", "yanchor": "bottom", "y": 1.02}
 BETTER_WORSE = [[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [1, "rgba(52,140,204,0.75)"]]
 
 
@@ -62,9 +63,9 @@ def seesaw_scatter(comparison: Comparison, first: str, second: str) -> go.Figure
     figure.update_layout(
         xaxis_title=f"{first}, gain in {comparison.tasks[first]}",
         yaxis_title=f"{second}, gain in {comparison.tasks[second]}",
-        height=400,
-        legend={"orientation": "h", "y": 1.12},
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        height=430,
+        legend=ABOVE,
+        margin={"l": 10, "r": 10, "t": 60, "b": 10},
     )
     return figure
 
@@ -157,11 +158,9 @@ def calibration_curves(diagnosis: Diagnosis) -> go.Figure:
             name=task,
             hovertemplate=f"{task}: predicted %{{x:.4f}}, observed %{{y:.4f}}<extra></extra>",
         )
-    figure.update_xaxes(type="log", title="predicted share of positives")
-    figure.update_yaxes(type="log", title="observed")
-    figure.update_layout(
-        height=380, legend={"orientation": "h", "y": 1.15}, margin={"l": 10, "r": 10, "t": 10, "b": 10}
-    )
+    figure.update_xaxes(type="log", exponentformat="power", title="predicted share of positives")
+    figure.update_yaxes(type="log", exponentformat="power", title="observed")
+    figure.update_layout(height=410, legend=ABOVE, margin={"l": 10, "r": 10, "t": 60, "b": 10})
     return figure
 
 

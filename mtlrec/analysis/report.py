@@ -58,6 +58,8 @@ def write_report(
         heatmap=_embedded(gains_heatmap(comparison)),
         scatters=[_embedded(seesaw_scatter(comparison, *pair)) for pair in pairs_worth_drawing(comparison)],
         verdicts=[verdict.text for verdict in comparison.verdicts()],
+        first_verdicts=len(comparison.contenders) - 1,  # those of the best
+        judged=comparison.judged,
         tuning=_tuning(comparison),
         tuning_seeds=seeds_in_words(len(next(iter(next(iter(comparison.tuning.values())).values())))),
         diagnoses=[_diagnosed(name, one) for name, one in (diagnoses or {}).items()],
@@ -116,11 +118,12 @@ def _cell(comparison: Comparison, name: str, task: str) -> dict[str, Any]:
     if name == comparison.baseline:
         return {"mean": mean, "shown": f"{mean:.4f}", "gain": "", "judgement": ""}
     found = comparison.gain(name, task)
+    judgement = {1: "better", 0: "", -1: "worse"}[found.sign] if task in comparison.judged else "unjudged"
     return {
         "mean": mean,
         "shown": f"{mean:.4f}",
         "gain": f"{found.mean:+.4f} ± {found.half_width:.4f}",
-        "judgement": {1: "better", 0: "", -1: "worse"}[found.sign],
+        "judgement": judgement,
     }
 
 
