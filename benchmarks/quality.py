@@ -1,6 +1,6 @@
 """How good is each recipe of a data set? Mean and standard deviation of the test metrics over seeds, as a table.
 
-    python benchmarks/quality.py census --root data/census-income --jobs 2 --out benchmarks/results/census.json
+    python benchmarks/quality.py feed --root data/feed --seeds 1 --jobs 2 --out benchmarks/results/feed.json
 
 Trains every `DATASET_KIND` recipe with each seed, one process and one thread per job, `--jobs` at a time. Finished
 cells are kept in `--out` and not run again, so an interrupted table goes on where it stopped. The logistic regression
