@@ -223,6 +223,8 @@ def test_the_learning_rates_with_the_best_mean_rank_are_chosen() -> None:
     assert choose("ple", {0.3: [result(0.73, 1.0)], 1: [result(0.72, 0.9)]}) == 1, "of equals the nearest to 1"
     lucky = [result(0.80, 0.5), result(0.60, 1.5), result(0.60, 1.5)]
     assert choose("ple", {0.3: lucky, 1: [result(0.70, 1.0)] * 3}) == 1, "the mean over seeds decides"
+    unlucky = [result(0.75, 0.5), result(0.75, 0.5), result(0.62, 1.5)]
+    assert choose("ple", {0.3: unlucky, 1: [result(0.70, 1.0)] * 3}) == 0.3, "not its worst seed"
     one_class = float("nan")
     assert choose("ple", {0.3: [result(one_class, 0.8)], 1: [result(0.72, 0.9)]}) == 0.3, "click has no say"
     assert choose("ple", {0.3: [result(one_class, one_class)], 1: [result(0.7, 0.9)]}) == 1

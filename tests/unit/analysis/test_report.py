@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mtlrec.analysis import markdown
 from mtlrec.analysis.cells import Result
 from mtlrec.analysis.comparison import Comparison
 from mtlrec.analysis.contenders import contenders
@@ -148,6 +150,14 @@ def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> N
     assert page.words.count("diverged") == len(comparison.tasks)
 
 
+def clicks(auc: float) -> Result:
+    return Result({"test": {"click": {"auc": auc}}, "valid": {}}, 1.0)
+
+
+def _cell(comparison: Comparison) -> str:
+    return markdown._cell(comparison, "single_task", "click")
+
+
 def test_its_text_has_the_same_figures(folder: Path, page: Page, comparison: Comparison) -> None:
     text = (folder / "report.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
@@ -155,6 +165,7 @@ def test_its_text_has_the_same_figures(folder: Path, page: Page, comparison: Com
     for name, means in page.means.items():
         assert [float(cell.split()[0]) for cell in ranking[name]] == pytest.approx(means, abs=5e-5)
     deviation = statistics.stdev(comparison.values("ple", "click"))
+    assert "0.6500 ± 0.0707" in _cell(replace(comparison, results={"single_task": [clicks(0.6), clicks(0.7)]}))
     gain = comparison.gain("ple", "click")
     assert f" ± {deviation:.4f} ({gain.mean:+.4f} ± {gain.half_width:.4f}*)" in ranking["ple"][0]
     assert "(" not in ranking["single_task"][0]

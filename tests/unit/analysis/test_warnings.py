@@ -85,6 +85,12 @@ def test_a_warning_names_what_is_wrong_and_the_option(found: Diagnosis, words: l
         with_level(gate=[[0.66, 0.04, 0.3], [0.66, 0.04, 0.3]]),
         with_level(zeros=[0.9, 0.5, 0.5], peaked=[0.5, 0.5], entropy=[0.99, 0.99], norm=[1.0, 2.0, 10.0]),
         with_level(norm=[0.0, 2.0, 3.0]),
+        with_level(
+            gates=["click", "like", "shared"],
+            gate=[[0.5, 0.2, 0.3], [0.2, 0.5, 0.3], [0.5, 0.495, 0.005]],
+            peaked=[0.1] * 3,
+            entropy=[0.9] * 3,
+        ),
         replace(FINE, gradient_norm=[1.0, 10.0], gradient_cosine=[[1, -0.1], [-0.1, 1]]),
         replace(FINE, gradient_norm=[0.0, 10.0], gradient_cosine=[[math.nan] * 2] * 2),
         with_table(hot_share=0.9, hot_norm=2.0, seen_norm=2.0),

@@ -87,17 +87,24 @@ def test_a_search_may_look_at_fewer_users(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_search_finds_the_powers_that_order_best() -> None:
-    """Worth is by log p1 + 3 log p3 alone: of four tasks two matter, three times as much the second."""
+    """Worth is by log p1 + 3 log p3 alone: of five tasks two matter, three times as much the second; the last has the
+    same score for all."""
     generator = np.random.default_rng(0)
-    groups, logs = np.repeat(np.arange(300), 20), generator.normal(size=(6000, 4))
+    groups, logs = np.repeat(np.arange(300), 20), generator.normal(size=(6000, 5))
+    logs[:, 4] = -1.0
     worth = np.exp(logs[:, 0] + 3 * logs[:, 2]).astype(np.float32)
     users = PerUser.of(groups, worth)
     metric = RankMetric("ndcg", 10)
     found = search(users, logs[users.rows], metric, seed=0)
     assert found.sum() == pytest.approx(1)
-    np.testing.assert_allclose(found, [0.25, 0, 0.75, 0], atol=0.03)
-    alone = max(users.measure(metric, logs[users.rows] @ one).mean() for one in np.eye(4))
-    assert users.measure(metric, logs[users.rows] @ found).mean() > alone + 0.02
+    np.testing.assert_allclose(found, [0.25, 0, 0.75, 0, 0], atol=0.03)
+    assert found[4] == 0, "what the metric does not miss"
+
+    def measure(powers: np.ndarray) -> float:
+        return float(users.measure(metric, logs[users.rows] @ powers).mean())
+
+    assert measure(found) > measure(np.array([0.25, 0, 0.75, 0, 0])) - 5e-4
+    assert measure(found) > max(measure(alone) for alone in np.eye(5)) + 0.02
     np.testing.assert_array_equal(found, search(users, logs[users.rows], metric, seed=0))
 
 
