@@ -95,7 +95,7 @@ def compare(
     from mtlrec.analysis.contenders import contenders
     from mtlrec.analysis.latency import latency_ms
     from mtlrec.analysis.markdown import write_markdown
-    from mtlrec.analysis.report import write_report
+    from mtlrec.analysis.report import edge, write_report
     from mtlrec.analysis.results import write_results
     from mtlrec.training.slices import check_column
     from mtlrec.training.telemetry import jsonable
@@ -124,6 +124,8 @@ def compare(
     console.print(ranking_table(comparison))
     if not comparison.judged:
         console.print("nothing is judged: no task has enough positives in the test split")
+    if edge(comparison):
+        console.print(edge(comparison), soft_wrap=True)
     for verdict in comparison.verdicts():
         console.print(verdict.text, soft_wrap=True)
     print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)

@@ -82,6 +82,15 @@ class Comparison:
     def _first(self) -> Result:
         return self.results[self.contenders[0].name][0]
 
+    @property
+    def at_the_edge(self) -> list[str]:
+        """What chose the smallest or the largest of the learning rates, beyond which better ones may lie."""
+        return [
+            name
+            for name, factor in self.factors.items()
+            if len(self.tuning[name]) > 1 and factor in (min(self.tuning[name]), max(self.tuning[name]))
+        ]
+
     def values(self, contender: str, task: str) -> list[float]:
         """On the test split, a seed each."""
         return [result.metrics["test"][task][self.tasks[task]] for result in self.results[contender]]

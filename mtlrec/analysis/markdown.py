@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtlrec.analysis.comparison import Comparison
 from mtlrec.analysis.differences import seeds_in_words
-from mtlrec.analysis.report import answer
+from mtlrec.analysis.report import answer, edge
 
 
 def write_markdown(comparison: Comparison, path: Path, title: str) -> None:
@@ -34,6 +34,7 @@ def _lines(comparison: Comparison, title: str) -> Iterator[str]:
         rate = statistics.mean(result.samples_per_s for result in comparison.results[name])
         size = f"{contender.capacity.parameters:,} | {contender.capacity.flops / 1e6:.3f}"
         yield f"| {name} | {size} | {rate:,.0f} | x{comparison.factors[name]:g} |"
+    yield f"\n{edge(comparison)}"
     if verdicts := comparison.verdicts():
         yield "\n## Pair by pair\n"
         yield from (f"- {verdict.text}" for verdict in verdicts)

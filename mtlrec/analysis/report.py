@@ -61,6 +61,7 @@ def write_report(
         first_verdicts=len(comparison.contenders) - 1,  # those of the best
         judged=comparison.judged,
         tuning=_tuning(comparison),
+        at_the_edge=edge(comparison),
         tuning_seeds=seeds_in_words(len(next(iter(next(iter(comparison.tuning.values())).values())))),
         diagnoses=[_diagnosed(name, one) for name, one in (diagnoses or {}).items()],
         plotly_js=Markup(get_plotlyjs()),
@@ -87,6 +88,16 @@ def answer(comparison: Comparison) -> list[str]:
         if names:
             lines.append(f"{said}: {', '.join(_with_tasks(name, against[name]) for name in names)}.")
     return lines
+
+
+def edge(comparison: Comparison) -> str:
+    """Where the grid of learning rates may have been too narrow; empty where it was not."""
+    if not comparison.at_the_edge:
+        return ""
+    return (
+        f"At the edge of the learning rates that were tried, beyond which better ones may lie: "
+        f"{', '.join(comparison.at_the_edge)}; give --learning-rates that go further."
+    )
 
 
 def _with_tasks(name: str, against: Verdict) -> str:

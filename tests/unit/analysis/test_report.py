@@ -148,6 +148,11 @@ def test_its_first_words_are_the_answer(page: Page, comparison: Comparison) -> N
     assert "Not judged, for too few positives in the test split: follow." in " ".join(page.words.split())
     assert "seesaw: single_task is better on click, long_view and watch_ratio, shared_bottom on like" in page.words
     assert page.words.count("diverged") == len(comparison.tasks)
+    edge = "beyond which better ones may lie: single_task, shared_bottom, mmoe, ple; give --learning-rates"
+    assert edge in page.words, "of two that were tried each is at an edge"
+    middle = replace(comparison, tuning={kind: {factor: [] for factor in (0.3, 1.0, 3.0)} for kind in KINDS})
+    assert middle.at_the_edge == []
+    assert replace(middle, tuning={kind: {1.0: []} for kind in KINDS}).at_the_edge == [], "nothing was chosen"
 
 
 def clicks(auc: float) -> Result:
