@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +25,7 @@ from mtlrec.config.file import load_config
 
 if TYPE_CHECKING:
     from mtlrec.analysis.capacity import Measure
-    from mtlrec.analysis.cells import Cell, Result
+    from mtlrec.analysis.cells import Cell, Cells, Result
     from mtlrec.analysis.comparison import Comparison
     from mtlrec.analysis.contenders import Contender
     from mtlrec.training.diagnosis import Diagnosis
@@ -93,10 +95,6 @@ def compare(
     from mtlrec.analysis.cells import Cells
     from mtlrec.analysis.comparison import compare as run
     from mtlrec.analysis.contenders import contenders
-    from mtlrec.analysis.latency import latency_ms
-    from mtlrec.analysis.markdown import write_markdown
-    from mtlrec.analysis.report import edge, write_report
-    from mtlrec.analysis.results import write_results
     from mtlrec.training.slices import check_column
     from mtlrec.training.telemetry import jsonable
 
@@ -108,31 +106,56 @@ def compare(
         raise ConfigError(f"--output {output}: is a file; name a folder")
     cells = Cells(output, found, at_a_time)
     tuning_seeds = min(tuning_seeds, seeds)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that trainings end too
-    with cells, Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
-        comparison = run(cells, factors, range(seeds), progress, metric.value, tuning_seeds)
-    write_results(comparison, output / "results.parquet")
-    write_markdown(comparison, output / "report.md", job.name)
-    latency = latency_ms({one.name: one.job for one in found})
-    first = {one.name: cells.run_of(one.name, comparison.factors[one.name], 0) for one in found}
-    diagnoses = {name: _looked_into(run, slice_by) for name, run in first.items()}
-    write_report(comparison, latency, output / "report.html", job.name, diagnoses)
+    with _sigterm_interrupts(), cells:
+        with Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
+            comparison = run(cells, factors, range(seeds), progress, metric.value, tuning_seeds)
+        _write(comparison, cells, job.name, slice_by)
     if as_json:
         print(json.dumps(jsonable(summary(comparison))))
-        return
+    else:
+        _print(comparison)
+        print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """So that the trainings that were started end too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _write(comparison: Comparison, cells: Cells, title: str, slice_by: str | None) -> None:
+    """The table, the text and the page, what takes longest last."""
+    from mtlrec.analysis.latency import latency_ms
+    from mtlrec.analysis.markdown import write_markdown
+    from mtlrec.analysis.report import write_report
+    from mtlrec.analysis.results import write_results
+
+    write_results(comparison, cells.folder / "results.parquet")
+    write_markdown(comparison, cells.folder / "report.md", title)
+    latency = latency_ms({one.name: one.job for one in comparison.contenders})
+    first = {name: cells.run_of(name, factor, comparison.seeds[0]) for name, factor in comparison.factors.items()}
+    diagnoses = {name: _looked_into(run, slice_by) for name, run in first.items()}
+    write_report(comparison, latency, cells.folder / "report.html", title, diagnoses)
+
+
+def _print(comparison: Comparison) -> None:
+    from mtlrec.analysis.report import answer, edge
+
     console = wide_console()
     console.print(ranking_table(comparison))
-    if not comparison.judged:
-        console.print("nothing is judged: no task has enough positives in the test split")
-    if edge(comparison):
-        console.print(edge(comparison), soft_wrap=True)
-    for verdict in comparison.verdicts():
-        console.print(verdict.text, soft_wrap=True)
-    print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    for line in filter(None, [*answer(comparison), edge(comparison)]):
+        console.print(line, soft_wrap=True)
+    best = len(comparison.contenders) - 1
+    for verdict in comparison.verdicts()[:best]:
+        console.print(f"- {verdict.text}", soft_wrap=True)
 
 
 def _looked_into(run: Path, slice_by: str | None) -> Diagnosis:

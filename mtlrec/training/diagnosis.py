@@ -90,12 +90,7 @@ def diagnose_run(
     """
     steps = loader.steps_per_epoch if most_batches is None else min(most_batches, loader.steps_per_epoch)
     slices = SliceRows(slice_by, job) if slice_by is not None else None
-    metrics = TaskMetrics(
-        [task.name for task in job.tasks],
-        [task.kind for task in job.tasks],
-        [task.given is not None for task in job.tasks],
-        ranks.device,
-    )
+    metrics = TaskMetrics.of(job, ranks.device)
     shown: list[pa.Table] = []
 
     def batches() -> Iterator[Batch]:

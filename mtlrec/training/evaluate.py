@@ -34,12 +34,7 @@ def evaluate(
 
     Raises NonFinite where the model's output is, naming the batch's files.
     """
-    metrics = TaskMetrics(
-        tasks=[task.name for task in job.tasks],
-        kinds=[task.kind for task in job.tasks],
-        has_parent=[task.given is not None for task in job.tasks],
-        device=ranks.device,
-    )
+    metrics = TaskMetrics.of(job, ranks.device)
     was_training = model.training
     model.eval()
     with torch.no_grad(), uncounted(model):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtlrec.config import JobConfig
 from mtlrec.heads.funnel import Kind
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.binary_metrics import BinaryTally, calibration_error, logit_of, ratio, sum_over_ranks
@@ -41,6 +42,15 @@ class TaskMetrics:
         self.groups: dict[int, GroupedAUC] = {}
         self.errors = torch.zeros(len(self.tasks), 6, dtype=torch.float64, device=device)
         self.faults = torch.zeros(2, len(self.tasks), dtype=torch.float64, device=device)
+
+    @staticmethod
+    def of(job: JobConfig, device: torch.device) -> TaskMetrics:
+        return TaskMetrics(
+            tasks=[task.name for task in job.tasks],
+            kinds=[task.kind for task in job.tasks],
+            has_parent=[task.given is not None for task in job.tasks],
+            device=device,
+        )
 
     @torch.no_grad()
     def update(self, step: StepOutput) -> None:
