@@ -43,12 +43,17 @@ app.add_typer(cli_data.prepare_app, name="prepare")
 app.add_typer(cli_data.synth_app, name="synth")
 app.command("bench", epilog="Example: mtlrec bench feed_ple --source random --world-size 2")(cli_bench.bench)
 app.command(
-    "compare", epilog="Example: mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10"
+    "compare",
+    epilog="Example: mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10 --tuning-seeds 3",
 )(cli_analysis.compare)
-app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split valid")(cli_diagnose.diagnose)
-app.command("evaluate", epilog="Example: mtlrec evaluate runs/census --split test --calibrate isotonic")(
-    cli_score.evaluate
+app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split valid --slice hour")(
+    cli_diagnose.diagnose
 )
+app.command(
+    "evaluate",
+    epilog="Examples: mtlrec evaluate runs/census --split test --calibrate isotonic; mtlrec evaluate runs/kuairand "
+    "--rank-metric ndcg@10 --relevance click,like=2 --set metrics.group_by=raw_user_id",
+)(cli_score.evaluate)
 app.command(
     "predict", epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet"
 )(cli_score.predict)

@@ -59,13 +59,14 @@ def compare(
     weighting: Annotated[str, typer.Option(help="Kinds of loss weighting; by default the job's.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 5,
     learning_rates: Annotated[
-        str, typer.Option(help="What the job's are multiplied with; the best on the valid split is taken.")
+        str,
+        typer.Option(help="What the job's are multiplied with, commas between; the best on the valid split is taken."),
     ] = "0.3,1,3",
     tuning_seeds: Annotated[
         int, typer.Option(min=1, help="How many of the seeds try every learning rate; more choose with less luck.")
     ] = 1,
     match: Annotated[
-        Match, typer.Option(help="What is equal behind the tables: the experts' widths are chosen so.")
+        Match, typer.Option(help="What is equal after the embedding lookup: the experts' widths are chosen so.")
     ] = Match.parameters,
     metric: Annotated[
         Metric, typer.Option(help="Of binary tasks; regressions have their mean squared error.")
@@ -200,14 +201,14 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def ended(self, cell: Cell, result: Result) -> None:
+    def ended(self, cell: Cell, result: Result, kept: bool) -> None:
         from mtlrec.training.telemetry import one_line
 
         self._done[cell.contender] += 1
-        said = "diverged" if result.diverged else one_line(result.metrics["test"])
+        said = "diverged" if result.diverged else f"valid: {one_line(result.metrics['valid'])}"
         self._last[cell.contender] = said
         total = self._each * len(self._done)
-        self._show(f"{sum(self._done.values())} of {total}: {cell}: {said}")
+        self._show(f"{sum(self._done.values())} of {total}: {cell}{' (kept)' if kept else ''}: {said}")
 
     def chose(self, contender: str, factor: float) -> None:
         self._factor[contender] = factor
@@ -217,7 +218,7 @@ class Progress:
         if self._live is None:
             print(line, file=sys.stderr, flush=True)
             return
-        table = Table("", "trainings", "learning rates", "the last, on the test split")
+        table = Table("", "trainings", "learning rates", "the last")
         for name, done in self._done.items():
             factor = f"x{self._factor[name]:g}" if name in self._factor else ""
             table.add_row(name, f"{done} of {self._each}", factor, self._last.get(name, ""))
@@ -254,7 +255,7 @@ def _cell(comparison: Comparison, name: str, task: str) -> str:
     if name == comparison.baseline:
         return mean
     found = comparison.gain(name, task)
-    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f})"
+    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f}{'*' if comparison.shown(name, task) else ''})"
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:

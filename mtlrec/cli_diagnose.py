@@ -52,10 +52,10 @@ def diagnose(
         print(json.dumps(jsonable(asdict(found) | {"warnings": warnings})))
         return
     console = wide_console()
+    for line in warnings or ["nothing to warn of"]:
+        console.print(f"- {line}", soft_wrap=True)
     for table in diagnosis_tables(found):
         console.print(table)
-    for line in warnings or ["nothing to warn of"]:
-        console.print(line, soft_wrap=True)
 
 
 def diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diagnosis:

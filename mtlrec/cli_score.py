@@ -47,8 +47,9 @@ def evaluate(
     rank_metric: Annotated[
         str | None,
         typer.Option(
-            help="ndcg@K or hit_rate@K within metrics.group_by: search the powers of a product of all predictions that "
-            "ranks best on the valid split, and keep them with the checkpoint; predict then writes fused_score."
+            help="ndcg@K or hit_rate@K within metrics.group_by: search the powers of the product of predictions (of "
+            "binary and watch-time tasks) that ranks best on the valid split, and keep them with the checkpoint, for "
+            "predict to write fused_score."
         ),
     ] = None,
     relevance: Annotated[
@@ -114,7 +115,7 @@ def predict(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score rows: the input's columns (or data.keys) and one pred_TASK column per task."""
+    """Score rows: the input's columns (or data.keys), one pred_TASK column per task, fused_score where there is one."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.training.calibration import Calibration
     from mtlrec.training.fused_score import FusedScore, exponents_of
@@ -232,6 +233,7 @@ def _described(ranking: RankingReport) -> dict[str, Any]:
         "users": ranking.users,
         "fused": _plain(ranking.fused),
         "all_alike": _plain(ranking.alike),
+        "by_lot": _plain(ranking.by_lot),
         "tasks": {split: _plain(of) for split, of in ranking.tasks.items()},
         "best_alone": ranking.alone,
         "gains": _plain(ranking.gains),
@@ -248,7 +250,11 @@ def _ranking_table(ranking: RankingReport) -> Table:
     for split, users in ranking.users.items():
         for metric in ranking.fused[split]:
             table.add_column(f"{split}, {users:,} users\n{metric}", justify="right")
-    for name, figures in (("fused", ranking.fused), ("all alike", ranking.alike)):
+    for name, figures in (
+        ("fused", ranking.fused),
+        ("all to one power", ranking.alike),
+        ("by lot", ranking.by_lot),
+    ):
         table.add_row(name, *_cells(figures.values(), ".4f"))
     table.add_section()
     for task in next(iter(ranking.tasks.values())):

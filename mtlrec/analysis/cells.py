@@ -116,8 +116,8 @@ class Cells:
         has_model = cell.seed > 0 or bool(result.diverged) or any(run.glob("checkpoints/step_*"))
         return result if whole and has_model else None
 
-    def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result], None]) -> None:
-        """Trains those that are not finished; `ended` is called for every cell, finished before or now.
+    def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result, bool], None]) -> None:
+        """Trains those that are not finished; `ended` is called for every cell, and told whether it was so before.
 
         Raises CellFailed where a training does not end as it should; the others are stopped, and a later call goes on.
         """
@@ -127,7 +127,7 @@ class Cells:
             if before is None:
                 missing.append(cell)
             else:
-                ended(cell, before)
+                ended(cell, before, True)
         places: SimpleQueue[int] = SimpleQueue()
         for place in range(self.at_a_time):
             places.put(place)
@@ -136,7 +136,7 @@ class Cells:
             waiting = {pool.submit(self._train, cell, places, running): cell for cell in missing}
             try:
                 for done in as_completed(waiting):
-                    ended(waiting[done], done.result())
+                    ended(waiting[done], done.result(), False)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(running):

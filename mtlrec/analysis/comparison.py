@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import rankdata
 
-from mtlrec.analysis.cells import Cell, Cells, Result
+from mtlrec.analysis.cells import Cell, Cells, Metrics, Result
 from mtlrec.analysis.contenders import BASELINE, Contender
 from mtlrec.analysis.differences import Gain, Verdict, gain, judge
 from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
@@ -19,9 +19,9 @@ HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": Fa
 
 
 class Watcher(Protocol):
-    """Is told what happens."""
+    """Is told what happens; `kept` is what was finished before."""
 
-    def ended(self, cell: Cell, result: Result) -> None: ...
+    def ended(self, cell: Cell, result: Result, kept: bool) -> None: ...
 
     def chose(self, contender: str, factor: float) -> None: ...
 
@@ -54,8 +54,7 @@ class Comparison:
     @property
     def undecidable(self) -> list[str]:
         """Tasks with so few positives in the test split that they are shown, not judged."""
-        metrics = self._first.metrics["test"]
-        return [task for task, of in metrics.items() if of.get("positives", MIN_TEST_POSITIVES) < MIN_TEST_POSITIVES]
+        return few_positives(self._first.metrics["test"])
 
     @property
     def without_figure(self) -> list[str]:
@@ -115,6 +114,13 @@ class Comparison:
             return []
         return [self.verdict(one, other) for (one, _), (other, _) in combinations(self.ranking(), 2)]
 
+    def shown(self, contender: str, task: str) -> int:
+        """1 where the verdict on the contender and the baseline has it better on the task, -1 worse, 0 neither."""
+        if task not in self.judged or contender == self.baseline:
+            return 0
+        found = self.verdict(contender, self.baseline)
+        return (task in found.better) - (task in found.worse)
+
     def verdict(self, first: str, second: str) -> Verdict:
         ours, theirs = ({task: self.scores(name, task) for task in self.judged} for name in (first, second))
         return judge(first, second, ours, theirs)
@@ -149,9 +155,9 @@ def compare(
         one.name: {factor: {} for factor in factors} for one in contenders
     }
 
-    def tuned(cell: Cell, result: Result) -> None:
+    def tuned(cell: Cell, result: Result, kept: bool) -> None:
         tuning[cell.contender][cell.factor][cell.seed] = result
-        watcher.ended(cell, result)
+        watcher.ended(cell, result, kept)
 
     first = seeds[:tuning_seeds]
     cells.run([Cell(one.name, factor, seed) for seed in first for one in contenders for factor in factors], tuned)
@@ -164,11 +170,11 @@ def compare(
         watcher.chose(name, factor)
     results = {name: dict(tuning[name][factor]) for name, factor in chosen.items()}
 
-    def ended(cell: Cell, result: Result) -> None:
+    def ended(cell: Cell, result: Result, kept: bool) -> None:
         if result.diverged:
             raise ValueError(f"{cell}: {result.diverged}; give lower factors (--learning-rates)")
         results[cell.contender][cell.seed] = result
-        watcher.ended(cell, result)
+        watcher.ended(cell, result, kept)
 
     # Seeds outermost: what an interruption leaves is a whole comparison, of fewer seeds.
     left = seeds[tuning_seeds:]
@@ -179,20 +185,33 @@ def compare(
 
 def choose(contender: str, results: Mapping[float, Sequence[Result]], metric: str = "auc") -> float:
     """The factor with the best mean rank over the tasks of the valid split, by the means over its seeds; of equals the
-    nearest to 1. One with which a seed diverges is not taken.
+    nearest to 1. One with which a seed diverges is not taken, and one with which a seed ends with a task that tells no
+    row from another only where all do.
 
-    Ranks, because a task's metric has no common scale with another's; a task without a figure has no say. Raises
-    ValueError where all diverged.
+    Ranks, because a task's metric has no common scale with another's. A task without a figure has no say, nor one with
+    too few positives in the test split to be judged. Raises ValueError where all diverged.
     """
     usable = {factor: of for factor, of in results.items() if not any(result.diverged for result in of)}
+    usable = {factor: of for factor, of in usable.items() if not any(map(has_dead_task, of))} or usable
     if not usable:
         last = next(result for result in next(iter(results.values())) if result.diverged)
         raise ValueError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
-    tasks = next(iter(usable.values()))[0].metrics["valid"]
+    metrics = next(iter(usable.values()))[0].metrics
+    tasks = [task for task in metrics["valid"] if task not in few_positives(metrics["test"])]
     scores = [[_mean_score(of, task, metric) for of in usable.values()] for task in tasks]
     by_task = [rankdata(of_task) for of_task in scores if np.isfinite(of_task).all()]
     ranks = dict(zip(usable, np.mean(by_task or [[1.0] * len(usable)], axis=0), strict=True))
     return min(ranks, key=lambda factor: (ranks[factor], abs(np.log(factor))))
+
+
+def has_dead_task(result: Result) -> bool:
+    """Whether a task has an AUC of exactly a half, as one that says the same of all rows."""
+    return any(of.get("auc") == 0.5 for of in result.metrics["valid"].values())
+
+
+def few_positives(metrics: Metrics) -> list[str]:
+    """The tasks of which these figures, of a test split, can decide nothing."""
+    return [task for task, of in metrics.items() if of.get("positives", MIN_TEST_POSITIVES) < MIN_TEST_POSITIVES]
 
 
 def _mean_score(results: Sequence[Result], task: str, metric: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,6 +14,7 @@ from mtlrec.training.level_sums import Level
 from mtlrec.training.slices import Slices
 
 ABOVE = {"orientation": "h", "yanchor": "bottom", "y": 1.02}
+FEW_POSITIVES = 20
 BETTER_WORSE = [[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [1, "rgba(52,140,204,0.75)"]]
 
 
@@ -28,7 +29,13 @@ def gains_heatmap(comparison: Comparison) -> go.Figure:
             z=[[one.mean / most for one, most in zip(row, largest, strict=True)] for row in gains],
             x=[f"{task}<br>{comparison.tasks[task]}" for task in tasks],
             y=names,
-            text=[[f"{one.mean:+.4f}{'*' if one.sign else ''}" for one in row] for row in gains],
+            text=[
+                [
+                    f"{one.mean:+.4f}{'*' if comparison.shown(name, task) else ''}"
+                    for task, one in zip(tasks, row, strict=True)
+                ]
+                for name, row in zip(names, gains, strict=True)
+            ],
             customdata=[[one.half_width for one in row] for row in gains],
             texttemplate="%{text}",
             hovertemplate="%{y}, %{x}: %{text} ± %{customdata:.4f}<extra></extra>",
@@ -71,16 +78,24 @@ def seesaw_scatter(comparison: Comparison, first: str, second: str) -> go.Figure
 
 
 def pairs_worth_drawing(comparison: Comparison, most: int = 4) -> list[tuple[str, str]]:
-    """Of the judged tasks, those whose gains point most against each other over the architectures, by their cosine."""
+    """Of the judged tasks, first those between which a pair of architectures see-saws, then those whose gains point
+    most against each other over the architectures, by their cosine; each task twice at most."""
     names = [one.name for one in comparison.contenders if one.name != comparison.baseline]
     gains = {task: np.array([comparison.gain(name, task).mean for name in names]) for task in comparison.judged}
+    shown = {
+        frozenset(pair) for one in comparison.verdicts() if one.is_seesaw for pair in product(one.better, one.worse)
+    }
 
-    def cosine(pair: tuple[str, str]) -> float:
+    def order(pair: tuple[str, str]) -> tuple[bool, float]:
         across, up = (gains[task] for task in pair)
         length = float(np.linalg.norm(across) * np.linalg.norm(up))
-        return float(across @ up) / length if length else 0.0
+        return frozenset(pair) not in shown, float(across @ up) / length if length else 0.0
 
-    return sorted(combinations(comparison.judged, 2), key=cosine)[:most]
+    drawn: list[tuple[str, str]] = []
+    for pair in sorted(combinations(comparison.judged, 2), key=order):
+        if all(sum(task in other for other in drawn) < 2 for task in pair) and len(drawn) < most:
+            drawn.append(pair)
+    return drawn
 
 
 def gates_heatmap(level: Level) -> go.Figure:
@@ -165,13 +180,14 @@ def calibration_curves(diagnosis: Diagnosis) -> go.Figure:
 
 
 def slices_heatmap(slices: Slices) -> go.Figure:
-    """Tasks down, the column's values across: AUC, in its task's colours around the task's mean over slices."""
-    auc = np.array(slices.auc)
+    """Tasks down, the column's values across: AUC, in its task's colours around the task's mean over slices; without
+    colour where few positives make it."""
+    auc, few = np.array(slices.auc), np.array(slices.positives) < FEW_POSITIVES
     middle = np.array([np.nanmean(row) if np.isfinite(row).any() else 0.0 for row in auc])[:, None]
-    apart = np.nan_to_num(np.abs(auc - middle)).max(axis=1, keepdims=True)
+    apart = np.where(few, 0, np.nan_to_num(np.abs(auc - middle))).max(axis=1, keepdims=True)
     return go.Figure(
         go.Heatmap(
-            z=((auc - middle) / np.where(apart > 0, apart, 1)).tolist(),
+            z=np.where(few & ~np.isnan(auc), 0, (auc - middle) / np.where(apart > 0, apart, 1)).tolist(),
             x=[f"{name}<br>{rows:,} rows" for name, rows in zip(slices.names, slices.rows, strict=True)],
             y=slices.tasks,
             text=[["" if np.isnan(value) else f"{value:.3f}" for value in row] for row in auc],

@@ -25,8 +25,9 @@ def _lines(comparison: Comparison, title: str) -> Iterator[str]:
     yield from _ranking(comparison)
     yield (
         "\nMean and standard deviation over the seeds on the test split; in brackets the gain over "
-        f"{comparison.baseline}, better above 0, with its 95 % interval, paired by seed; a star where 0 is outside."
+        f"{comparison.baseline}, better above 0, with its 95 % interval, paired by seed."
     )
+    yield f"A star: shown to differ from {comparison.baseline}, all tasks of a pair together at 5 %."
     yield from comparison.not_judged
     yield "\n| | parameters | MFLOP a row | samples/s | learning rates |\n|---|---|---|---|---|"
     for name, _ in comparison.ranking():
@@ -56,4 +57,4 @@ def _cell(comparison: Comparison, name: str, task: str) -> str:
     if name == comparison.baseline:
         return mean
     found = comparison.gain(name, task)
-    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f}{'*' if found.sign else ''})"
+    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f}{'*' if comparison.shown(name, task) else ''})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         subtitle=_subtitle(comparison),
-        answer=answer(comparison),
+        answer=[*answer(comparison), *_cheapest(comparison, latency_ms)],
         tasks=comparison.tasks,
         rows=[_row(comparison, name, rank, latency_ms) for name, rank in comparison.ranking()],
         latency_rows=ROWS,
@@ -87,7 +88,29 @@ def answer(comparison: Comparison) -> list[str]:
     ):
         if names:
             lines.append(f"{said}: {', '.join(_with_tasks(name, against[name]) for name in names)}.")
-    return lines
+    equals = _not_told_apart(comparison)
+    seesaws = [one for one in comparison.verdicts() if one.is_seesaw and {one.first, one.second} <= set(equals)]
+    said = (f"{one.first} ({', '.join(one.better)}) and {one.second} ({', '.join(one.worse)})" for one in seesaws)
+    return [*lines, *(f"A seesaw: {pair}." for pair in said)]
+
+
+def _not_told_apart(comparison: Comparison) -> list[str]:
+    """The best, and those of which no difference to it is shown."""
+    (best, _), *others = comparison.ranking()
+    verdicts = {name: comparison.verdict(best, name) for name, _ in others}
+    return [best, *(name for name, one in verdicts.items() if not one.better and not one.worse)]
+
+
+def _cheapest(comparison: Comparison, latency_ms: Mapping[str, float]) -> list[str]:
+    """A sentence, where there are several among which the price may decide."""
+    equals = _not_told_apart(comparison) if comparison.judged else []
+    if len(equals) < 2:
+        return []
+    quickest, *_, slowest = sorted(equals, key=lambda name: latency_ms[name])
+    return [
+        f"Of these, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for {ROWS} rows), {slowest} "
+        f"the slowest ({latency_ms[slowest]:.1f})."
+    ]
 
 
 def edge(comparison: Comparison) -> str:
@@ -107,7 +130,15 @@ def _with_tasks(name: str, against: Verdict) -> str:
 
 
 def _subtitle(comparison: Comparison) -> str:
-    return f"{len(comparison.contenders)} architectures, {seeds_in_words(len(comparison.seeds))} each"
+    sizes = [one.capacity.parameters for one in comparison.contenders]
+    rows = max(
+        int(of.get("rows", 0)) for of in comparison.results[comparison.contenders[0].name][0].metrics["test"].values()
+    )
+    return (
+        f"{len(comparison.contenders)} architectures, {seeds_in_words(len(comparison.seeds))} each, {min(sizes):,} to "
+        f"{max(sizes):,} parameters behind the tables; judged on {rows:,} rows of the test split; mtlrec compare "
+        f"{metadata.version('mtlrec')}"
+    )
 
 
 def _row(comparison: Comparison, name: str, rank: float, latency_ms: Mapping[str, float]) -> dict[str, Any]:
@@ -129,18 +160,19 @@ def _cell(comparison: Comparison, name: str, task: str) -> dict[str, Any]:
     if name == comparison.baseline:
         return {"mean": mean, "shown": f"{mean:.4f}", "gain": "", "judgement": ""}
     found = comparison.gain(name, task)
-    judgement = {1: "better", 0: "", -1: "worse"}[found.sign] if task in comparison.judged else "unjudged"
+    judgement = {1: "better", 0: "", -1: "worse"}[comparison.shown(name, task)]
     return {
         "mean": mean,
         "shown": f"{mean:.4f}",
         "gain": f"{found.mean:+.4f} ± {found.half_width:.4f}",
-        "judgement": judgement,
+        "judgement": judgement if task in comparison.judged else "unjudged",
     }
 
 
 def _tuning(comparison: Comparison) -> list[dict[str, Any]]:
     rows = []
-    for name, by_factor in comparison.tuning.items():
+    for name, _ in comparison.ranking():
+        by_factor = comparison.tuning[name]
         for factor, results in sorted(by_factor.items()):
             chosen = " chosen" if factor == comparison.factors[name] and len(by_factor) > 1 else ""
             cells = (

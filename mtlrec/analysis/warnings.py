@@ -132,6 +132,12 @@ def _of_tables(found: Diagnosis) -> Iterator[str]:
 
 def _of_curves(found: Diagnosis) -> Iterator[str]:
     for task, curve in found.curves.items():
+        if len(curve.rows) == 1:
+            yield (
+                f"{task}: gives every row the same probability and has learned nothing of them: the ReLUs of its tower "
+                "have died, or nothing reaches it; a lower optim.dense.lr, more warmup_steps, another train.seed"
+            )
+            continue
         predicted, observed = (
             sum(share * rows for share, rows in zip(of, curve.rows, strict=True))
             for of in (curve.predicted, curve.observed)

@@ -50,7 +50,7 @@ class RankingReport:
     Attributes:
         score: the exponents
         users: by split, how many are judged
-        fused, alike: of the fused score, and of all tasks to the same power; by split, by metric
+        fused, alike, by_lot: of the fused score, of all tasks to the same power, of any order; by split, by metric
         tasks: of each task's own score; by split, by task, by metric
         alone: the task whose own score ranks best on the first split, valid where powers are searched
         gains: by split, by metric, of the fused score over that one, user by user
@@ -62,6 +62,7 @@ class RankingReport:
     users: dict[str, int]
     fused: Figures
     alike: Figures
+    by_lot: Figures
     tasks: dict[str, dict[str, dict[str, Mean]]]
     alone: str
     gains: Figures
@@ -116,6 +117,10 @@ def report_on(
         users={split: of.users.users for split, of in splits.items()},
         fused={split: figures(of, fused) for split, of in splits.items()},
         alike={split: figures(of, alike) for split, of in splits.items()},
+        by_lot={
+            split: {str(one): mean_of(of.users.measure(one, _lots(len(of.users.rows)))) for one in both}
+            for split, of in splits.items()
+        },
         tasks={split: {task: figures(of, own[task]) for task in tasks} for split, of in splits.items()},
         alone=alone,
         gains={
@@ -128,3 +133,7 @@ def report_on(
 def mean_of(users: np.ndarray) -> Mean:
     deviation = float(users.std(ddof=1)) if len(users) > 1 else math.inf
     return Mean(float(users.mean()), 1.96 * deviation / math.sqrt(len(users)))
+
+
+def _lots(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).random(rows)

@@ -104,6 +104,7 @@ def test_only_what_is_missing_is_trained_again(job: Path, copy: Path, capsys: py
     assert {name for name in before if after[name] != before[name]} == {gone}
     captured = capsys.readouterr()
     assert "6 of 6: mmoe" in captured.err
+    assert captured.err.count(" (kept): valid: click auc") == 5
     report = (copy / "report.html").read_text()
     assert "Inside the models" in report
     assert sorted(path.parent.name for path in copy.rglob("checkpoints")) == ["seed_0"] * 4
@@ -216,7 +217,8 @@ def test_it_is_not_for_torchrun(
 
 
 def result(click: float, ratio: float) -> Result:
-    return Result({"valid": {"click": {"auc": click}, "ratio": {"mse": ratio}}}, 1.0)
+    test = {"click": {"auc": 0.6, "positives": 300.0}, "ratio": {"mse": 1.0}}
+    return Result({"valid": {"click": {"auc": click}, "ratio": {"mse": ratio}}, "test": test}, 1.0)
 
 
 def test_the_learning_rates_with_the_best_mean_rank_are_chosen() -> None:
@@ -230,6 +232,12 @@ def test_the_learning_rates_with_the_best_mean_rank_are_chosen() -> None:
     one_class = float("nan")
     assert choose("ple", {0.3: [result(one_class, 0.8)], 1: [result(0.72, 0.9)]}) == 0.3, "click has no say"
     assert choose("ple", {0.3: [result(one_class, one_class)], 1: [result(0.7, 0.9)]}) == 1
+    few = result(0.73, 1.0)
+    few.metrics["test"]["click"]["positives"] = 100.0
+    assert choose("ple", {0.3: [few], 1: [result(0.72, 0.9)]}) == 1, "click has too few positives to have a say"
+    dead = [result(0.5, 0.1), result(0.9, 0.1)]
+    assert choose("ple", {0.3: dead, 1: [result(0.51, 9.0)] * 2}) == 1, "click died with one seed"
+    assert choose("ple", {0.3: dead, 1: [result(0.5, 9.0)] * 2}) == 0.3, "with all"
     diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
     assert choose("ple", {1: [diverged], 0.3: [result(0.5, 9.0)]}) == 0.3
     assert choose("ple", {1: [result(0.9, 0.1), diverged], 0.3: [result(0.5, 9.0)] * 2}) == 0.3, "one is enough"

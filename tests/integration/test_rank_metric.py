@@ -65,6 +65,7 @@ def test_what_is_searched_is_kept_and_predicted(trained: Path, capsys: pytest.Ca
     fused = ranking["fused"]["valid"]["ndcg@5"]
     assert fused["mean"] >= max(valid[best]["ndcg@5"]["mean"], ranking["all_alike"]["valid"]["ndcg@5"]["mean"]) - 1e-4
     assert fused["half_width"] > 0
+    assert 0 < ranking["by_lot"]["valid"]["ndcg@5"]["mean"] < fused["mean"]
     assert evaluated(trained, capsys)["test"] == found["test"], "the usual metrics are as they were"
 
     rows = predicted(trained)
@@ -109,7 +110,8 @@ def test_it_is_told_in_a_table(trained: Path, capsys: pytest.CaptureFixture[str]
     assert "order of each user's impressions, worth click + buy + like" in " ".join(said.split())
     assert "fused over " in said
     assert "ndcg@3" in said
-    assert "all alike" in said
+    assert "all to one power" in said
+    assert "by lot" in said
     assert re.search(r"fused: \w+\^0\.\d+ x \w+\^0\.\d+", said)
 
 

@@ -68,6 +68,10 @@ def test_a_healthy_model_earns_none() -> None:
         (with_table(hot_norm=2.2), ["many times as long as they were drawn: user (11 times)", "optim.sparse.lr"]),
         (with_table(seen_norm=2.2, hot_norm=math.nan), ["user (11 times)"]),
         (with_curve([0.1, 0.5], [0.1, 0.35], 250), ["click: 1.33 positives are predicted for each", "--calibrate"]),
+        (
+            replace(FINE, curves={"click": Curve([0.6], [0.6], [1000.0], 600)}),
+            ["click: gives every row the same probability", "optim.dense.lr"],
+        ),
         (with_curve([0.1, 0.3], [0.1, 0.45], 250), ["click: 0.73 positives are predicted for each"]),
         (replace(FINE, gradient_norm=[1.0, 20.0]), ["the gradients of like", "20 times those of click"]),
         (replace(FINE, gradient_cosine=[[1, -0.4], [-0.4, 1]]), ["click and like pull", "cosine -0.40", "pcgrad"]),
