@@ -90,8 +90,9 @@ def answer(comparison: Comparison) -> list[str]:
             lines.append(f"{said}: {', '.join(_with_tasks(name, against[name]) for name in names)}.")
     equals = _not_told_apart(comparison)
     seesaws = [one for one in comparison.verdicts() if one.is_seesaw and {one.first, one.second} <= set(equals)]
-    said = (f"{one.first} ({', '.join(one.better)}) and {one.second} ({', '.join(one.worse)})" for one in seesaws)
-    return [*lines, *(f"A seesaw: {pair}." for pair in said)]
+    for one in seesaws:
+        lines.append(f"A seesaw: {one.first} ({', '.join(one.better)}) and {one.second} ({', '.join(one.worse)}).")
+    return lines
 
 
 def _not_told_apart(comparison: Comparison) -> list[str]:
@@ -108,8 +109,8 @@ def _cheapest(comparison: Comparison, latency_ms: Mapping[str, float]) -> list[s
         return []
     quickest, *_, slowest = sorted(equals, key=lambda name: latency_ms[name])
     return [
-        f"Of these, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for {ROWS} rows), {slowest} "
-        f"the slowest ({latency_ms[slowest]:.1f})."
+        f"Of these, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for {ROWS} rows), "
+        f"{slowest} the slowest ({latency_ms[slowest]:.1f})."
     ]
 
 
