@@ -51,9 +51,13 @@ class OverArch(nn.Module):
         self.heads = heads
 
     def forward(self, dense: Tensor, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> HeadOutput:
+        return self.heads(self.fused(dense, pooled, ids))
+
+    def fused(self, dense: Tensor, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> Tensor:
+        """[B, T, H]: what the heads read."""
         embeddings = self.pooled(pooled, ids)
         slots = self.inputs(self.bottom, dense, embeddings)
-        return self.heads(self.fusion(slots))
+        return self.fusion(slots)
 
 
 class SlotInputs(nn.Module):

@@ -55,13 +55,21 @@ def in_place_of_balancing(model: ShardedModel, gradients: TaskGradients) -> Iter
 
 
 def probe(model: ShardedModel, batch: Batch) -> StepOutput:
-    """Shows the loss the pooled embeddings as a leaf, so that nothing reaches the tables; returns what a step does."""
+    """Shows the loss the pooled embeddings as a leaf, so that nothing reaches the tables; returns what an evaluation's
+    step does. The model is in evaluation mode; its heads alone also run as in training, for the losses: they then give
+    what these are taken of (among the negatives that sampling has kept; imputed errors)."""
     network = model.module.module.model
+    heads = network.over_arch.heads
     with torch.no_grad():
         pooled = network.tables(batch.sparse)
     with torch.enable_grad():
         leaf = pooled.values().detach().requires_grad_()
         shown = KeyedTensor(keys=pooled.keys(), length_per_key=pooled.length_per_key(), values=leaf)
-        outputs = network.over_arch(batch.dense, shown, batch.sparse)
-        _, report = model.loss(outputs, batch.labels, batch.label_mask, batch.weights, leaf)
+        fused = network.over_arch.fused(batch.dense, shown, batch.sparse)
+        outputs = heads(fused.detach())
+        heads.train()
+        try:
+            _, report = model.loss(heads(fused), batch.labels, batch.label_mask, batch.weights, leaf)
+        finally:
+            heads.eval()
     return StepOutput(outputs.detach(), report, batch.origin, batch.groups)

@@ -337,3 +337,29 @@ def test_two_ranks_look_while_they_train(run: Path, tmp_path: Path) -> None:
     assert curve(runs[0]) == curve(runs[3])
     steps = [event.step for event in EventAccumulator(str(runs[3])).Reload().Images("gates/level_1")]
     assert steps == [3, 6, 9, 10]
+
+
+@pytest.mark.parametrize("kind", ["independent", "aitm", "dbmtl", "escm2_ips", "escm2_dr"])
+def test_every_kind_of_heads_is_looked_into(kind: str, run: Path, tmp_path: Path, capsys: Any) -> None:
+    """Some say more in training than in an evaluation, and their losses want it."""
+    model = {"fusion": FUSIONS["mmoe"], "heads": {"kind": kind, "tower_hidden": [8]}}
+    config = write_job(tmp_path / "job.yaml", run.parent, model=model, train={"max_steps": 2, "diagnose_every": 1})
+    assert run_cli("train", config, "-o", tmp_path / "run") == 0
+    found = diagnosed(tmp_path / "run", capsys)
+    assert all(norm > 0 for norm in found["gradient_norm"])
+
+
+def test_curves_are_of_true_probabilities_where_negatives_are_sampled(run: Path, tmp_path: Path, capsys: Any) -> None:
+    tasks = [
+        {"name": "click", "label": "is_click", "negative_sampling_rate": 0.2},
+        {"name": "like", "label": "is_like"},
+    ]
+    model = {"fusion": FUSIONS["mmoe"]}
+    config = write_job(tmp_path / "job.yaml", run.parent, model=model, tasks=tasks)
+    assert run_cli("train", config, "-o", tmp_path / "run") == 0
+    found = diagnosed(tmp_path / "run", capsys)
+    out = tmp_path / "scores.parquet"
+    assert run_cli("predict", tmp_path / "run", "--input", run.parent / "valid", "-o", out) == 0
+    curve_of_click = found["curves"]["click"]
+    predicted = np.dot(curve_of_click["predicted"], curve_of_click["rows"])
+    assert predicted == pytest.approx(np.array(pq.read_table(out)["pred_click"]).sum(), rel=1e-3)
