@@ -51,7 +51,7 @@ app.command("diagnose", epilog="Example: mtlrec diagnose runs/kuairand --split v
 )
 app.command(
     "evaluate",
-    epilog="Examples: mtlrec evaluate runs/census --split test --calibrate isotonic; mtlrec evaluate runs/kuairand "
+    epilog="Example: mtlrec evaluate runs/census --split test --calibrate isotonic, or mtlrec evaluate runs/kuairand "
     "--rank-metric ndcg@10 --relevance click,like=2 --set metrics.group_by=raw_user_id",
 )(cli_score.evaluate)
 app.command(
