@@ -109,7 +109,7 @@ def _cheapest(comparison: Comparison, latency_ms: Mapping[str, float]) -> list[s
         return []
     quickest, *_, slowest = sorted(equals, key=lambda name: latency_ms[name])
     return [
-        f"Of these, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for {ROWS} rows), "
+        f"Of those not told apart, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for {ROWS} rows), "
         f"{slowest} the slowest ({latency_ms[slowest]:.1f})."
     ]
 
