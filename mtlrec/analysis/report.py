@@ -109,8 +109,8 @@ def _cheapest(comparison: Comparison, latency_ms: Mapping[str, float]) -> list[s
         return []
     quickest, *_, slowest = sorted(equals, key=lambda name: latency_ms[name])
     return [
-        f"Of those not told apart, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for {ROWS} rows), "
-        f"{slowest} the slowest ({latency_ms[slowest]:.1f})."
+        f"Of those not told apart, {quickest} is the quickest behind the lookup ({latency_ms[quickest]:.1f} ms for "
+        f"{ROWS} rows), {slowest} the slowest ({latency_ms[slowest]:.1f})."
     ]
 
 
