@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec import cli_analysis, cli_bench, cli_data, cli_diagnose, cli_score
+from mtlrec import cli_analysis, cli_bench, cli_data, cli_diagnose, cli_score, cli_serve
 from mtlrec.cli_score import Json, Set
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
@@ -57,6 +57,7 @@ app.command(
 app.command(
     "predict", epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet"
 )(cli_score.predict)
+app.command("export", epilog="Example: mtlrec export runs/census --out artefact --quantize int8")(cli_serve.export)
 app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml")(cli_data.inspect)
 
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from mtlrec import cli_serve
 from mtlrec.cli_data import print_, wide_console
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
     from mtlrec.training.sharded import ShardedModel
 
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
+RunOrNone = Annotated[Path | None, typer.Argument(help="The folder of a run: what `train --output` made.")]
+Artefact = Annotated[
+    Path | None,
+    typer.Option("--artefact", help="Take what `mtlrec export` made, in place of a run.", show_default=False),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
 Which = Annotated[str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+LAST = "last"
 
 
 class CalibrationMethod(StrEnum):
@@ -36,7 +44,8 @@ class CalibrationMethod(StrEnum):
 
 
 def evaluate(
-    run: Run,
+    run: RunOrNone = None,
+    artefact: Artefact = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     calibrate: Annotated[
         CalibrationMethod | None,
@@ -58,11 +67,11 @@ def evaluate(
     exponents: Annotated[
         str, typer.Option(help="Take these powers, as in click=1,long_view=0.5; search none and keep none.")
     ] = "",
-    checkpoint_: Which = "last",
+    checkpoint_: Which = LAST,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint of a run; the number of ranks need not be that of the training."""
+    """Evaluate a checkpoint of a run, or an artefact; the number of ranks need not be that of the training."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.training.calibration import Calibration
     from mtlrec.training.evaluate import evaluate as evaluate_model
@@ -70,6 +79,12 @@ def evaluate(
     from mtlrec.training.sharded import load_run
 
     check_split(split)
+    asked = {"calibrate": calibrate, "rank_metric": rank_metric, "relevance": relevance, "exponents": exponents}
+    cli_serve.one_of(run, artefact, **asked, checkpoint=checkpoint_ != LAST)
+    if artefact is not None:
+        report({split: cli_serve.evaluate_artefact(artefact, split, set_ or [])}, as_json, f", {artefact}")
+        return
+    assert run is not None
     job = job_of(run, set_ or [])
     wanted = _wanted_ranking(job, rank_metric, relevance, exponents)
     with process_group(job.train.device, job.train.timeout_s) as ranks:
@@ -98,11 +113,12 @@ def evaluate(
 
 
 def predict(
-    run: Run,
     source: Annotated[str, typer.Option("--input", help="A file, folder, glob or URI of Parquet files.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
     ],
+    run: RunOrNone = None,
+    artefact: Artefact = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave aside what `evaluate --calibrate` has fitted.")] = False,
     exponents: Annotated[
         str,
@@ -111,17 +127,23 @@ def predict(
             "default with what `evaluate --rank-metric` has kept."
         ),
     ] = "",
-    checkpoint_: Which = "last",
+    checkpoint_: Which = LAST,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score rows: the input's columns (or data.keys), one pred_TASK column per task, fused_score where there is one."""
+    """Score rows: the input's columns (or data.keys), one pred_TASK column per task, fused_score where there is one; by
+    an artefact also `error`, which says why a row has no scores, where a run goes by data.on_error."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.training.calibration import Calibration
     from mtlrec.training.fused_score import FusedScore, exponents_of
     from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
+    cli_serve.one_of(run, artefact, raw=raw, exponents=exponents, checkpoint=checkpoint_ != LAST, set=set_)
+    if artefact is not None:
+        cli_serve.predict_with_artefact(artefact, source, output, as_json)
+        return
+    assert run is not None
     job = job_of(run, set_ or [])
     given = FusedScore(exponents=exponents_of(exponents, job)) if exponents else None
     with process_group(job.train.device, job.train.timeout_s) as ranks:

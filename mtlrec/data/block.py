@@ -70,8 +70,8 @@ class Block:
     labels: Sequence[np.ndarray]
     known: Sequence[np.ndarray | None]
     ids: Sequence[Ids]
-    groups: np.ndarray | None
-    files: tuple[str, ...]
+    groups: np.ndarray | None = None
+    files: tuple[str, ...] = ()
     weights: np.ndarray | None = None
     messages: Mapping[tuple[str, str], str] = field(default_factory=dict)
     table: pa.Table | None = None

@@ -7,17 +7,18 @@ row 0 without a word.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from mtlrec.batch import NO_GROUP
+from mtlrec.batch import NO_GROUP, Batch
 from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
+from mtlrec.data.collate import collate
 from mtlrec.data.dataset import Dataset, OnError, Reader, is_number, is_text, plain
 from mtlrec.data.faults import Faults
 from mtlrec.data.hashing import hash_text
@@ -85,8 +86,11 @@ class Columns:
 
     def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
         """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves out single rows."""
-        table = rows.table
-        faults = Faults(rows, ends=on_error != "skip_row")
+        block = self.converted(rows.table, Faults(rows, ends=on_error != "skip_row"))
+        return replace(block, files=rows.files)
+
+    def converted(self, table: pa.Table, faults: Faults) -> Block:
+        """What training and serving make of rows, wherever these come from."""
         labels = [_label(table[name], name, label.rule, faults) for name, label in self.labels.items()]
         block = Block(
             rows=table.num_rows,
@@ -98,9 +102,13 @@ class Columns:
                 for sparse in self.features.sparse
             ],
             groups=None if self.group_by is None else _groups(table[self.group_by]),
-            files=rows.files,
         )
         return block.without(faults.rows, faults.messages) if faults.rows is not None else block
+
+    def batch(self, block: Block) -> Batch:
+        """A block's rows, and nothing beside them."""
+        names = [feature.name for feature in self.features.sparse]
+        return collate([(block, 0, len(block))], len(block), names, self.features.is_weighted)
 
 
 def _label(

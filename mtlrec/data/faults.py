@@ -1,4 +1,4 @@
-"""Bad values in a window, what becomes of their rows, and how many that are."""
+"""Bad values, what becomes of their rows, and how many that are."""
 
 from __future__ import annotations
 
@@ -58,6 +58,31 @@ class Faults:
         if self.rows is None:
             self.rows = np.zeros(self._of.table.num_rows, bool)
         self.rows[rows] = True
+
+
+class RowFaults(Faults):
+    """Of rows that come from no file, each one's first fault.
+
+    Attributes:
+        reasons: by row, why it is left out
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.messages = None, {}
+        self.reasons: dict[int, str] = {}
+        self._count = rows
+
+    def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
+        for row in np.flatnonzero(wrong).tolist():
+            if row not in self.reasons:
+                self.reasons[row] = f"column '{column}' {say(row)}"
+        if wrong.any():
+            self.rows = wrong.copy() if self.rows is None else self.rows | wrong
+
+    def of_all(self, reason: str) -> None:
+        """Leaves out every row that has no fault yet."""
+        self.reasons |= {row: reason for row in range(self._count) if row not in self.reasons}
+        self.rows = np.ones(self._count, bool)
 
 
 class Skipped:

@@ -177,10 +177,11 @@ def _in_range(ids: np.ndarray, flat: Flat, feature: SparseFeature, rows: int, fa
     if not len(ids) or int(unsigned.max()) < most:
         return ids
     wrong = (ids < 0) | (ids >= rows)
-    owners = np.repeat(np.arange(len(flat.counts)), flat.counts)
+    ends = np.cumsum(flat.counts)
 
     def say(row: int) -> str:
-        bad = ids[wrong & (owners == row)][0]
+        of_row = slice(ends[row] - flat.counts[row], ends[row])
+        bad = ids[of_row][wrong[of_row]][0]
         remedy = f"raise tables.{feature.table}.rows" if bad >= 0 else "ids are not negative"
         return f"holds id {bad}, table '{feature.table}' has {rows} rows; {remedy}, or take a transform"
 

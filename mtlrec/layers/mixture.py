@@ -57,6 +57,8 @@ def mix_relu_experts(
         >>> mix_relu_experts(x, weights, [2, 1], parameters).shape
         torch.Size([5, 2, 4])
     """
+    if torch.compiler.is_exporting():
+        return relu_mixture(x, weights_BGE, experts_per_slot, parameters)
     if x.device.type == "cpu" and x.shape[0] >= x.shape[-1] >= 16 * ALIGNED and x.shape[-1] % ALIGNED:
         x, parameters = _with_columns_of_zeros(x, parameters)
     tensors = (x, weights_BGE, *parameters)

@@ -61,9 +61,9 @@ class PooledFeatures(nn.Module):
 
     def forward(self, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> list[Tensor]:
         by_name = pooled.to_dict()
+        lengths = dict(zip(ids.keys(), ids.lengths().view(len(ids.keys()), -1), strict=True))
         for name in sorted(self.means):
-            lengths = ids[name].lengths().clamp(min=1).to(by_name[name].dtype)
-            by_name[name] = by_name[name] / lengths[:, None]
+            by_name[name] = by_name[name] / lengths[name].clamp(min=1).to(by_name[name].dtype)[:, None]
         return [by_name[name] for name in self.names]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torch import nn
 
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
@@ -19,7 +19,7 @@ from mtlrec.training.telemetry import watched
 
 
 def evaluate(
-    model: DistributedModelParallel,
+    model: nn.Module,
     loader: Loader,
     job: JobConfig,
     ranks: Ranks,
@@ -29,6 +29,7 @@ def evaluate(
     """Collective. What the rows of a split add up to; a pipeline that holds the model must be detached before.
 
     Args:
+        model: batch -> (loss, StepOutput)
         progress: what to call this on the screen; nothing is shown without it
         after_batch: is given what the model made of each batch; may raise, to end the evaluation
 

@@ -54,15 +54,19 @@ class FusedScore(Strict):
 
     def of(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
         """[B] float64, in which many small factors do not vanish. Raises NonFinite where it is too large even so."""
-        logs = log_scores(outputs, [task.kind for task in job.tasks]).double()
-        names = [task.name for task in job.tasks]
-        used = {names.index(name): power for name, power in self.exponents.items() if power}
-        score = torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()
+        score = self.product(outputs, job)
         if not torch.isfinite(score).all():
             raise NonFinite(
                 f"fused_score: {self} is too large a number; take smaller exponents, in the same proportion"
             )
         return score
+
+    def product(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
+        """[B] float64, infinite where it is too large."""
+        logs = log_scores(outputs, [task.kind for task in job.tasks]).double()
+        names = [task.name for task in job.tasks]
+        used = {names.index(name): power for name, power in self.exponents.items() if power}
+        return torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()
 
     def write(self, checkpoint: Path) -> None:
         part = checkpoint / f".{FILE}.part"

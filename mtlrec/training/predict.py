@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,9 +53,10 @@ def predict(
     write `output/part-RANK.parquet`, whose order is the input's. Labels are not needed. Collective.
     """
     columns = Columns.of(job, with_labels=False)
-    dataset = on_first_rank(ranks, lambda: _row_groups(source, output, columns, job, ranks.world_size))
-    names = [f"pred_{task.name}" for task in job.tasks] + ([FUSED] if score else [])
-    schema = _schema(dataset, job, names)
+    dataset = on_first_rank(ranks, lambda: row_groups_of(source, output, columns, job, ranks.world_size))
+    kinds = score_kinds(job, score is not None)
+    names = list(kinds)
+    schema = output_schema(dataset, job, kinds)
     kept = [field for field in schema if field.name not in names]
     loader = Loader(
         job.data,
@@ -71,12 +72,12 @@ def predict(
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
-    with _written(path, schema) as write:
+    with written(path, schema) as write:
         for cuts, size in watched(loader.cuts(), loader.steps_per_epoch, "predict", ranks.is_first):
             batch = loader.batch(cuts, size)
             values = _scores(network, batch.to(ranks.device), job, calibration, score).cpu()
             table = rows_of(cuts)
-            scored = pa.table([_column(table, field) for field in kept], schema=pa.schema(kept))
+            scored = pa.table([column_of(table, field) for field in kept], schema=pa.schema(kept))
             left_out = (batch.weights == 0).numpy()[: table.num_rows]
             for index, name in enumerate(names):
                 scores = pa.array(values[: table.num_rows, index].numpy(), mask=left_out)
@@ -95,14 +96,16 @@ def _scores(
     """[B, T], and with a fused score [B, T + 1], then float64."""
     with autocast(job, batch.dense.device):
         outputs = network(batch.dense, batch.sparse)
-    values = outputs.predictions([task.kind for task in job.tasks])
-    check_finite(values, job, batch.origin)
-    if calibration is not None:
-        values = _calibrated(values, outputs, job, calibration)
+    check_finite(outputs.predictions([task.kind for task in job.tasks]), job, batch.origin)
+    values = calibrated(outputs, job, calibration)
     return values if score is None else torch.cat([values, score.of(outputs, job)[:, None]], dim=1)
 
 
-def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration: Calibration) -> Tensor:
+def calibrated(outputs: HeadOutput, job: JobConfig, calibration: Calibration | None) -> Tensor:
+    """[B, T]: the predictions, probabilities as the calibration maps them where there is one."""
+    values = outputs.predictions([task.kind for task in job.tasks])
+    if calibration is None:
+        return values
     columns = []
     for slot, task in enumerate(job.tasks):
         log_p, log_not_p = logit_of(outputs.log_entire_p[:, slot])
@@ -110,7 +113,7 @@ def _calibrated(values: Tensor, outputs: HeadOutput, job: JobConfig, calibration
     return torch.stack(columns, dim=1)
 
 
-def _row_groups(source: str, output: Path, columns: Columns, job: JobConfig, ranks: int) -> Dataset:
+def row_groups_of(source: str, output: Path, columns: Columns, job: JobConfig, ranks: int) -> Dataset:
     """The input's, once it is clear that the output does not lie on top of it."""
     root, pattern = split_root(source)
     given = Path(source)
@@ -126,26 +129,30 @@ def _row_groups(source: str, output: Path, columns: Columns, job: JobConfig, ran
     return list_row_groups(root, [pattern], readers, job.data.on_error, job.data.retries)
 
 
-def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+def column_of(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     """Nulls where the files of these rows lack it."""
     there = field.name in table.column_names
     return table[field.name].cast(field.type) if there else pa.chunked_array([pa.nulls(len(table), field.type)])
 
 
-def _schema(dataset: Dataset, job: JobConfig, names: list[str]) -> pa.Schema:
+def output_schema(dataset: Dataset, job: JobConfig, kinds: Mapping[str, pa.DataType]) -> pa.Schema:
     """data.keys, or every column of the input, then the tasks' columns; wide enough for every file."""
     first = dataset.files[0].name
     schema = common_schema([read_schema(dataset, file) for file in dataset.files])
     kept = [schema.field(name).with_nullable(True) for name in job.data.keys or schema.names]
-    taken = [field.name for field in kept if field.name in names]
+    taken = [field.name for field in kept if field.name in kinds]
     if taken:
         raise DataError(f"{first}: already has {', '.join(taken)}; name the columns to keep in data.keys")
-    kinds = {name: pa.float64() if name == FUSED else pa.float32() for name in names}
     return pa.schema([*kept, *(pa.field(name, kind) for name, kind in kinds.items())])
 
 
+def score_kinds(job: JobConfig, fused: bool) -> dict[str, pa.DataType]:
+    """The columns that scores become."""
+    return {f"pred_{task.name}": pa.float32() for task in job.tasks} | ({FUSED: pa.float64()} if fused else {})
+
+
 @contextmanager
-def _written(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+def written(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Collective. What takes the rows; they wait until they fill a row group. The file has its name only when those of
     all ranks are whole."""
     part = path.with_name(f".{path.name}.part")
@@ -167,7 +174,8 @@ def _written(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], Non
 
             yield write
             flush(writer)
-        dist.barrier()
+        if dist.is_initialized():
+            dist.barrier()
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ ROOMS = (
     ("distributed",),
     ("training",),
     ("serving", "analysis"),
-    ("cli_data", "cli_bench", "cli_score", "cli_diagnose", "cli_analysis", "cli", "__main__"),
+    ("cli_data", "cli_bench", "cli_serve", "cli_score", "cli_diagnose", "cli_analysis", "cli", "__main__"),
 )
 ORDER = [room for rooms in ROOMS for room in rooms]
 TORCH_ONLY = {"layers": {"torch"}, "heads": {"torch"}, "losses": {"torch"}}

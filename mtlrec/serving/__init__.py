@@ -1,0 +1,5 @@
+"""A trained run as one folder that needs no mtlrec to run, and the predictor that reads raw rows with it."""
+
+from mtlrec.serving.predictor import Predictor, Scores
+
+__all__ = ["Predictor", "Scores"]

@@ -1,0 +1,55 @@
+"""Parquet in, Parquet out, through a predictor: a row that cannot be scored has nulls and its reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+
+from mtlrec.data.loader import check_inputs
+from mtlrec.data.order import EpochOrder, Phase
+from mtlrec.data.parquet import RowGroupReader
+from mtlrec.training.predict import column_of, output_schema, row_groups_of, score_kinds, written
+from mtlrec.training.telemetry import watched
+
+if TYPE_CHECKING:
+    from mtlrec.serving.predictor import Predictor
+
+ERROR = "error"
+
+
+class Counts(NamedTuple):
+    """Rows that were written, and those of them that have an error."""
+
+    rows: int
+    errors: int
+
+
+def score_files(predictor: Predictor, source: str, output: Path) -> Counts:
+    """The input's columns (or data.keys), the scores, and why a row has none; in the input's order.
+
+    Raises DataError for a file that cannot be read, or lacks a column: that is no matter of rows.
+    """
+    job, columns = predictor.job, predictor.columns
+    dataset = row_groups_of(source, output, columns, job, 1)
+    check_inputs(predictor.manifest.ids_hang_on, columns.inputs(dataset))
+    kinds = score_kinds(job, predictor.manifest.fused_score is not None)
+    schema = output_schema(dataset, job, kinds | {ERROR: pa.string()})
+    kept = [field for field in schema if field.name not in kinds and field.name != ERROR]
+    reader = RowGroupReader(dataset, [*{field.name: None for field in kept} | dict.fromkeys(columns.readers)])
+    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, job.data.batch_size)]).windows(0)
+    rows = errors = 0
+    with written(output, schema) as write:
+        for _, found in watched(reader.windows(windows, job.data.read_ahead), len(windows), "predict", True):
+            for start in range(0, len(found.table), job.data.batch_size):
+                table = found.table.slice(start, job.data.batch_size)
+                scores = predictor.predict(table.select(list(columns.readers)))
+                arrays = [column_of(table, field) for field in kept]
+                arrays += [pa.array(values, from_pandas=True) for values in scores.predictions.values()]
+                if scores.fused_score is not None:
+                    arrays.append(pa.array(scores.fused_score, from_pandas=True))
+                arrays.append(pa.array([scores.errors.get(row) for row in range(len(table))], pa.string()))
+                write(pa.table(arrays, schema=schema))
+                rows, errors = rows + len(table), errors + len(scores.errors)
+    return Counts(rows, errors)

@@ -1,0 +1,138 @@
+"""What lies beside an artefact's program: everything that a caller must know, as JSON, and the files' checksums.
+
+DIR/model.pt2                 the program (`program.py` says what it takes and gives)
+DIR/manifest.json             this
+DIR/parity.json               what the export compared, and how far apart it was
+DIR/sample.parquet            some raw rows
+DIR/vocabularies/FEATURE.txt  of features that have one
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from mtlrec.config import JobConfig
+from mtlrec.config.base import Strict
+from mtlrec.config.file import parse_config
+from mtlrec.serving.lookup import Precision
+from mtlrec.training.calibration import Calibration
+from mtlrec.training.fused_score import FusedScore
+
+MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES = (
+    "model.pt2",
+    "manifest.json",
+    "parity.json",
+    "sample.parquet",
+    "vocabularies",
+)
+CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
+"""Of x86 CPUs, rising; other names mean themselves alone."""
+
+
+class ArtefactError(ValueError):
+    """An artefact cannot be made, or used; the message says why and what to do."""
+
+
+class TensorSpec(Strict):
+    name: str
+    shape: list[str | int]
+    dtype: str
+    columns: list[str] = []
+    """What its last (dense, predictions) or first (lengths) axis is made of, in order."""
+
+
+class Sample(Strict):
+    """The first rows that the export saw: as tensors, what comes of them, and in `sample.parquet` as they were."""
+
+    inputs: dict[str, list[Any]]
+    predictions: list[list[float]]
+
+
+class Manifest(Strict):
+    """See the top of this file. `job` is the run's resolved config: features with their transforms, tables, tasks.
+
+    ids_hang_on: by feature, what its ids depend on beside the job (`Columns.inputs`)
+    """
+
+    format: Literal[1] = 1
+    name: str
+    run_step: int
+    precision: Precision
+    device: Literal["cpu", "cuda"]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    tasks: list[dict[str, str | None]]
+    calibration: Calibration | None
+    fused_score: FusedScore | None
+    ids_hang_on: dict[str, str]
+    versions: dict[str, str]
+    cpu_capability: str
+    sha256: dict[str, str]
+    sample: Sample
+    job: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """Raises ArtefactError where there is none, or another format's."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ArtefactError(
+                f"{folder}: no artefact (it has no {MANIFEST}); `mtlrec export RUN --out DIR` makes one"
+            )
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ArtefactError(f"{path}: {where}: {first['msg']}; export the run again") from None
+
+    def job_config(self, folder: Path, overrides: Sequence[str] = ()) -> JobConfig:
+        """The run's job, reading the artefact's own vocabularies. Raises ConfigError for an override."""
+        job = parse_config(yaml.safe_dump(self.job), str(folder / MANIFEST), overrides)
+        sparse = [
+            one.model_copy(update={"vocabulary": str(vocabulary_of(folder.resolve(), one.name))})
+            if one.vocabulary is not None
+            else one
+            for one in job.features.sparse
+        ]
+        return job.model_copy(update={"features": job.features.model_copy(update={"sparse": sparse})})
+
+    def check(self, folder: Path) -> None:
+        """Raises ArtefactError where a file is not the one that was exported, or this CPU lacks what it needs."""
+        for name, expected in self.sha256.items():
+            path = folder / name
+            if not path.is_file():
+                raise ArtefactError(f"{path}: is missing; copy the artefact's whole folder")
+            if checksum(path) != expected:
+                raise ArtefactError(f"{path}: is not the file that was exported (its SHA-256 differs); copy it again")
+        here = torch.backends.cpu.get_cpu_capability()
+        if self.device == "cpu" and not _has(here, self.cpu_capability):
+            raise ArtefactError(
+                f"{folder}: was compiled for a CPU with {self.cpu_capability}, this one has {here}; export it on a "
+                "machine like this one"
+            )
+
+
+def vocabulary_of(folder: Path, feature: str) -> Path:
+    return folder / VOCABULARIES / f"{feature}.txt"
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _has(here: str, needed: str) -> bool:
+    if here in CAPABILITIES and needed in CAPABILITIES:
+        return CAPABILITIES.index(here) >= CAPABILITIES.index(needed)
+    return here == needed

@@ -1,0 +1,242 @@
+"""Raw rows in, a prediction per task out: the artefact's program behind the transforms that training used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mtlrec.config import FeaturesConfig
+from mtlrec.data.block import Block
+from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import Reader, is_text, item_type
+from mtlrec.data.errors import DataError
+from mtlrec.data.faults import RowFaults
+from mtlrec.serving.files import Counts, score_files
+from mtlrec.serving.manifest import MODEL, SAMPLE, ArtefactError, Manifest
+from mtlrec.serving.parity import differences
+from mtlrec.serving.program import arguments, head_output, loaded
+from mtlrec.serving.rows import Rows, arrow_column, columns_of
+from mtlrec.training.fused_score import COLUMN
+from mtlrec.training.predict import calibrated
+
+SAMPLE_TOLERANCE = 1e-5
+"""Between the machine that exported and this one, which may add up in another order."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of N rows. What could not be scored has NaN and a reason.
+
+    predictions: by task [N] float32: p(task) over all impressions, a regression's value, a watch time in its label's
+        unit; calibrated where the run was
+    fused_score: [N] float64, or None where the run has none
+    errors: by row
+    """
+
+    predictions: dict[str, np.ndarray]
+    fused_score: np.ndarray | None
+    errors: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.predictions.values())))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """As JSON has it: `{"click": 0.12, "fused_score": 0.3}`, or `{"error": "column 'age' ..."}`."""
+        columns = dict(self.predictions) | ({} if self.fused_score is None else {COLUMN: self.fused_score})
+        lists = {name: values.tolist() for name, values in columns.items()}
+        for row in range(len(self)):
+            reason = self.errors.get(row)
+            yield {"error": reason} if reason else {name: values[row] for name, values in lists.items()}
+
+
+class Predictor:
+    """An artefact, loaded. Any number of threads may call `predict` at once.
+
+    Args:
+        folder: what `mtlrec export` wrote. It holds compiled code: take it from whom you would take a program
+        check: whether to hold its files against their checksums, and its sample against what the export saw
+        at_once: how many calls compute side by side; each has a copy of what it computes in, all share the weights
+
+    Raises ArtefactError where it cannot be used here.
+
+    Example:
+        >>> predictor = Predictor("artefact")                                                   # doctest: +SKIP
+        >>> predictor.predict({"item_id": [3, 7]}, shared={"user_id": 17, "age": 31}).predictions  # doctest: +SKIP
+        {'click': array([0.12, 0.08], dtype=float32), 'buy': array([0.01, 0.02], dtype=float32)}
+    """
+
+    def __init__(self, folder: Path | str, check: bool = True, at_once: int = 1) -> None:
+        folder = Path(folder)
+        self.folder, self.manifest = folder, Manifest.read(folder)
+        if check:
+            self.manifest.check(folder)
+        self.job = self.manifest.job_config(folder)
+        self.columns = Columns.of(self.job, with_labels=False)
+        self.device = torch.device(self.manifest.device)
+        self._kinds = [task.kind for task in self.job.tasks]
+        self._readers = _readers(self.columns, self.manifest.ids_hang_on)
+        try:
+            self.function = loaded(folder / MODEL, at_once)
+        except (RuntimeError, OSError) as error:
+            made, here = self.manifest.versions["torch"], torch.__version__
+            raise ArtefactError(
+                f"{folder / MODEL}: cannot be loaded ({' '.join(str(error).split())[:200]}); it was made with torch "
+                f"{made}, here is {here}"
+            ) from None
+        if check:
+            self._check_sample()
+
+    def predict(self, rows: Rows, shared: Mapping[str, Any] | None = None) -> Scores:
+        """Scores rows, each for itself: one that cannot be scored gets an error, the others their predictions.
+
+        Args:
+            rows: a dict of columns (lists or arrays, one value per row), an Arrow batch or table; columns that no
+                feature reads are left aside
+            shared: by column one value for all rows, those of the user to whom the rows are candidates
+
+        Raises DataError where it is not known which value belongs to which row: columns of different lengths, a column
+        given twice.
+        """
+        given, count = columns_of(rows)
+        common = dict(shared or {})
+        for name in common:
+            if name in given:
+                raise DataError(f"rows: column '{name}' is in the rows and shared; give it in one of them")
+        faults = RowFaults(count)
+        block = self._block(given, count, common, faults)
+        if faults.rows is not None:
+            block = block.without(faults.rows, {})
+        return self._scored(block, faults)
+
+    def predict_files(self, source: str, output: Path) -> Counts:
+        """Scores a file, folder, glob or URI of Parquet files into the file `output`: the input's columns (or
+        data.keys), `pred_TASK` per task, fused_score where there is one, and `error`. See `serving/files.py`."""
+        return score_files(self, source, output)
+
+    # ---- the parts
+
+    def _block(self, given: Mapping[str, Any], count: int, common: Mapping[str, Any], faults: RowFaults) -> Block:
+        """Shared columns are transformed once, and their ids repeated."""
+        own, once = _divided(self.columns.features, common)
+        if not once.names:
+            return self._converted(own, given, count, faults)
+        of_user = RowFaults(1)
+        shared = self._converted(once, {name: _alone(value) for name, value in common.items()}, 1, of_user)
+        if of_user.rows is not None:
+            shared = shared.without(of_user.rows, {})
+            faults.of_all(f"shared {of_user.reasons[0]}")
+        return _merged(
+            self.columns.features,
+            own,
+            self._converted(own, given, count, faults),
+            once,
+            shared.taken(np.zeros(count, np.int32)),
+        )
+
+    def _converted(self, features: FeaturesConfig, given: Mapping[str, Any], rows: int, faults: RowFaults) -> Block:
+        """These features of the rows."""
+        columns = {}
+        for name in features.columns:
+            readers = self._readers[name]
+            if name in given:
+                columns[name] = arrow_column(given[name], rows, name, readers, faults)
+            else:
+                faults.of_all(f"column '{name}' is missing, which {readers[0].key} reads")
+                columns[name] = pa.chunked_array([pa.nulls(rows)])
+        table = pa.table(columns) if columns else pa.table({"": pa.nulls(rows)})
+        return replace(self.columns, features=features).converted(table, faults)
+
+    def _scored(self, block: Block, faults: RowFaults) -> Scores:
+        names, score = [task.name for task in self.job.tasks], self.manifest.fused_score
+        if not len(block):
+            nothing = np.zeros(0, np.float32)
+            return Scores(dict.fromkeys(names, nothing), None if score is None else np.zeros(0), {})
+        batch = self.columns.batch(block).to(self.device)
+        outputs = head_output(self.function(*arguments(batch)))
+        predictions = calibrated(outputs, self.job, self.manifest.calibration)
+        fused = None if score is None else score.product(outputs, self.job).cpu().numpy()
+        values = predictions.cpu().numpy()
+        self._find_overflows(values, fused, faults)
+        if faults.rows is not None:
+            values[faults.rows] = np.nan
+            if fused is not None:
+                fused[faults.rows] = np.nan
+        by_task = {name: np.ascontiguousarray(values[:, slot]) for slot, name in enumerate(names)}
+        return Scores(by_task, fused, dict(sorted(faults.reasons.items())))
+
+    def _find_overflows(self, values: np.ndarray, fused: np.ndarray | None, faults: RowFaults) -> None:
+        """What is not finite in spite of inputs in order."""
+        every = values if fused is None else np.column_stack([values, fused])
+        overflown = ~np.isfinite(every).all(axis=1)
+        for row in np.flatnonzero(overflown).tolist():
+            faults.reasons.setdefault(row, "the model's output for this row is not finite; are its numbers in range?")
+        if overflown.any():
+            faults.rows = overflown if faults.rows is None else faults.rows | overflown
+
+    def _check_sample(self) -> None:
+        """Raises ArtefactError where the sample's rows do not give what the export saw."""
+        table = pq.read_table(self.folder / SAMPLE)
+        given, count = columns_of(table)
+        faults = RowFaults(count)
+        batch = self.columns.batch(self._converted(self.columns.features, given, count, faults))
+        found = self.function(*arguments(batch.to(self.device)))["predictions"].cpu()
+        expected = torch.tensor(self.manifest.sample.predictions)
+        apart = float(differences(found, expected, self._kinds).max())
+        if faults.reasons or not apart <= SAMPLE_TOLERANCE:
+            raise ArtefactError(f"{self.folder}: its sample's predictions are {apart:.2g} off here; export it again")
+
+
+def _readers(columns: Columns, ids_hang_on: Mapping[str, str]) -> dict[str, list[Reader]]:
+    """What reads each column. Hashes are of what they were of in training, text or numbers, else ids were others."""
+    readers = columns.readers
+    for sparse in columns.features.sparse:
+        hashed = ids_hang_on.get(sparse.name, "") if sparse.transform == "hash" else ""
+        key = f"features.sparse.{sparse.name}"
+        if hashed == "hashes of text":
+            reader = Reader(key, lambda kind: is_text(item_type(kind)), "text, as in training, or lists of it")
+        elif hashed == "hashes of numbers":
+            reader = Reader(
+                key, lambda kind: pa.types.is_integer(item_type(kind)), "integers, as in training, or lists of them"
+            )
+        else:
+            continue
+        if sparse.weight_field is None:
+            readers[sparse.source].append(reader)
+    return readers
+
+
+def _divided(features: FeaturesConfig, common: Mapping[str, Any]) -> tuple[FeaturesConfig, FeaturesConfig]:
+    """Those of the rows, and those that are shared."""
+
+    def some(shared: bool) -> FeaturesConfig:
+        return FeaturesConfig.model_construct(
+            dense=[one for one in features.dense if (one.source in common) == shared],
+            sparse=[one for one in features.sparse if (one.source in common) == shared],
+        )
+
+    return some(False), some(True)
+
+
+def _alone(value: Any) -> list[Any]:
+    """A column of one row."""
+    return [value.as_py() if isinstance(value, pa.Scalar) else value]
+
+
+def _merged(features: FeaturesConfig, own: FeaturesConfig, rows: Block, once: FeaturesConfig, shared: Block) -> Block:
+    """One block of all features, in the config's order."""
+    parts = ((own, rows), (once, shared))
+    dense = {one.name: column for of, block in parts for one, column in zip(of.dense, block.dense, strict=True)}
+    sparse = {one.name: ids for of, block in parts for one, ids in zip(of.sparse, block.ids, strict=True)}
+    return replace(
+        rows,
+        dense=[dense[one.name] for one in features.dense],
+        ids=[sparse[one.name] for one in features.sparse],
+        weights=None,
+    )

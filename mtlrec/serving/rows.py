@@ -1,0 +1,143 @@
+"""Raw rows from anywhere become Arrow columns of the types that features take; a value that cannot is its row's fault.
+
+Columns come as Arrow, NumPy or Python lists. As a whole a column is converted at once; only where that fails, or gives
+a type that no feature takes, are its values looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtlrec.data.dataset import Reader, common_schema, item_type, plain
+from mtlrec.data.errors import DataError
+from mtlrec.data.faults import Faults
+
+Rows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table
+WORDS = 60
+"""Characters of a value that a message shows."""
+
+
+def columns_of(rows: Rows) -> tuple[dict[str, Any], int]:
+    """The columns by name, and how many rows they have. Raises DataError where that cannot be told."""
+    if isinstance(rows, pa.RecordBatch | pa.Table):
+        twice = {name for name in rows.schema.names if rows.schema.names.count(name) > 1}
+        if twice:
+            raise DataError(f"rows: several columns are called {', '.join(sorted(twice))}; keep one")
+        return dict(zip(rows.schema.names, rows.columns, strict=True)), rows.num_rows
+    if not isinstance(rows, Mapping):
+        raise DataError(f"rows: {type(rows).__name__} given; a dict of columns, or an Arrow batch or table, is wanted")
+    lengths = {name: _length(name, values) for name, values in rows.items()}
+    if not lengths:
+        raise DataError("rows: no columns; name at least one, so that their number is known")
+    if len(set(lengths.values())) > 1:
+        longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+        raise DataError(
+            f"rows: column '{longest}' has {lengths[longest]} values and '{shortest}' {lengths[shortest]}; "
+            "give each row one of each"
+        )
+    return dict(rows), next(iter(lengths.values()))
+
+
+def _length(name: str, values: Any) -> int:
+    try:
+        if not isinstance(values, str | bytes | Mapping | Set):
+            iter(values)
+            return len(values)
+    except TypeError:  # one value, an iterator, a NumPy array without axes
+        pass
+    raise DataError(f"rows: column '{name}' is no list; give one, with a value for each row")
+
+
+def arrow_column(values: Any, rows: int, name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:
+    """A column that all of `readers` take, null where a value is no such thing."""
+    found = _as_a_whole(values)
+    if found is not None and _is_taken(found.type, readers):
+        column = pa.chunked_array([found]) if isinstance(found, pa.Array) else found
+    else:
+        column = _one_by_one(list(_values(values)), name, readers, faults)
+    if len(column) != rows:
+        raise DataError(f"rows: column '{name}' says that it has {rows} values and gives {len(column)}")
+    return column
+
+
+def _as_a_whole(values: Any) -> pa.Array | pa.ChunkedArray | None:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    try:
+        found = pa.array(values)
+    except Exception:  # the values are anybody's: whatever their conversion raises, they are looked at one by one
+        return None
+    return found
+
+
+def _values(values: Any) -> Iterable[Any]:
+    return values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
+
+
+def _is_taken(kind: pa.DataType, readers: Sequence[Reader]) -> bool:
+    return pa.types.is_null(item_type(kind)) or all(reader.takes(plain(kind)) for reader in readers)
+
+
+def _one_by_one(values: list[Any], name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:
+    singles: list[pa.Array | None] = [_single(value, readers) for value in values]
+    common = _common_type([one for one in singles if one is not None], readers)
+    cast = [None if one is None else _cast(one, common) for one in singles]
+    wrong = np.array([one is None for one in cast], bool)
+    wants = "; ".join(f"{reader.key} takes {reader.wants}" for reader in readers)
+    faults.found(wrong, name, lambda row: f"holds {shown(values[row])}; {wants}")
+    nothing = pa.nulls(1, common)
+    return pa.chunked_array([nothing if one is None else one for one in cast], common)
+
+
+def _single(value: Any, readers: Sequence[Reader]) -> pa.Array | None:
+    """The value as a column of one row; None where no reader takes it."""
+    found = _as_a_whole([value])
+    if isinstance(found, pa.Array) and (pa.types.is_null(found.type) or _is_taken(found.type, readers)):
+        return found
+    return None
+
+
+def _common_type(singles: Sequence[pa.Array], readers: Sequence[Reader]) -> pa.DataType:
+    """A list where any value is one. Text where numbers and text meet, and the readers take text."""
+    common: pa.DataType = pa.null()
+    kinds = sorted(dict.fromkeys(one.type for one in singles), key=lambda kind: not pa.types.is_list(kind))
+    for kind in kinds:
+        if pa.types.is_list(common) and not pa.types.is_list(kind):
+            kind = pa.list_(kind)
+        text = pa.list_(pa.string()) if pa.types.is_list(kind) else pa.string()
+        for wide in (_wider(common, kind), text):
+            if wide is not None and _is_taken(wide, readers):
+                common = wide
+                break
+    return common
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    try:
+        return common_schema([pa.schema([("", one)]), pa.schema([("", other)])]).field(0).type
+    except DataError:
+        return None
+
+
+def _cast(one: pa.Array, common: pa.DataType) -> pa.Array | None:
+    if pa.types.is_list(common) and not pa.types.is_list(one.type) and one[0].is_valid:
+        one = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), one)
+    try:
+        return pc.cast(one, common)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return None
+
+
+def shown(value: Any) -> str:
+    """In a message; nobody's __repr__ is trusted to work or to be short."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return text if len(text) <= WORDS else f"{text[: WORDS - 3]}..."
