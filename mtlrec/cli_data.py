@@ -232,5 +232,10 @@ def print_schema(schema: dict[str, Any], out: Path, as_json: bool) -> None:
     print_(schema, as_json, f"{out}: {rows} rows; schema.json describes them")
 
 
+def check_split(split: str) -> None:
+    if split not in ("train", "valid", "test"):
+        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
+
+
 def print_(value: Any, as_json: bool, text: str) -> None:
     print(json.dumps(value) if as_json else text)

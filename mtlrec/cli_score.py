@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from mtlrec import cli_serve
-from mtlrec.cli_data import print_, wide_console
+from mtlrec.cli_data import check_split, print_, wide_console
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of
@@ -163,11 +163,6 @@ def predict(
                 "fused_score": score and score.exponents,
             }
             print_(described, as_json, f"{rows:,} rows scored into {output} by {checkpoint.name}{by}")
-
-
-def check_split(split: str) -> None:
-    if split not in ("train", "valid", "test"):
-        raise ConfigError(f"--split {split}: no such split; there are train, valid and test")
 
 
 def report(final: Mapping[str, Metrics], as_json: bool, of: str = "", ranking: RankingReport | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from mtlrec.cli_data import print_, wide_console
+from mtlrec.cli_data import check_split, print_, wide_console
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of
 
@@ -57,7 +57,6 @@ def export(
     """Make a run's checkpoint one folder to serve: tables gathered and quantised, the model compiled ahead of time, and
     held against the checkpoint on a split. It runs without mtlrec and TorchRec; `predict --artefact` and `evaluate
     --artefact` take it, and mtlrec.serving.Predictor in a server."""
-    from mtlrec.cli_score import check_split
     from mtlrec.distributed.process_group import process_group
     from mtlrec.serving.export import export as export_run
 

@@ -18,6 +18,10 @@ from mtlrec.data.errors import DataError
 from mtlrec.data.faults import Faults
 
 Rows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table
+HOLDERS = (list, tuple, dict, set, frozenset, np.ndarray)
+SCALARS = (pa.int64(), pa.float64(), pa.string())
+LEVELS = 4
+"""Of what a column may hold: lists of structs of numbers, and one more where a value is looked at alone."""
 WORDS = 60
 """Characters of a value that a message shows."""
 
@@ -69,10 +73,26 @@ def _as_a_whole(values: Any) -> pa.Array | pa.ChunkedArray | None:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     try:
+        if _is_deep(values):
+            return None
         found = pa.array(values)
     except Exception:  # the values are anybody's: whatever their conversion raises, they are looked at one by one
         return None
     return found
+
+
+def _is_deep(values: Iterable[Any]) -> bool:
+    """Nested deeper than any feature is. Arrow recurses, and a list that holds itself ends the process."""
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return False
+    level = values
+    for _ in range(LEVELS):
+        held = tuple(kind for kind in set(map(type, level)) if issubclass(kind, HOLDERS))
+        if not held:
+            return False
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, held))
+        level = [item for of_one in inner for item in of_one]
+    return True
 
 
 def _values(values: Any) -> Iterable[Any]:
@@ -80,7 +100,11 @@ def _values(values: Any) -> Iterable[Any]:
 
 
 def _is_taken(kind: pa.DataType, readers: Sequence[Reader]) -> bool:
-    return pa.types.is_null(item_type(kind)) or all(reader.takes(plain(kind)) for reader in readers)
+    if pa.types.is_null(kind):
+        return True
+    if pa.types.is_null(item_type(kind)):  # lists, all of them empty or of nulls
+        return not any(reader.takes(one) and not reader.takes(pa.list_(one)) for reader in readers for one in SCALARS)
+    return all(reader.takes(plain(kind)) for reader in readers)
 
 
 def _one_by_one(values: list[Any], name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:
@@ -97,7 +121,7 @@ def _one_by_one(values: list[Any], name: str, readers: Sequence[Reader], faults:
 def _single(value: Any, readers: Sequence[Reader]) -> pa.Array | None:
     """The value as a column of one row; None where no reader takes it."""
     found = _as_a_whole([value])
-    if isinstance(found, pa.Array) and (pa.types.is_null(found.type) or _is_taken(found.type, readers)):
+    if isinstance(found, pa.Array) and _is_taken(found.type, readers):
         return found
     return None
 

@@ -1,0 +1,368 @@
+"""From a run to scores of raw rows: the same numbers, one error per bad row, and nothing else needed to run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtlrec.data.errors import DataError
+from mtlrec.serving import Predictor, Scores
+from mtlrec.serving.manifest import ArtefactError
+from tests.ranks import run_cli, run_ranks
+from tests.serving import serving_table, write_serving_job
+
+TASKS = ["click", "buy", "like", "ratio"]
+GOOD: dict[str, Any] = {
+    "age": 31.0,
+    "price": 9.5,
+    "user_id": 7,
+    "item_id": 3,
+    "recent_items": [1, 2],
+    "recent_weights": [0.5, 1.0],
+    "city": "Bonn",
+    "segment": "new",
+    "session": 12345678901,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained, calibrated, with powers of a fused score."""
+    folder = tmp_path_factory.mktemp("serving")
+    config = write_serving_job(folder, metrics={"group_by": "user_id"})
+    assert run_cli("train", config, "-o", folder / "run") == 0
+    wanted = ("--calibrate", "isotonic", "--rank-metric", "ndcg@5")
+    assert run_cli("evaluate", folder / "run", *wanted) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def artefact(run: Path) -> Path:
+    assert run_cli("export", run, "--out", run.parent / "artefact") == 0
+    return run.parent / "artefact"
+
+
+@pytest.fixture(scope="module")
+def predictor(artefact: Path) -> Predictor:
+    return Predictor(artefact)
+
+
+def columns(*rows: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def same(found: Scores, expected: Scores, rows: slice = slice(None)) -> None:
+    """The batch's size may change how products are added up."""
+    for task, values in expected.predictions.items():
+        np.testing.assert_allclose(found.predictions[task][rows], values, rtol=1e-5, atol=1e-6)
+    assert found.fused_score is not None
+    assert expected.fused_score is not None
+    np.testing.assert_allclose(found.fused_score[rows], expected.fused_score, rtol=1e-4)
+
+
+# ---- the same numbers
+
+
+def test_evaluate_gives_the_checkpoints_metrics(run: Path, artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for of in ((run,), ("--artefact", artefact)):
+        assert run_cli("evaluate", *of, "--split", "test", "--json") == 0
+        found.append(json.loads(capsys.readouterr().out)["test"])
+    of_run, of_artefact = found
+    assert of_run["click"]["calibrated_ece"] != of_run["click"]["ece"]
+    for task in TASKS:
+        assert of_artefact[task] == pytest.approx(of_run[task], rel=1e-5, nan_ok=True)
+
+
+def test_predict_writes_what_the_run_writes(run: Path, artefact: Path) -> None:
+    tables = []
+    for name, of in (("run", (run,)), ("artefact", ("--artefact", artefact))):
+        out = run.parent / f"{name}.parquet"
+        assert run_cli("predict", *of, "--input", run.parent / "data" / "test", "-o", out) == 0
+        tables.append(pq.read_table(out))
+    of_run, of_artefact = tables
+    assert of_artefact.schema.names == [*of_run.schema.names, "error"]
+    assert of_artefact["error"].null_count == len(of_artefact) == 101
+    for name in of_run.schema.names:
+        if not name.startswith(("pred_", "fused_")):
+            assert of_artefact[name].equals(of_run[name])
+        else:
+            np.testing.assert_allclose(of_artefact[name], of_run[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "fp16"])
+def test_quantised_tables_say_nearly_the_same(
+    quantize: str, run: Path, predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / quantize
+    assert run_cli("export", run, "--out", out, "--quantize", quantize, "--max-auc-change", "0.01", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["failures"] == []
+    assert max(report["differences"].values()) <= 1e-6
+    before, after = report["metrics"]["click"]["auc"]
+    assert 0.5 < before == pytest.approx(after, abs=0.01)
+    quantised, rows = Predictor(out), serving_table(200, 9)
+    found, expected = quantised.predict(rows).predictions, predictor.predict(rows).predictions
+    for task in TASKS:
+        assert 0 < np.abs(found[task] - expected[task]).max() < 0.1
+
+
+def test_tables_of_two_ranks_are_gathered(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = write_serving_job(tmp_path, sharding={"constraints": {"user": {"types": ["row_wise"]}}})
+    assert run_ranks(2, run_cli, "train", config, "-o", tmp_path / "run", "--set", "train.epochs=1") == [0, 0]
+    assert run_cli("export", tmp_path / "run", "--out", tmp_path / "artefact", "--split", "test") == 0
+    capfd.readouterr()
+    found = []
+    for of in ((tmp_path / "run",), ("--artefact", tmp_path / "artefact")):
+        assert run_cli("evaluate", *of, "--json") == 0
+        found.append(json.loads(capfd.readouterr().out)["test"])
+    for task in TASKS:
+        assert found[1][task] == pytest.approx(found[0][task], rel=1e-5, nan_ok=True)
+
+
+WITHOUT_US = """
+import json, sys
+for name in ("mtlrec", "torchrec"):
+    sys.modules[name] = None
+import fbgemm_gpu, torch
+manifest = json.load(open(sys.argv[1] + "/manifest.json"))
+function = torch._inductor.aoti_load_package(sys.argv[1] + "/model.pt2")
+inputs = [
+    torch.tensor(manifest["sample"]["inputs"][spec["name"]], dtype=getattr(torch, spec["dtype"]))
+    for spec in manifest["inputs"]
+]
+found = function(*inputs)["predictions"]
+print(float((found - torch.tensor(manifest["sample"]["predictions"])).abs().max()))
+"""
+
+
+def test_it_runs_without_mtlrec_and_torchrec(artefact: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_US, str(artefact)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert float(ran.stdout) <= 1e-6
+
+
+# ---- raw rows
+
+
+def test_rows_may_come_in_any_form(predictor: Predictor) -> None:
+    table = serving_table(40, 5)
+    expected = predictor.predict(table)
+    assert not expected.errors
+    assert len(expected) == 40
+    same(predictor.predict(table.combine_chunks().to_batches()[0]), expected)
+    same(predictor.predict(table.to_pydict()), expected)
+    numbers = {"user_id", "age"}  # with nulls
+    arrays = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names if name not in numbers}
+    same(predictor.predict(arrays | {name: table[name] for name in numbers}), expected)
+    rows = list(expected.rows())
+    assert rows[3]["click"] == pytest.approx(expected.predictions["click"][3])
+    assert set(rows[3]) == {*TASKS, "fused_score"}
+
+
+def test_a_users_features_are_given_once(predictor: Predictor) -> None:
+    of_user = {"user_id": 7, "age": None, "recent_items": [3, 9, 4], "recent_weights": [1.0, 2.0, 0.5], "city": "Bonn"}
+    table = serving_table(30, 6)
+    items = {name: table[name] for name in ("price", "item_id", "segment", "session")}
+    repeated = predictor.predict(items | {name: [value] * 30 for name, value in of_user.items()})
+    shared = predictor.predict(items, shared=of_user)
+    assert not shared.errors
+    same(shared, repeated)
+    given = {name: pa.scalar(value) for name, value in of_user.items()}
+    same(predictor.predict(pa.table(items), shared=given), repeated)
+    assert np.unique(shared.predictions["click"]).size > 1
+    with pytest.raises(DataError, match="'user_id' is in the rows and shared"):
+        predictor.predict(items | {"user_id": [1] * 30}, shared=of_user)
+    wrong = predictor.predict(items, shared=of_user | {"user_id": "seven"})
+    assert set(wrong.errors) == set(range(30))
+    assert re.match("shared column 'user_id' holds 'seven'; features.sparse.user_id takes integers", wrong.errors[0])
+
+
+BAD = {
+    "age": (["old", [1], []], "takes numbers"),
+    "price": ([-1.0, float("inf")], "log1p takes values >= 0|finite"),
+    "user_id": ([50, -1, "x", 3.5, 2**80], "table 'user' has 50 rows|not negative|takes integers"),
+    "recent_items": ([[1, None], [1, 99], "x", [[1]]], "null in a list|table 'item' has 40 rows|takes lists"),
+    "recent_weights": ([[1.0], [1.0, float("nan")], 3], "1 weights for 2 ids|null or not finite|takes lists"),
+    "city": ([3, 2.5], "text, as in training"),
+    "segment": ([2.5, {"a": 1}], "takes integers or text"),
+    "session": (["x", True], "takes integers"),
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, (bad, _) in BAD.items() for value in bad])
+def test_a_bad_row_gets_a_reason_and_leaves_the_others_alone(column: str, value: Any, predictor: Predictor) -> None:
+    found = predictor.predict(columns(GOOD, GOOD | {column: value}, GOOD))
+    assert list(found.errors) == [1]
+    assert f"column '{column}'" in found.errors[1]
+    assert re.search(BAD[column][1], found.errors[1])
+    alone = predictor.predict(columns(GOOD))
+    assert not alone.errors
+    for row in (0, 2):
+        same(found, alone, slice(row, row + 1))
+    assert all(np.isnan(values[1]) for values in found.predictions.values())
+    assert list(found.rows())[1] == {"error": found.errors[1]}
+
+
+def test_a_missing_column_is_every_rows_fault(predictor: Predictor) -> None:
+    rows = columns(GOOD, GOOD)
+    del rows["city"]
+    reason = "column 'city' is missing, which features.sparse.city reads"
+    assert predictor.predict(rows).errors == {0: reason, 1: reason}
+
+
+def test_no_rows_have_no_scores(predictor: Predictor) -> None:
+    nothing = predictor.predict({name: [] for name in GOOD})
+    assert (len(nothing), nothing.errors, list(nothing.rows())) == (0, {}, [])
+
+
+def test_numbers_beyond_the_model_are_their_rows_fault(predictor: Predictor) -> None:
+    found = predictor.predict(columns(GOOD, GOOD | {"recent_weights": [3e38, 3e38]}))
+    assert list(found.errors) == [1]
+    assert "not finite" in found.errors[1]
+    same(found, predictor.predict(columns(GOOD)), slice(1))
+
+
+def test_threads_get_what_one_gets(artefact: Path) -> None:
+    predictor = Predictor(artefact, at_once=2)
+    tables = [serving_table(50 + seed, seed) for seed in range(8)]
+    expected = [predictor.predict(table) for table in tables]
+    with ThreadPoolExecutor(8) as pool:
+        for found, alone in zip(pool.map(predictor.predict, tables * 10), expected * 10, strict=True):
+            same(found, alone)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.fixed_dictionaries({}, optional=dict.fromkeys(GOOD, ANYTHING)))
+def test_anything_is_scored_or_has_a_reason(row: dict[str, Any], predictor: Predictor) -> None:
+    """A good row beside it is scored as it would be alone."""
+    found = predictor.predict(columns(GOOD, GOOD | row))
+    assert set(found.errors) <= {1}
+    same(found, predictor.predict(columns(GOOD)), slice(1))
+    assert np.isfinite(found.predictions["click"][1]) != (1 in found.errors)
+
+
+def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) -> None:
+    table = serving_table(90, 4)
+    ids = table["item_id"].to_pylist()
+    ids[70] = 4000
+    table = table.set_column(table.column_names.index("item_id"), "item_id", pa.array(ids, pa.int32()))
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=50)
+    rows, errors = predictor.predict_files(str(tmp_path / "rows.parquet"), tmp_path / "scores.parquet")
+    assert (rows, errors) == (90, 1)
+    scores = pq.read_table(tmp_path / "scores.parquet")
+    assert scores["error"].null_count == 89
+    assert re.search("column 'item_id' holds id 4000", scores["error"][70].as_py())
+    assert scores["pred_click"][70].as_py() is None
+    assert scores["pred_click"].null_count == 1
+    skewed = table.set_column(table.column_names.index("city"), "city", pa.array(range(90)))
+    pq.write_table(skewed, tmp_path / "skewed.parquet")
+    with pytest.raises(DataError, match="hashes of numbers here and were hashes of text"):
+        predictor.predict_files(str(tmp_path / "skewed.parquet"), tmp_path / "more.parquet")
+
+
+# ---- what is refused
+
+
+def test_an_artefact_that_would_not_be_the_checkpoint_is_not_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("export", run, "--out", tmp_path / "a", "--quantize", "int8", "--max-auc-change", "0") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"like: auc 0\.\d+ became 0\.\d+, 0 is allowed \(--max-auc-change\)", said)
+    assert "watch" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_refuses_what_it_cannot_do(
+    run: Path, artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("")
+    for arguments, message in (
+        (("--out", artefact), "is not empty; --overwrite replaces it"),
+        (("--out", tmp_path / "file"), "is a file; name a folder"),
+        (("--out", tmp_path / "mine", "--overwrite"), "is no artefact, and is not replaced"),
+        (("--out", tmp_path / "x", "--split", "most"), "--split most: no such split"),
+        (("--out", tmp_path / "x", "--set", "data.valid=[]"), "data.valid is empty"),
+        (("--out", tmp_path / "x", "--checkpoint", "99"), "no complete checkpoint '99'"),
+        (("--out", tmp_path / "x", "--device", "cuda"), "no CUDA device"),
+    ):
+        assert run_cli("export", run, *arguments) == 2, arguments
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert run_cli("export", tmp_path, "--out", tmp_path / "x") == 2
+
+
+def test_commands_want_a_run_or_an_artefact(
+    run: Path, artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--input", run.parent / "data" / "test", "-o", tmp_path / "x.parquet")
+    for arguments, message in (
+        (("evaluate",), "one of them"),
+        (("evaluate", run, "--artefact", artefact), "one of them"),
+        (("evaluate", "--artefact", artefact, "--calibrate", "platt"), "--calibrate: is for a run"),
+        (("predict", *files), "one of them"),
+        (("predict", "--artefact", artefact, "--raw", *files), "--raw: is for a run"),
+        (("evaluate", "--artefact", tmp_path), "no artefact (it has no manifest.json)"),
+    ):
+        assert run_cli(*arguments) == 2, arguments
+        assert message in capsys.readouterr().err
+
+
+def test_a_damaged_artefact_is_refused(artefact: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(artefact, tmp_path / "copy")
+    (copy / "vocabularies" / "segment.txt").write_text("old\nnew\n")
+    with pytest.raises(ArtefactError, match=r"segment.txt: is not the file that was exported \(its SHA-256 differs\)"):
+        Predictor(copy)
+    (copy / "vocabularies" / "segment.txt").unlink()
+    with pytest.raises(ArtefactError, match=r"segment.txt: is missing"):
+        Predictor(copy)
+    manifest = json.loads((artefact / "manifest.json").read_text())
+    for change, message in (
+        ({"format": 2}, "format"),
+        ({"cpu_capability": "SVE512"}, "was compiled for a CPU with SVE512"),
+        ({"surprise": 1}, "surprise"),
+        ({"sample": manifest["sample"] | {"predictions": [[0.5] * 4] * 8}}, "predictions are .* off here"),
+    ):
+        copy = shutil.copytree(artefact, tmp_path / str(message[:3]))
+        (copy / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(ArtefactError, match=message):
+            Predictor(copy)
+    copy = shutil.copytree(artefact, tmp_path / "no_program")
+    (copy / "model.pt2").write_bytes(b"not a program")
+    with pytest.raises(ArtefactError, match="cannot be loaded"):
+        Predictor(copy, check=False)
+
+
+def test_the_manifest_tells_a_stranger_everything(artefact: Path) -> None:
+    manifest = json.loads((artefact / "manifest.json").read_text())
+    assert [task["name"] for task in manifest["tasks"]] == TASKS
+    assert [spec["name"] for spec in manifest["inputs"]] == ["dense", "values", "lengths", "weights"]
+    assert manifest["inputs"][2]["columns"][3] == "city"
+    assert manifest["calibration"]["method"] == "isotonic"
+    assert set(manifest["fused_score"]["exponents"]) <= set(TASKS)
+    assert manifest["ids_hang_on"]["city"] == "hashes of text"
+    assert {"model.pt2", "parity.json", "sample.parquet", "vocabularies/segment.txt"} == set(manifest["sha256"])
+    assert manifest["versions"]["torch"].startswith("2.")
+    assert manifest["job"]["features"]["sparse"][3]["transform"] == "hash"
+    assert pq.read_table(artefact / "sample.parquet").num_rows == 8 == len(manifest["sample"]["predictions"])

@@ -1,0 +1,121 @@
+"""What is exported says what the model says, for every kind of model and any number of rows."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from mtlrec.config import JobConfig
+from mtlrec.models.build import build_train_module
+from mtlrec.serving.export import serving_program
+from mtlrec.serving.lookup import FrozenTables, Precision
+from mtlrec.serving.program import PARTS, arguments, exported
+from tests.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
+
+CPU = torch.device("cpu")
+TOWERS = {"tower_hidden": [8]}
+MODELS: dict[str, dict[str, Any]] = {
+    **{f"fusion_{name}": {"fusion": fusion} for name, fusion in FUSIONS.items()},
+    "heads_independent": {"heads": {"kind": "independent"}},
+    "heads_entire_space": {"heads": {"kind": "independent", "entire_space": True}},
+    "heads_aitm": {"heads": {"kind": "aitm", "tower_hidden": [8, 8]}},
+    "heads_dbmtl": {"heads": {"kind": "dbmtl", "relation_hidden": [8], **TOWERS}},
+    "heads_escm2_ips": {"heads": {"kind": "escm2_ips", **TOWERS}},
+    "heads_escm2_dr": {"heads": {"kind": "escm2_dr", **TOWERS}},
+    "bottom_dot": {"bottom": {"kind": "dot", "hidden": [8]}},
+    "bottom_cross": {"bottom": {"kind": "cross", "num_layers": 2, "rank": 4}},
+}
+
+
+def with_weights() -> JobConfig:
+    tree = toy_tree()
+    tree["features"]["sparse"][2]["weights"] = "recent_weights"
+    return JobConfig.model_validate(tree)
+
+
+def with_features_of_tasks() -> JobConfig:
+    tree = toy_tree(model={"fusion": FUSIONS["asymmetric"]})
+    tree["tasks"][0]["features"] = ["user_id", "age"]
+    return JobConfig.model_validate(tree)
+
+
+def with_watch_time_and_wide_tables() -> JobConfig:
+    tree = toy_tree()
+    tree["tasks"].append({"name": "seconds", "kind": "watch_time", "label": "watch_s", "space": "click"})
+    tree["tables"]["item"]["dim"] = 20
+    return JobConfig.model_validate(tree)
+
+
+JOBS = {name: toy_job(model=model) for name, model in MODELS.items()} | {
+    "weights": with_weights(),
+    "features_of_tasks": with_features_of_tasks(),
+    "watch_time": with_watch_time_and_wide_tables(),
+}
+
+
+@pytest.mark.parametrize("job", JOBS.values(), ids=JOBS)
+def test_it_says_what_the_model_says(job: JobConfig) -> None:
+    torch.manual_seed(1)
+    module = build_train_module(job, CPU).eval()
+    _train_batch_norm(module)
+    program = serving_program(module, job, "fp32", CPU)
+    function = exported(program, arguments(collated(toy_table(9), job=job))).module()
+    for rows in (1, 2, 9, 233):
+        batch = collated(toy_table(rows, seed=rows), job=job)
+        with torch.no_grad():
+            found = function(*arguments(batch))
+            expected = module.model(batch.dense, batch.sparse)
+        for part in PARTS:
+            torch.testing.assert_close(found[part], getattr(expected, part), rtol=1e-5, atol=1e-6)
+        kinds = [task.kind for task in job.tasks]
+        torch.testing.assert_close(found["predictions"], expected.predictions(kinds), rtol=1e-5, atol=1e-6)
+        assert found["predictions"].std() > 0 or rows == 1
+
+
+def _train_batch_norm(module: torch.nn.Module) -> None:
+    """As after training: no mean 0, no variance 1."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 2)
+
+
+def test_rows_without_ids_pool_to_zero() -> None:
+    job = toy_job()
+    program = serving_program(build_train_module(job, CPU).eval(), job, "fp32", CPU)
+    function = exported(program, arguments(collated(toy_table(9)))).module()
+    dense, _, lengths = arguments(collated(toy_table(3)))
+    nothing = function(dense, torch.zeros(0, dtype=torch.int64), torch.zeros_like(lengths))
+    assert torch.isfinite(nothing["predictions"]).all()
+    pooled = program.tables(torch.zeros(0, dtype=torch.int64), torch.zeros(10, dtype=torch.int64), None)
+    assert not pooled.values().any()
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("fp16", 1e-3), ("int8", 5e-3)])
+def test_quantised_rows_are_near_their_own(precision: Precision, most: float) -> None:
+    """A sum of rows, weighted, against the same by hand from the float32 table; int8 is no better than its steps."""
+    job = with_weights()
+    tables = build_train_module(job, CPU).model.tables
+    frozen = FrozenTables(tables, job.features.sparse, precision, CPU)
+    batch = collated(toy_table(50), job=job)
+    ids = batch.sparse
+    offsets = torch.nn.functional.pad(ids.lengths().cumsum(0), (1, 0))
+    with torch.no_grad():
+        found, expected = frozen(ids.values(), offsets, ids.weights()).to_dict(), tables(ids).to_dict()
+    apart = max(float((found[name] - expected[name]).detach().abs().max()) for name in expected)
+    assert apart <= most
+    assert precision == "fp32" or apart > 0
+
+
+def test_int8_rows_have_four_bytes_beside_their_values() -> None:
+    job = toy_job()
+    tables = build_train_module(job, CPU).model.tables
+    sizes = {
+        precision: FrozenTables(tables, job.features.sparse, precision, CPU)._kernels[0].weights_host.numel()
+        for precision in ("fp32", "fp16", "int8")
+    }
+    rows = sum(table.rows for table in job.tables.values())
+    for precision, of_row in (("fp32", 8 * 4), ("fp16", 8 * 2), ("int8", 8 + 4)):
+        assert 0 <= sizes[precision] - rows * of_row < 64 * len(job.tables)  # each table begins on a cache line

@@ -1,0 +1,130 @@
+"""Raw values of any make become columns, or their row's fault."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import Reader
+from mtlrec.data.errors import DataError
+from mtlrec.data.faults import RowFaults
+from mtlrec.serving.rows import arrow_column, columns_of, shown
+from tests.toy import toy_job, toy_tree
+
+READERS = Columns.of(toy_job(), with_labels=False).readers
+IDS, LISTS, NUMBERS = READERS["user_id"], READERS["recent_items"], READERS["age"]
+
+
+def words() -> list[Reader]:
+    tree = toy_tree()
+    tree["features"]["sparse"][0] |= {"transform": "hash"}
+    return Columns.of(type(toy_job()).model_validate(tree), with_labels=False).readers["user_id"]
+
+
+def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[int, str]]:
+    faults = RowFaults(len(values))
+    column = arrow_column(values, len(values), "c", readers, faults)
+    return column.to_pylist(), faults.reasons
+
+
+@pytest.mark.parametrize(
+    ("values", "readers", "expected"),
+    [
+        ([3, None, 4], IDS, [3, None, 4]),
+        (np.array([3, 4], np.uint8), IDS, [3, 4]),
+        (pa.array([3, 4], pa.int16()), IDS, [3, 4]),
+        (pa.chunked_array([[3], [4]]), IDS, [3, 4]),
+        (pa.array(["b", "a"]).dictionary_encode(), words(), ["b", "a"]),
+        ([None, None], IDS, [None, None]),
+        ([[1, 2], [], None], LISTS, [[1, 2], [], None]),
+        ([[], []], LISTS, [[], []]),
+        ([5, [1, 2], None], LISTS, [[5], [1, 2], None]),
+        (np.array([[1, 2], [3, 4]]), LISTS, [[1, 2], [3, 4]]),
+        ([1, 2.5, True], NUMBERS, [1.0, 2.5, 1.0]),
+        ([7, "x"], words(), ["7", "x"]),
+        ([7, ["x"]], words(), [["7"], ["x"]]),
+    ],
+)
+def test_what_features_take(values: Any, readers: list[Reader], expected: list[Any]) -> None:
+    assert converted(values, readers) == (expected, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "readers", "wrong"),
+    [
+        ([3, "x", 4], IDS, {1: "'x'"}),
+        ([3, 4.5, True], IDS, {1: "4.5", 2: "True"}),
+        (["a", "b"], IDS, {0: "'a'", 1: "'b'"}),
+        (pa.array(["a", None]), IDS, {0: "'a'"}),
+        ([2**70, 3], IDS, {0: "1180591620717411303424"}),
+        ([[1], [[2]], ["x"], {"a": 1}], LISTS, {1: "[[2]]", 2: "['x']", 3: "{'a': 1}"}),
+        ([[], 1.5, {}], NUMBERS, {0: "[]", 2: "{}"}),
+        ([1.5, "x", object, b"\xff", 1j], NUMBERS, {1: "'x'", 2: "object", 3: "ff", 4: "1j"}),
+        (["\ud800", "fine"], words(), {0: "ud800"}),
+        ([np.zeros((2, 2)), [1]], LISTS, {0: "array"}),
+    ],
+)
+def test_what_they_do_not_take_is_their_rows_fault(values: Any, readers: list[Reader], wrong: dict[int, str]) -> None:
+    column, reasons = converted(values, readers)
+    assert reasons.keys() == wrong.keys()
+    for row, words_ in wrong.items():
+        assert words_ in reasons[row]
+        assert f"{readers[0].key} takes {readers[0].wants}" in reasons[row]
+        assert column[row] is None
+    for row in set(range(len(values))) - set(wrong):
+        assert column[row] is not None or values[row] is None or values[row].as_py() is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"a": 1}], "list given; a dict of columns"),
+        ({}, "no columns"),
+        ({"a": [1, 2], "b": [1]}, "column 'a' has 2 values and 'b' 1"),
+        ({"a": 5}, "column 'a' is no list"),
+        ({"a": "abc"}, "column 'a' is no list"),
+        ({"a": np.array(5)}, "column 'a' is no list"),
+        ({"a": iter([1])}, "column 'a' is no list"),
+        ({"a": {1, 2}}, "column 'a' is no list"),
+        (pa.table([[1], [2]], names=["a", "a"]), "several columns are called a"),
+    ],
+)
+def test_rows_of_no_certain_number_are_refused(rows: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        columns_of(rows)
+
+
+def test_a_column_whose_length_lies_is_refused() -> None:
+    class Liar(list[int]):
+        def __len__(self) -> int:
+            return 3
+
+    with pytest.raises(DataError, match="says that it has 3 values"):
+        arrow_column(Liar([1, 2]), 3, "c", IDS, RowFaults(3))
+
+
+def test_lists_that_have_no_end_are_their_rows_fault() -> None:
+    """Arrow's own conversion of either ends the process."""
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    _, reasons = converted([[1], endless, {"a": endless}], LISTS)
+    assert reasons.keys() == {1, 2}
+    faults = RowFaults(2)
+    assert arrow_column([deep, [2]], 2, "c", LISTS, faults).to_pylist() == [None, [2]]
+    assert faults.reasons.keys() == {0}
+
+
+def test_messages_stay_short_and_one_line() -> None:
+    class Loud:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert shown("a\nb" * 1000).count("\n") == 0
+    assert len(shown("a\nb" * 1000)) <= 60
+    assert shown(Loud()) == "a Loud"
