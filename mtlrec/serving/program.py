@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import CppCompileError, InductorError
 from torch._inductor.package import load_package
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -32,6 +33,10 @@ from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
 from mtlrec.serving.lookup import FrozenTables
+from mtlrec.serving.manifest import ArtefactError
+
+# Every KeyedJaggedTensor asks torch a question whose answer torch 2.13 says will change; a server's log need not hold it.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
 
 PARTS = ("value", "log_p", "log_not_p", "log_entire_p")
 Outputs = dict[str, Tensor]
@@ -72,9 +77,15 @@ def exported(program: ServingProgram, example: tuple[Tensor, ...]) -> torch.expo
 
 
 def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Writes the AOTInductor package. Raises RuntimeError where no C++ compiler is there."""
-    with _quiet():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    """Writes the AOTInductor package. Raises ArtefactError where there is no C++ compiler that does."""
+    try:
+        with _quiet():
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except (InductorError, CppCompileError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtefactError(
+            f"the model cannot be compiled ({reason}); export needs a C++ compiler: install g++, or name one in CXX"
+        ) from None
 
 
 def loaded(path: Path, at_once: int = 1) -> Function:

@@ -1,10 +1,14 @@
 """From a run to scores of raw rows: the same numbers, one error per bad row, and nothing else needed to run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from hypothesis import strategies as st
 from mtlrec.data.errors import DataError
 from mtlrec.serving import Predictor, Scores
 from mtlrec.serving.manifest import ArtefactError
-from tests.ranks import run_cli, run_ranks
+from tests.ranks import free_port, run_cli, run_ranks
 from tests.serving import serving_table, write_serving_job
 
 TASKS = ["click", "buy", "like", "ratio"]
@@ -131,26 +135,57 @@ def test_tables_of_two_ranks_are_gathered(tmp_path: Path, capfd: pytest.CaptureF
         assert found[1][task] == pytest.approx(found[0][task], rel=1e-5, nan_ok=True)
 
 
-WITHOUT_US = """
-import json, sys
-for name in ("mtlrec", "torchrec"):
-    sys.modules[name] = None
-import fbgemm_gpu, torch
-manifest = json.load(open(sys.argv[1] + "/manifest.json"))
-function = torch._inductor.aoti_load_package(sys.argv[1] + "/model.pt2")
-inputs = [
-    torch.tensor(manifest["sample"]["inputs"][spec["name"]], dtype=getattr(torch, spec["dtype"]))
-    for spec in manifest["inputs"]
-]
-found = function(*inputs)["predictions"]
-print(float((found - torch.tensor(manifest["sample"]["predictions"])).abs().max()))
-"""
+def examples() -> list[str]:
+    """Of docs/serving.md: with raw rows, behind a server, without mtlrec."""
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_it_runs_without_mtlrec_and_torchrec(artefact: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_US, str(artefact)]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert float(ran.stdout) <= 1e-6
+def test_it_runs_without_mtlrec_and_torchrec(artefact: Path) -> None:
+    without = "import sys\nsys.modules['mtlrec'] = sys.modules['torchrec'] = None\n"
+    apart = (
+        "print(float((model(*inputs)['predictions'] - torch.tensor(manifest['sample']['predictions'])).abs().max()))"
+    )
+    command = [sys.executable, "-c", f"{without}{examples()[2]}\n{apart}"]
+    ran = subprocess.run(command, cwd=artefact.parent, capture_output=True, text=True, check=True)
+    assert float(ran.stdout.splitlines()[-1]) <= 1e-6
+
+
+def test_the_documents_server_serves(artefact: Path, predictor: Predictor, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi", reason="the server of docs/serving.md is FastAPI's")
+    (tmp_path / "serve.py").write_text(examples()[1])
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "serve:app", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"ARTEFACT": str(artefact)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as server:
+        try:
+            user = {name: GOOD[name] for name in ("user_id", "age", "city", "recent_items", "recent_weights")}
+            items = {name: [GOOD[name]] * 2 for name in ("price", "item_id", "segment", "session")}
+            body = {"user": user, "items": items | {"item_id": [3, 4000]}}
+            scores = posted(port, body)["scores"]
+            expected = predictor.predict(columns(GOOD))
+            assert scores[0]["click"] == pytest.approx(float(expected.predictions["click"][0]), rel=1e-4)
+            assert "holds id 4000" in scores[1]["error"]
+            with pytest.raises(urllib.error.HTTPError, match="422"):
+                posted(port, body | {"items": items | {"item_id": [3]}})
+        finally:
+            server.terminate()
+
+
+def posted(port: int, body: dict[str, Any]) -> dict[str, Any]:
+    """The server's answer, for whose start it waits."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/score", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    for _ in range(120):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return dict(json.load(answer))
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    raise AssertionError("the server did not start within a minute")
 
 
 # ---- raw rows
@@ -234,8 +269,9 @@ def test_numbers_beyond_the_model_are_their_rows_fault(predictor: Predictor) -> 
     same(found, predictor.predict(columns(GOOD)), slice(1))
 
 
-def test_threads_get_what_one_gets(artefact: Path) -> None:
-    predictor = Predictor(artefact, at_once=2)
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_threads_get_what_one_gets(at_once: int, artefact: Path) -> None:
+    predictor = Predictor(artefact, at_once=at_once)
     tables = [serving_table(50 + seed, seed) for seed in range(8)]
     expected = [predictor.predict(table) for table in tables]
     with ThreadPoolExecutor(8) as pool:
@@ -311,6 +347,18 @@ def test_export_refuses_what_it_cannot_do(
         assert message in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert run_cli("export", tmp_path, "--out", tmp_path / "x") == 2
+
+
+def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mtlrec.cli", "export", str(run), "--out", str(tmp_path / "artefact")]
+    caches = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ran = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert re.search(
+        r"mtlrec: the model cannot be compiled \(.*\); export needs a C\+\+ compiler: install g\+\+", ran.stderr
+    )
+    assert "Traceback" not in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
 
 def test_commands_want_a_run_or_an_artefact(
