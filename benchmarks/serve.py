@@ -43,7 +43,8 @@ from mtlrec.config.file import job_of
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import RowFaults
 from mtlrec.serving import Predictor
-from mtlrec.serving.export import inputs_of, whole_model
+from mtlrec.serving.export import whole_model
+from mtlrec.serving.sample import inputs_of
 from mtlrec.training.checkpoint import Checkpoints
 
 RECIPES = {"feed": "feed_ple", "census": "census_adatt_sp", "kuairand": "kuairand_ple"}
@@ -214,10 +215,10 @@ def timed(calls: dict[str, Callable[[int], Any]], blocks: int, rounds: int) -> d
     return took
 
 
-NO_NUMBER = st.text(max_size=5) | st.binary(max_size=3) | st.lists(st.integers(), max_size=3) | st.just({"a": 1})
-NO_DENSE = NO_NUMBER | st.just(float("inf")) | st.floats(max_value=-1e-3, allow_nan=False) | st.integers(max_value=-1)
+NO_VALUE = st.text(max_size=5) | st.binary(max_size=3) | st.lists(st.text(), min_size=1, max_size=3) | st.just({"a": 1})
+NO_DENSE = NO_VALUE | st.just([]) | st.just(float("inf")) | st.floats(max_value=-1e-3) | st.integers(max_value=-1)
 NO_ID = (
-    NO_NUMBER | st.booleans() | st.floats(allow_nan=False) | st.integers(min_value=10_000) | st.integers(max_value=-1)
+    NO_VALUE | st.booleans() | st.floats(allow_nan=False) | st.integers(min_value=10_000) | st.integers(max_value=-1)
 )
 NO_IDS = (
     st.text(max_size=5)

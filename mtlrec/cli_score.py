@@ -80,7 +80,7 @@ def evaluate(
 
     check_split(split)
     asked = {"calibrate": calibrate, "rank_metric": rank_metric, "relevance": relevance, "exponents": exponents}
-    cli_serve.one_of(run, artefact, **asked, checkpoint=checkpoint_ != LAST)
+    cli_serve.check_run_or_artefact(run, artefact, **asked, checkpoint=checkpoint_ != LAST)
     if artefact is not None:
         report({split: cli_serve.evaluate_artefact(artefact, split, set_ or [])}, as_json, f", {artefact}")
         return
@@ -139,7 +139,9 @@ def predict(
     from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
-    cli_serve.one_of(run, artefact, raw=raw, exponents=exponents, checkpoint=checkpoint_ != LAST, set=set_)
+    cli_serve.check_run_or_artefact(
+        run, artefact, raw=raw, exponents=exponents, checkpoint=checkpoint_ != LAST, set=set_
+    )
     if artefact is not None:
         cli_serve.predict_with_artefact(artefact, source, output, as_json)
         return

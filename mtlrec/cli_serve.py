@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from mtlrec.cli_data import check_split, print_, wide_console
+from mtlrec.config import LossConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of
 
@@ -57,24 +59,36 @@ def export(
     """Make a run's checkpoint one folder to serve: tables gathered and quantised, the model compiled ahead of time, and
     held against the checkpoint on a split. It runs without mtlrec and TorchRec; `predict --artefact` and `evaluate
     --artefact` take it, and mtlrec.serving.Predictor in a server."""
+    import torch
+
     from mtlrec.distributed.process_group import process_group
+    from mtlrec.serving.errors import ArtefactError
     from mtlrec.serving.export import export as export_run
+    from mtlrec.serving.parity import ParityError
 
     check_split(split)
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ArtefactError("--device cuda: torch sees no CUDA device here; export on a machine that has the GPU")
     job = job_of(run, set_ or [])
-    precision = PRECISIONS[quantize]
-    with process_group(device.value, job.train.timeout_s) as ranks:
-        found = export_run(run, job, out, ranks, precision, checkpoint_, split, tolerance, max_auc_change, overwrite)
+    try:
+        with process_group(device.value, job.train.timeout_s) as ranks:
+            found = export_run(
+                run, job, out, ranks, PRECISIONS[quantize], checkpoint_, split, tolerance, max_auc_change, overwrite
+            )
+    except ParityError as error:
+        _show(error.parity, as_json)
+        raise
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    if as_json:
-        print_(found.model_dump(mode="json") | {"output": str(out), "bytes": size}, True, "")
-        return
-    wide_console().print(_parity_table(found))
-    print(f"{out}: {size / 1e6:,.1f} MB, tables in {precision}")
+    _show(found, as_json, output=str(out), bytes=size)
+    if not as_json:
+        print(f"{out}: {size / 1e6:,.1f} MB, tables in {PRECISIONS[quantize]}")
 
 
 def evaluate_artefact(artefact: Path, split: str, overrides: list[str]) -> Metrics:
-    """The split's metrics, of the compiled program."""
+    """The split's metrics, of the compiled program.
+
+    Raises ConfigError for an override of what the program was compiled with.
+    """
     from mtlrec.distributed.process_group import process_group
     from mtlrec.models.build import build_train_module
     from mtlrec.serving.predictor import Predictor
@@ -84,9 +98,13 @@ def evaluate_artefact(artefact: Path, split: str, overrides: list[str]) -> Metri
 
     predictor = Predictor(artefact)
     job = predictor.manifest.job_config(artefact, overrides)
+    for section in ("features", "tables", "tasks", "model"):
+        if getattr(job, section) != getattr(predictor.job, section):
+            raise ConfigError(f"--set {section}...: an artefact's {section} cannot be changed; export the run anew")
     with process_group(predictor.manifest.device, job.train.timeout_s) as ranks:
-        loader = loader_of(job, split, ranks, trained_on=predictor.manifest.ids_hang_on)
-        model = ServedModule(predictor.function, build_train_module(job).loss.multitask.to(ranks.device))
+        loader = loader_of(job, split, ranks, trained_on=predictor.manifest.ids_depend_on)
+        unbalanced = job.model_copy(update={"loss": LossConfig()})  # whose method need not be installed here
+        model = ServedModule(predictor.function, build_train_module(unbalanced).loss.multitask.to(ranks.device))
         metrics = evaluate(model, loader, job, ranks, "evaluate")
         return metrics.compute(predictor.manifest.calibration)
 
@@ -110,19 +128,28 @@ def predict_with_artefact(artefact: Path, source: str, output: Path, as_json: bo
     print_(described, as_json, f"{rows:,} rows scored into {output} by {artefact}{by}")
 
 
-def one_of(run: Path | None, artefact: Path | None, **only_with_run: object) -> None:
-    """Raises ConfigError unless one of the two is given, and with an artefact nothing that wants a run."""
+def check_run_or_artefact(run: Path | None, artefact: Path | None, **only_with_run: object) -> None:
+    """Raises ConfigError unless one of the two is given; with an artefact, for what wants a run, or several ranks."""
     if (run is None) == (artefact is None):
         raise ConfigError("name a run's folder, or --artefact and what `mtlrec export` made: one of them")
     if artefact is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError("--artefact: is scored in one process; start it without torchrun")
         for option, value in only_with_run.items():
             if value:
                 raise ConfigError(f"--{option.replace('_', '-')}: is for a run; do it there and export it again")
 
 
+def _show(found: Parity, as_json: bool, **more: Any) -> None:
+    if as_json:
+        print_(found.model_dump(mode="json") | more, True, "")
+    else:
+        wide_console().print(_parity_table(found))
+
+
 def _parity_table(found: Parity) -> Table:
     table = Table("task", "metric", title=f"parity, {found.split}, {found.rows:,} rows")
-    for name in ("checkpoint", "artefact", "change", "compiled - eager, at most"):
+    for name in ("checkpoint", "artefact", "change", "compiled to eager, at most"):
         table.add_column(name, justify="right")
     for task, metrics in found.metrics.items():
         for index, (metric, (before, after)) in enumerate(metrics.items()):

@@ -22,8 +22,15 @@ FEATURES = {
         {"name": "recent_items", "table": "item", "pooling": "mean", "max_length": 5, "weights": "recent_weights"},
         {"name": "city", "table": "city", "transform": "hash"},
         {"name": "segment", "table": "city", "transform": "vocabulary", "vocabulary": "segments.txt"},
-        {"name": "price_bucket", "column": "price", "table": "bucket", "transform": "bucketize", "boundaries": [5, 20]},
+        {
+            "name": "price_bucket",
+            "column": "price",
+            "table": "bucket",
+            "transform": "bucketize",
+            "boundaries": [0.7, 20],
+        },
         {"name": "session", "table": "user", "transform": "modulo"},
+        {"name": "tags", "table": "city", "transform": "hash", "weights": "tags.w"},
     ],
 }
 
@@ -35,6 +42,7 @@ def serving_table(rows: int, seed: int = 0) -> pa.Table:
         .append_column("city", pa.array(rng.choice(CITIES, rows), mask=rng.random(rows) < 0.1))
         .append_column("segment", pa.array(rng.choice(["new", "old", "unheard of"], rows)))
         .append_column("session", pa.array(rng.integers(0, 2**40, rows)))
+        .append_column("tags", pa.array([[{"id": tag, "w": 0.5}] for tag in rng.choice(["red", "blue"], rows)]))
     )
 
 
@@ -45,6 +53,7 @@ def write_serving_job(folder: Path, **sections: Any) -> Path:
         pq.write_table(serving_table(rows, len(split)), folder / "data" / split / "part.parquet", row_group_size=70)
     (folder / "data" / "segments.txt").write_text("new\nold\n")
     tree = toy_tree(folder / "data", features=FEATURES, **sections)
+    tree["tasks"].append({"name": "seconds", "kind": "watch_time", "label": "watch_s", "space": "click"})
     tree["tables"] |= {"city": {"rows": 30, "dim": 12}, "bucket": {"rows": 3, "dim": 4}}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(tree))

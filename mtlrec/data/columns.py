@@ -7,7 +7,7 @@ row 0 without a word.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 import torch
 
 from mtlrec.batch import NO_GROUP, Batch
-from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, TableConfig
+from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, SparseFeature, TableConfig
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
 from mtlrec.data.collate import collate
 from mtlrec.data.dataset import Dataset, OnError, Reader, is_number, is_text, plain
-from mtlrec.data.faults import Faults
+from mtlrec.data.faults import Faults, FileFaults
 from mtlrec.data.hashing import hash_text
 from mtlrec.data.ids import is_ids, read_ids
 from mtlrec.data.memory import copied
@@ -33,7 +33,8 @@ class Columns:
     """What of a file a job reads, and as what.
 
     `labels` are the columns that become `Batch.labels`, with what they may hold; `group_by` the one whose values
-    become `Batch.groups`; `vocabularies` by feature.
+    become `Batch.groups`; `vocabularies` by feature; `trained_on` what training's `inputs` were, where values are taken
+    one by one: a hash of text is another than that of the same number.
     """
 
     features: FeaturesConfig
@@ -41,6 +42,7 @@ class Columns:
     labels: Mapping[str, LabelColumn]
     vocabularies: Mapping[str, Vocabulary]
     group_by: str | None = None
+    trained_on: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(job: JobConfig, with_labels: bool = True, with_groups: bool = False) -> Columns:
@@ -65,7 +67,7 @@ class Columns:
             readers[dense.source].append(Reader(f"features.dense.{dense.name}", is_number, "numbers or booleans"))
         for sparse in self.features.sparse:
             key = f"features.sparse.{sparse.name}"
-            readers[sparse.source].append(Reader(key, *is_ids(sparse)))
+            readers[sparse.source].append(Reader(key, *is_ids(sparse, self._hashed(sparse))))
             if sparse.weight_column is not None:
                 readers[sparse.weight_column].append(Reader(f"{key}.weights", _is_list_of_numbers, "lists of numbers"))
         for name, label in self.labels.items():
@@ -73,6 +75,11 @@ class Columns:
         if self.group_by is not None:
             readers.setdefault(self.group_by, []).append(Reader("metrics.group_by", _is_group, "integers or text"))
         return readers
+
+    def _hashed(self, sparse: SparseFeature) -> str | None:
+        """text or numbers, where training knew."""
+        is_hash = sparse.transform == "hash" and sparse.name in self.trained_on
+        return self.trained_on[sparse.name].removeprefix("hashes of ") if is_hash else None
 
     def inputs(self, dataset: Dataset) -> dict[str, str]:
         """What the ids of a feature hang on beside the job: whether it hashes text or numbers, the words it knows."""
@@ -86,7 +93,7 @@ class Columns:
 
     def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
         """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves out single rows."""
-        block = self.converted(rows.table, Faults(rows, ends=on_error != "skip_row"))
+        block = self.converted(rows.table, FileFaults(rows, ends=on_error != "skip_row"))
         return replace(block, files=rows.files)
 
     def converted(self, table: pa.Table, faults: Faults) -> Block:

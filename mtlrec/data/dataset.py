@@ -111,7 +111,7 @@ def list_row_groups(
     if not any(group.rows for group in groups):
         why = f"; {left_out[0].message}" if left_out else ""
         raise DataError(f"{', '.join(file.name for file in files[:3])}: no rows{why}")
-    kinds = {column: "text" if is_text(item_type(of.kind)) else "numbers" for column, of in known.items()}
+    kinds = {column: "text" if _holds_text(item_type(of.kind)) else "numbers" for column, of in known.items()}
     return Dataset(root, tuple(group for group in groups if group.rows), partition_types, tuple(left_out), kinds)
 
 
@@ -239,6 +239,15 @@ def is_number(kind: pa.DataType) -> bool:
 
 def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Or ids of text beside their weights, in a struct or a map."""
+    if pa.types.is_map(kind):
+        return is_text(plain(kind.key_type)) or is_text(plain(kind.item_type))
+    if pa.types.is_struct(kind):
+        return any(is_text(plain(kind.field(index).type)) for index in range(kind.num_fields))
+    return is_text(plain(kind))
 
 
 def read_schema(dataset: Dataset, file: File) -> pa.Schema:

@@ -12,20 +12,38 @@ from mtlrec.data.parquet import Rows
 
 
 class Faults:
-    """Collects the rows that are left out, those first that could not be read.
-
-    Args:
-        ends: whether a bad value raises, instead of leaving its row out
+    """Collects the rows that are left out.
 
     Attributes:
         rows: [N] bool, or None while nothing was found
         messages: the first fault of each file and column, or of each file that could not be read
     """
 
-    def __init__(self, rows: Rows, ends: bool) -> None:
-        self._of, self._ends = rows, ends
+    def __init__(self, count: int) -> None:
         self.rows: np.ndarray | None = None
         self.messages: dict[tuple[str, str], str] = {}
+        self._count = count
+
+    def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
+        """wrong [N] bool: rows where `column` holds what it must not; `say(row)` tells what and the remedy."""
+        raise NotImplementedError
+
+    def _leave_out(self, rows: slice | np.ndarray) -> None:
+        if self.rows is None:
+            self.rows = np.zeros(self._count, bool)
+        self.rows[rows] = True
+
+
+class FileFaults(Faults):
+    """Of rows that files hold, those first that could not be read.
+
+    Args:
+        ends: whether a bad value raises, instead of leaving its row out
+    """
+
+    def __init__(self, rows: Rows, ends: bool) -> None:
+        super().__init__(rows.table.num_rows)
+        self._of, self._ends = rows, ends
         first = 0
         for group, piece, fault in zip(rows.groups, rows.pieces, rows.faults, strict=True):
             if fault is not None:
@@ -34,10 +52,7 @@ class Faults:
             first += len(piece)
 
     def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
-        """wrong [N] bool: rows where `column` holds what it must not; `say(row)` tells what and the remedy.
-
-        Raises DataError with file, row group, row, column and value where faults end the job.
-        """
+        """Raises DataError with file, row group, row, column and value where faults end the job."""
         if self.rows is not None:
             wrong = wrong & ~self.rows
         if not wrong.any():
@@ -54,11 +69,6 @@ class Faults:
             first += len(piece)
         self._leave_out(wrong)
 
-    def _leave_out(self, rows: slice | np.ndarray) -> None:
-        if self.rows is None:
-            self.rows = np.zeros(self._of.table.num_rows, bool)
-        self.rows[rows] = True
-
 
 class RowFaults(Faults):
     """Of rows that come from no file, each one's first fault.
@@ -67,22 +77,21 @@ class RowFaults(Faults):
         reasons: by row, why it is left out
     """
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.messages = None, {}
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
         self.reasons: dict[int, str] = {}
-        self._count = rows
 
     def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
         for row in np.flatnonzero(wrong).tolist():
             if row not in self.reasons:
                 self.reasons[row] = f"column '{column}' {say(row)}"
         if wrong.any():
-            self.rows = wrong.copy() if self.rows is None else self.rows | wrong
+            self._leave_out(wrong)
 
-    def of_all(self, reason: str) -> None:
-        """Leaves out every row that has no fault yet."""
+    def leave_out_all(self, reason: str) -> None:
+        """Every row that has no fault yet gets this one."""
         self.reasons |= {row: reason for row in range(self._count) if row not in self.reasons}
-        self.rows = np.ones(self._count, bool)
+        self._leave_out(slice(None))
 
 
 class Skipped:

@@ -17,13 +17,22 @@ from mtlrec.data.hashing import hash_integers, hash_text
 from mtlrec.data.vocabulary import Vocabulary
 
 
-def is_ids(feature: SparseFeature) -> tuple[Callable[[pa.DataType], bool], str]:
-    """Whether the feature takes a column's type, and what it takes, in words."""
+def is_ids(feature: SparseFeature, hashed: str | None = None) -> tuple[Callable[[pa.DataType], bool], str]:
+    """Whether the feature takes a column's type, and what it takes, in words.
+
+    Args:
+        hashed: `text` or `numbers`, where a hash must be of what it was in training
+    """
     value, words = {
         "none": (pa.types.is_integer, "integers"),
         "modulo": (pa.types.is_integer, "integers"),
         "bucketize": (is_number, "numbers"),
-    }.get(feature.transform, (lambda kind: pa.types.is_integer(kind) or is_text(kind), "integers or text"))
+        "hash of text": (is_text, "text (as in training)"),
+        "hash of numbers": (pa.types.is_integer, "integers (as in training)"),
+    }.get(
+        f"hash of {hashed}" if hashed else feature.transform,
+        (lambda kind: pa.types.is_integer(kind) or is_text(kind), "integers or text"),
+    )
 
     def takes(kind: pa.DataType) -> bool:
         inner = _item_type(kind) if _is_list(kind) else kind

@@ -16,7 +16,7 @@ from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statisti
 from mtlrec.data.columns import Columns, floats, through
 from mtlrec.data.dataset import list_row_groups
 from mtlrec.data.errors import DataError
-from mtlrec.data.faults import Faults, Skipped
+from mtlrec.data.faults import Faults, FileFaults, Skipped
 from mtlrec.data.ids import flat_values
 from mtlrec.data.moments import Moments
 from mtlrec.data.order import EpochOrder, Phase
@@ -89,7 +89,7 @@ def find(
     counts: dict[str, pa.Table] = {}
 
     def read(rows: Rows) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], Faults]:
-        faults = Faults(rows, ends=data.on_error != "skip_row")
+        faults = FileFaults(rows, ends=data.on_error != "skip_row")
         numbers = [_before_standardise(rows, dense, faults) for dense in standardised]
         flat = [flat_values(rows.table[sparse.source], sparse, faults) for sparse in (*bucketised, *worded)]
         return numbers, flat, faults

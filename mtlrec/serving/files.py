@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,19 +32,21 @@ def score_files(predictor: Predictor, source: str, output: Path) -> Counts:
 
     Raises DataError for a file that cannot be read, or lacks a column: that is no matter of rows.
     """
-    job, columns = predictor.job, predictor.columns
+    data = predictor.job.data.model_copy(update={"on_error": "fail"})
+    job, columns = predictor.job.model_copy(update={"data": data}), replace(predictor.columns, trained_on={})
     dataset = row_groups_of(source, output, columns, job, 1)
-    check_inputs(predictor.manifest.ids_hang_on, columns.inputs(dataset))
+    check_inputs(predictor.manifest.ids_depend_on, columns.inputs(dataset))
     kinds = score_kinds(job, predictor.manifest.fused_score is not None)
     schema = output_schema(dataset, job, kinds | {ERROR: pa.string()})
     kept = [field for field in schema if field.name not in kinds and field.name != ERROR]
-    reader = RowGroupReader(dataset, [*{field.name: None for field in kept} | dict.fromkeys(columns.readers)])
-    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, job.data.batch_size)]).windows(0)
+    read = list(dict.fromkeys([*columns.readers, *(field.name for field in kept)]))
+    reader = RowGroupReader(dataset, read, retries=data.retries)
+    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, data.batch_size)]).windows(0)
     rows = errors = 0
     with written(output, schema) as write:
-        for _, found in watched(reader.windows(windows, job.data.read_ahead), len(windows), "predict", True):
-            for start in range(0, len(found.table), job.data.batch_size):
-                table = found.table.slice(start, job.data.batch_size)
+        for _, found in watched(reader.windows(windows, data.read_ahead), len(windows), "predict", True):
+            for start in range(0, len(found.table), data.batch_size):
+                table = found.table.slice(start, data.batch_size)
                 scores = predictor.predict(table.select(list(columns.readers)))
                 arrays = [column_of(table, field) for field in kept]
                 arrays += [pa.array(values, from_pandas=True) for values in scores.predictions.values()]

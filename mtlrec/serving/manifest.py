@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.file import parse_config
+from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import Precision
 from mtlrec.training.calibration import Calibration
 from mtlrec.training.fused_score import FusedScore
@@ -32,12 +33,6 @@ MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES = (
     "sample.parquet",
     "vocabularies",
 )
-CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
-"""Of x86 CPUs, rising; other names mean themselves alone."""
-
-
-class ArtefactError(ValueError):
-    """An artefact cannot be made, or used; the message says why and what to do."""
 
 
 class TensorSpec(Strict):
@@ -58,7 +53,9 @@ class Sample(Strict):
 class Manifest(Strict):
     """See the top of this file. `job` is the run's resolved config: features with their transforms, tables, tasks.
 
-    ids_hang_on: by feature, what its ids depend on beside the job (`Columns.inputs`)
+    ids_depend_on: by feature, beside the job (`Columns.inputs`)
+    float_columns: how wide the split's files had them: halffloat, float or double
+    capabilities: of the CPU, or the GPU's architecture, that it was compiled on and may use
     """
 
     format: Literal[1] = 1
@@ -71,9 +68,10 @@ class Manifest(Strict):
     tasks: list[dict[str, str | None]]
     calibration: Calibration | None
     fused_score: FusedScore | None
-    ids_hang_on: dict[str, str]
+    ids_depend_on: dict[str, str]
+    float_columns: dict[str, Literal["halffloat", "float", "double"]]
     versions: dict[str, str]
-    cpu_capability: str
+    capabilities: list[str]
     sha256: dict[str, str]
     sample: Sample
     job: dict[str, Any]
@@ -115,12 +113,20 @@ class Manifest(Strict):
                 raise ArtefactError(f"{path}: is missing; copy the artefact's whole folder")
             if checksum(path) != expected:
                 raise ArtefactError(f"{path}: is not the file that was exported (its SHA-256 differs); copy it again")
-        here = torch.backends.cpu.get_cpu_capability()
-        if self.device == "cpu" and not _has(here, self.cpu_capability):
+        lacking = set(self.capabilities) - set(capabilities(torch.device(self.device)))
+        if lacking:
             raise ArtefactError(
-                f"{folder}: was compiled for a CPU with {self.cpu_capability}, this one has {here}; export it on a "
-                "machine like this one"
+                f"{folder}: was compiled on a {'CPU' if self.device == 'cpu' else 'GPU'} that has "
+                f"{', '.join(sorted(lacking))}, which this one has not; export it on a machine like this one"
             )
+
+
+def capabilities(device: torch.device) -> list[str]:
+    """What compiled code may be made of: a CPU's instruction sets, a GPU's architecture; of no GPU nothing."""
+    if device.type == "cuda":
+        return ["sm_{}{}".format(*torch.cuda.get_device_capability(device))] if torch.cuda.is_available() else []
+    found = torch.cpu.get_capabilities()
+    return [str(found["architecture"]), *sorted(name for name, has in found.items() if has is True)]
 
 
 def vocabulary_of(folder: Path, feature: str) -> Path:
@@ -130,9 +136,3 @@ def vocabulary_of(folder: Path, feature: str) -> Path:
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _has(here: str, needed: str) -> bool:
-    if here in CAPABILITIES and needed in CAPABILITIES:
-        return CAPABILITIES.index(here) >= CAPABILITIES.index(needed)
-    return here == needed

@@ -1,13 +1,15 @@
 """Whether an artefact says what its checkpoint says, on every row of a split.
 
-Two comparisons. The compiled program against the same computed in eager mode must agree row by row, to `tolerance`: of
-a probability that is the difference, of a regression or watch time the difference relative to what is above 1. Where
-tables were quantised, rows may differ, and the tasks' metrics are compared with those of the float32 tables.
+Two comparisons. The compiled program against the same computed in eager mode must agree row by row, to `tolerance`: for
+a binary task in p(task) and in its logarithm, which calibration and fused scores are made of, for others in the tower's
+output (of a watch time the logarithm); a difference of numbers above 1 is taken relative to them. Where tables were
+quantised rows may differ, and the tasks' metrics are compared with those of the float32 tables.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,32 +21,43 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.heads.funnel import Kind
+from mtlrec.heads.funnel import HeadOutput, Kind
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.metrics import Metrics, TaskMetrics
 from mtlrec.training.telemetry import watched
 
-JUDGED = {"binary": ("auc", "entire_auc"), "regression": ("mse",), "watch_time": ("mse",)}
-MOST_OF_MSE = 0.005
-"""How far quantised tables may move a mean squared error, relative to it."""
+JUDGED = {"binary": ("auc", "entire_auc", "log_loss"), "regression": ("mse",), "watch_time": ("mse",)}
+MOST_OF_LOSS = 0.005
+"""How far quantised tables may move a mean squared error or a log loss, relative to it."""
+
+
+Figures = dict[str, dict[str, tuple[float | None, float | None]]]
+"""By task and metric, of the checkpoint and of the artefact; None where the rows cannot give the figure."""
 
 
 class Parity(Strict):
-    """What was found. `differences` by task, the largest of any row; `metrics` by task and metric (checkpoint,
-    artefact)."""
+    """What was found; `differences` by task are the largest of any row."""
 
     split: str
     rows: int
     tolerance: float
     most_auc_change: float
     differences: dict[str, float]
-    metrics: dict[str, dict[str, tuple[float | None, float | None]]]
+    metrics: Figures
     failures: list[str]
 
     def write(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+class ParityError(RuntimeError):
+    """The artefact would not be the checkpoint; `parity` has the figures."""
+
+    def __init__(self, message: str, parity: Parity) -> None:
+        super().__init__(message)
+        self.parity = parity
 
 
 Model = Callable[[Batch], tuple[Tensor, StepOutput]]
@@ -65,9 +78,10 @@ def compare(
 
     Args:
         checkpoint: the train module with float32 tables, in eager mode
-        uncompiled: what the artefact is to equal row by row; `checkpoint` where nothing is quantised
+        uncompiled: what the artefact is to equal row by row; `checkpoint` itself where nothing is quantised
         artefact: the compiled program
     """
+    is_quantised = uncompiled is not checkpoint
     kinds = [task.kind for task in job.tasks]
     before, after = TaskMetrics.of(job, ranks.device), TaskMetrics.of(job, ranks.device)
     largest, rows = torch.zeros(len(kinds), dtype=torch.float64), 0
@@ -75,38 +89,47 @@ def compare(
         for batch in watched(loader.epoch(), loader.steps_per_epoch, "parity", ranks.is_first):
             batch = batch.to(ranks.device)
             (_, of_checkpoint), (_, of_artefact) = checkpoint(batch), artefact(batch)
-            of_same = of_checkpoint if uncompiled is checkpoint else uncompiled(batch)[1]
+            of_same = uncompiled(batch)[1] if is_quantised else of_checkpoint
             check_finite(of_checkpoint.outputs.predictions(kinds), job, batch.origin)
             before.update(of_checkpoint)
             after.update(of_artefact)
             real = batch.weights > 0
-            found = differences(of_artefact.outputs.predictions(kinds), of_same.outputs.predictions(kinds), kinds)
+            found = apart(of_artefact.outputs, of_same.outputs, kinds)
             largest = torch.maximum(largest, found[real].amax(0).cpu() if real.any() else largest)
             rows += int(real.sum())
             ranks.liveness.tick()
     say_what_was_skipped(loader, ranks)
     by_task = dict(zip([task.name for task in job.tasks], largest.tolist(), strict=True))
     metrics = _beside(job, before.compute(), after.compute())
+    failures = [f"data.{split}: no row of it was compared, all were left out"] if not rows else []
+    failures += _too_far(by_task, tolerance)
+    failures += _changed(job, metrics, most_auc_change) if is_quantised else []
     return Parity(
         split=split,
         rows=rows,
         tolerance=tolerance,
         most_auc_change=most_auc_change,
-        differences={name: value if math.isfinite(value) else 1e300 for name, value in by_task.items()},
+        differences={name: min(value, sys.float_info.max) for name, value in by_task.items()},
         metrics=metrics,
-        failures=[*_apart(by_task, tolerance), *_changed(job, metrics, most_auc_change)],
+        failures=failures,
     )
 
 
-def differences(found: Tensor, expected: Tensor, kinds: list[Kind]) -> Tensor:
-    """[B, T] each -> [B, T] float64; infinite where something is not finite."""
+def apart(found: HeadOutput, expected: HeadOutput, kinds: list[Kind]) -> Tensor:
+    """[B, T] float64; see the top of this file."""
+    is_binary = torch.tensor([kind == "binary" for kind in kinds], device=found.value.device)
+    logs = differences(found.log_entire_p, expected.log_entire_p)
+    probabilities = differences(found.log_entire_p.exp(), expected.log_entire_p.exp())
+    return torch.maximum(logs, probabilities).where(is_binary, differences(found.value, expected.value))
+
+
+def differences(found: Tensor, expected: Tensor) -> Tensor:
+    """float64, relative to what is above 1; infinite where something is not finite."""
     found, expected = found.double(), expected.double()
-    is_binary = torch.tensor([kind == "binary" for kind in kinds], device=found.device)
-    scale = torch.where(is_binary, 1.0, expected.abs().clamp(min=1.0))
-    return ((found - expected).abs() / scale).nan_to_num(nan=math.inf)
+    return ((found - expected).abs() / expected.abs().clamp(min=1.0)).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _beside(job: JobConfig, before: Metrics, after: Metrics) -> dict[str, dict[str, tuple[float | None, float | None]]]:
+def _beside(job: JobConfig, before: Metrics, after: Metrics) -> Figures:
     return {
         task.name: {
             metric: (_finite(before[task.name][metric]), _finite(after[task.name][metric]))
@@ -122,27 +145,27 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _apart(by_task: dict[str, float], tolerance: float) -> list[str]:
+def _too_far(by_task: dict[str, float], tolerance: float) -> list[str]:
     return [
-        f"{name}: compiled and eager differ by {value:.2g} in some row, {tolerance:.2g} is allowed (--tolerance)"
+        f"{name}: compiled and eager differ by {value:.2g} in some row, {tolerance:.2g} is allowed; where they only "
+        "add up in another order, raise --tolerance"
         for name, value in by_task.items()
         if not value <= tolerance
     ]
 
 
-def _changed(
-    job: JobConfig, metrics: dict[str, dict[str, tuple[float | None, float | None]]], most: float
-) -> list[str]:
+def _changed(job: JobConfig, metrics: Figures, most_auc_change: float) -> list[str]:
     failures = []
     for task in job.tasks:
         for metric, (before, after) in metrics[task.name].items():
-            if before is None or after is None:
-                continue
-            allowed = most if task.is_binary else MOST_OF_MSE * before
-            if abs(after - before) > allowed:
-                option = " (--max-auc-change)" if task.is_binary else ""
+            if before is None:
+                continue  # of one class there is no AUC; the loss is judged too
+            is_auc = metric.endswith("auc")
+            allowed = most_auc_change if is_auc else MOST_OF_LOSS * before
+            if after is None or abs(after - before) > allowed:
+                by = "--max-auc-change" if is_auc else f"{MOST_OF_LOSS:.1%} of it"
                 failures.append(
-                    f"{task.name}: {metric} {before:.6f} became {after:.6f}, {allowed:.2g} is allowed{option}; "
-                    "take fp16, or none"
+                    f"{task.name}: {metric} {before:.6f} became {math.nan if after is None else after:.6f}, "
+                    f"{allowed:.2g} is allowed ({by}); take float16 or float32 tables (--quantize)"
                 )
     return failures

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from mtlrec.config import FeaturesConfig
 from mtlrec.data.block import Block
 from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import Reader, is_text, item_type
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import RowFaults
+from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.files import Counts, score_files
-from mtlrec.serving.manifest import MODEL, SAMPLE, ArtefactError, Manifest
+from mtlrec.serving.manifest import MODEL, SAMPLE, Manifest
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import arguments, head_output, loaded
 from mtlrec.serving.rows import Rows, arrow_column, columns_of
@@ -62,7 +63,7 @@ class Predictor:
     Args:
         folder: what `mtlrec export` wrote. It holds compiled code: take it from whom you would take a program
         check: whether to hold its files against their checksums, and its sample against what the export saw
-        at_once: how many calls compute side by side; each has a copy of what it computes in, all share the weights
+        num_runners: how many calls compute side by side, all on the same weights; others wait
 
     Raises ArtefactError where it cannot be used here.
 
@@ -72,18 +73,19 @@ class Predictor:
         {'click': array([0.12, 0.08], dtype=float32), 'buy': array([0.01, 0.02], dtype=float32)}
     """
 
-    def __init__(self, folder: Path | str, check: bool = True, at_once: int = 1) -> None:
+    def __init__(self, folder: Path | str, check: bool = True, num_runners: int = 1) -> None:
         folder = Path(folder)
         self.folder, self.manifest = folder, Manifest.read(folder)
         if check:
             self.manifest.check(folder)
         self.job = self.manifest.job_config(folder)
-        self.columns = Columns.of(self.job, with_labels=False)
+        columns = Columns.of(self.job, with_labels=False)
+        self.columns = replace(columns, trained_on=self.manifest.ids_depend_on)
         self.device = torch.device(self.manifest.device)
         self._kinds = [task.kind for task in self.job.tasks]
-        self._readers = _readers(self.columns, self.manifest.ids_hang_on)
+        self._readers = self.columns.readers
         try:
-            self.function = loaded(folder / MODEL, at_once)
+            self.function = loaded(folder / MODEL, num_runners)
         except (RuntimeError, OSError) as error:
             made, here = self.manifest.versions["torch"], torch.__version__
             raise ArtefactError(
@@ -102,18 +104,13 @@ class Predictor:
             shared: by column one value for all rows, those of the user to whom the rows are candidates
 
         Raises DataError where it is not known which value belongs to which row: columns of different lengths, a column
-        given twice.
+        given twice, ids among the rows whose weights are shared.
         """
-        given, count = columns_of(rows)
-        common = dict(shared or {})
-        for name in common:
-            if name in given:
-                raise DataError(f"rows: column '{name}' is in the rows and shared; give it in one of them")
+        given, count = columns_of(rows, self._readers)
+        common = {name: value for name, value in (shared or {}).items() if name in self._readers}
+        self._check_division(given, common)
         faults = RowFaults(count)
-        block = self._block(given, count, common, faults)
-        if faults.rows is not None:
-            block = block.without(faults.rows, {})
-        return self._scored(block, faults)
+        return self._scored(self._block(given, count, common, faults), faults)
 
     def predict_files(self, source: str, output: Path) -> Counts:
         """Scores a file, folder, glob or URI of Parquet files into the file `output`: the input's columns (or
@@ -121,6 +118,15 @@ class Predictor:
         return score_files(self, source, output)
 
     # ---- the parts
+
+    def _check_division(self, given: Mapping[str, Any], common: Mapping[str, Any]) -> None:
+        for name in common:
+            if name in given:
+                raise DataError(f"rows: column '{name}' is in the rows and shared; give it in one of them")
+        for sparse in self.columns.features.sparse:
+            ids, weights = sparse.source, sparse.weight_column
+            if weights is not None and (ids in common) != (weights in common) and weights in {**given, **common}:
+                raise DataError(f"rows: '{weights}' weighs '{ids}'; give both in the rows, or both shared")
 
     def _block(self, given: Mapping[str, Any], count: int, common: Mapping[str, Any], faults: RowFaults) -> Block:
         """Shared columns are transformed once, and their ids repeated."""
@@ -130,15 +136,10 @@ class Predictor:
         of_user = RowFaults(1)
         shared = self._converted(once, {name: _alone(value) for name, value in common.items()}, 1, of_user)
         if of_user.rows is not None:
-            shared = shared.without(of_user.rows, {})
-            faults.of_all(f"shared {of_user.reasons[0]}")
-        return _merged(
-            self.columns.features,
-            own,
-            self._converted(own, given, count, faults),
-            once,
-            shared.taken(np.zeros(count, np.int32)),
-        )
+            faults.leave_out_all(f"shared {of_user.reasons[0]}")
+        rows = self._converted(own, given, count, faults)
+        block = _merged(self.columns.features, own, rows, once, shared.taken(np.zeros(count, np.int32)))
+        return block if faults.rows is None else block.without(faults.rows, {})
 
     def _converted(self, features: FeaturesConfig, given: Mapping[str, Any], rows: int, faults: RowFaults) -> Block:
         """These features of the rows."""
@@ -146,9 +147,10 @@ class Predictor:
         for name in features.columns:
             readers = self._readers[name]
             if name in given:
-                columns[name] = arrow_column(given[name], rows, name, readers, faults)
+                column = arrow_column(given[name], rows, name, readers, faults)
+                columns[name] = as_logged(column, self.manifest.float_columns.get(name))
             else:
-                faults.of_all(f"column '{name}' is missing, which {readers[0].key} reads")
+                faults.leave_out_all(f"column '{name}' is missing, which {readers[0].key} reads")
                 columns[name] = pa.chunked_array([pa.nulls(rows)])
         table = pa.table(columns) if columns else pa.table({"": pa.nulls(rows)})
         return replace(self.columns, features=features).converted(table, faults)
@@ -182,43 +184,35 @@ class Predictor:
 
     def _check_sample(self) -> None:
         """Raises ArtefactError where the sample's rows do not give what the export saw."""
-        table = pq.read_table(self.folder / SAMPLE)
-        given, count = columns_of(table)
+        given, count = columns_of(pq.read_table(self.folder / SAMPLE), self._readers)
         faults = RowFaults(count)
         batch = self.columns.batch(self._converted(self.columns.features, given, count, faults))
-        found = self.function(*arguments(batch.to(self.device)))["predictions"].cpu()
+        for row, reason in faults.reasons.items():
+            raise ArtefactError(f"{self.folder / SAMPLE}: row {row}: {reason}; export it again")
         expected = torch.tensor(self.manifest.sample.predictions)
-        apart = float(differences(found, expected, self._kinds).max())
-        if faults.reasons or not apart <= SAMPLE_TOLERANCE:
+        if expected.shape != (count, len(self._kinds)):
+            raise ArtefactError(f"{self.folder}: its sample has {count} rows, its manifest others; export it again")
+        found = self.function(*arguments(batch.to(self.device)))["predictions"].cpu()
+        apart = float(differences(found, expected).max())
+        if not apart <= SAMPLE_TOLERANCE:
             raise ArtefactError(f"{self.folder}: its sample's predictions are {apart:.2g} off here; export it again")
 
 
-def _readers(columns: Columns, ids_hang_on: Mapping[str, str]) -> dict[str, list[Reader]]:
-    """What reads each column. Hashes are of what they were of in training, text or numbers, else ids were others."""
-    readers = columns.readers
-    for sparse in columns.features.sparse:
-        hashed = ids_hang_on.get(sparse.name, "") if sparse.transform == "hash" else ""
-        key = f"features.sparse.{sparse.name}"
-        if hashed == "hashes of text":
-            reader = Reader(key, lambda kind: is_text(item_type(kind)), "text, as in training, or lists of it")
-        elif hashed == "hashes of numbers":
-            reader = Reader(
-                key, lambda kind: pa.types.is_integer(item_type(kind)), "integers, as in training, or lists of them"
-            )
-        else:
-            continue
-        if sparse.weight_field is None:
-            readers[sparse.source].append(reader)
-    return readers
+def as_logged(column: pa.ChunkedArray, kind: str | None) -> pa.ChunkedArray:
+    """Numbers with the digits that the files had: 0.7 is one number as float32 and another as float64, and a boundary
+    may lie between them."""
+    if kind is None or not pa.types.is_floating(column.type):
+        return column
+    return pc.cast(column, pa.type_for_alias(kind), safe=False)
 
 
 def _divided(features: FeaturesConfig, common: Mapping[str, Any]) -> tuple[FeaturesConfig, FeaturesConfig]:
     """Those of the rows, and those that are shared."""
 
-    def some(shared: bool) -> FeaturesConfig:
-        return FeaturesConfig.model_construct(
-            dense=[one for one in features.dense if (one.source in common) == shared],
-            sparse=[one for one in features.sparse if (one.source in common) == shared],
+    def some(is_shared: bool) -> FeaturesConfig:
+        return FeaturesConfig.model_construct(  # which may be none
+            dense=[one for one in features.dense if (one.source in common) == is_shared],
+            sparse=[one for one in features.sparse if (one.source in common) == is_shared],
         )
 
     return some(False), some(True)

@@ -32,10 +32,10 @@ from mtlrec.heads.funnel import Kind
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
+from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import FrozenTables
-from mtlrec.serving.manifest import ArtefactError
 
-# Every KeyedJaggedTensor asks torch a question whose answer torch 2.13 says will change; a server's log need not hold it.
+# Every KeyedJaggedTensor asks torch 2.13 what its next release will answer otherwise; no log of a server needs that.
 logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
 
 PARTS = ("value", "log_p", "log_not_p", "log_entire_p")
@@ -83,15 +83,16 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except (InductorError, CppCompileError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "InvalidCxxCompiler" not in reason and not isinstance(error, CppCompileError):
+            raise
         raise ArtefactError(
             f"the model cannot be compiled ({reason}); export needs a C++ compiler: install g++, or name one in CXX"
         ) from None
 
 
-def loaded(path: Path, at_once: int = 1) -> Function:
-    """The package's function; `at_once` calls of it run side by side, others wait. Needs FBGEMM's operators."""
-    with _quiet():
-        function: Function = load_package(str(path), num_runners=at_once)
+def loaded(path: Path, num_runners: int = 1) -> Function:
+    """The package's function; `num_runners` calls of it run side by side, others wait. Needs FBGEMM's operators."""
+    function: Function = load_package(str(path), num_runners=num_runners)
     return function
 
 
@@ -114,8 +115,8 @@ def head_output(outputs: Outputs) -> HeadOutput:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch's own talk while it traces, of things that a user can do nothing about."""
-    names = ("torch", "torch.fx._symbolic_trace", "torch.export", "torchrec", "torchrec.sparse.jagged_tensor", "")
+    """Torch's own talk while it traces and compiles, of things that a user can do nothing about; for one thread."""
+    names = ("torch", "torch.export", "torchrec", "")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

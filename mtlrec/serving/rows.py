@@ -6,7 +6,7 @@ a type that no feature takes, are its values looked at one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,16 +26,21 @@ WORDS = 60
 """Characters of a value that a message shows."""
 
 
-def columns_of(rows: Rows) -> tuple[dict[str, Any], int]:
-    """The columns by name, and how many rows they have. Raises DataError where that cannot be told."""
+def columns_of(rows: Rows, read: Collection[str]) -> tuple[dict[str, Any], int]:
+    """The columns that are read, by name, and how many rows they have; where none of them is there, the others tell.
+
+    Raises DataError where that number is not certain.
+    """
     if isinstance(rows, pa.RecordBatch | pa.Table):
-        twice = {name for name in rows.schema.names if rows.schema.names.count(name) > 1}
+        names = rows.schema.names
+        twice = [name for name in read if names.count(name) > 1]
         if twice:
-            raise DataError(f"rows: several columns are called {', '.join(sorted(twice))}; keep one")
-        return dict(zip(rows.schema.names, rows.columns, strict=True)), rows.num_rows
+            raise DataError(f"rows: several columns are called {', '.join(twice)}; keep one")
+        return {name: rows.column(names.index(name)) for name in read if name in names}, rows.num_rows
     if not isinstance(rows, Mapping):
         raise DataError(f"rows: {type(rows).__name__} given; a dict of columns, or an Arrow batch or table, is wanted")
-    lengths = {name: _length(name, values) for name, values in rows.items()}
+    used = {name: values for name, values in rows.items() if name in read} or dict(rows)
+    lengths = {name: _length(name, values) for name, values in used.items()}
     if not lengths:
         raise DataError("rows: no columns; name at least one, so that their number is known")
     if len(set(lengths.values())) > 1:
@@ -44,7 +49,7 @@ def columns_of(rows: Rows) -> tuple[dict[str, Any], int]:
             f"rows: column '{longest}' has {lengths[longest]} values and '{shortest}' {lengths[shortest]}; "
             "give each row one of each"
         )
-    return dict(rows), next(iter(lengths.values()))
+    return used, next(iter(lengths.values()))
 
 
 def _length(name: str, values: Any) -> int:
@@ -73,12 +78,18 @@ def _as_a_whole(values: Any) -> pa.Array | pa.ChunkedArray | None:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     try:
-        if _is_deep(values):
-            return None
-        found = pa.array(values)
+        return None if _is_deep(values) else pa.array(values)
+    except OverflowError:  # of int64
+        return _unsigned(values)
     except Exception:  # the values are anybody's: whatever their conversion raises, they are looked at one by one
         return None
-    return found
+
+
+def _unsigned(values: Any) -> pa.Array | None:
+    try:
+        return pa.array(values, pa.uint64())
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _is_deep(values: Iterable[Any]) -> bool:
@@ -103,8 +114,12 @@ def _is_taken(kind: pa.DataType, readers: Sequence[Reader]) -> bool:
     if pa.types.is_null(kind):
         return True
     if pa.types.is_null(item_type(kind)):  # lists, all of them empty or of nulls
-        return not any(reader.takes(one) and not reader.takes(pa.list_(one)) for reader in readers for one in SCALARS)
+        return not any(_takes_single_values_alone(reader) for reader in readers)
     return all(reader.takes(plain(kind)) for reader in readers)
+
+
+def _takes_single_values_alone(reader: Reader) -> bool:
+    return any(reader.takes(kind) and not reader.takes(pa.list_(kind)) for kind in SCALARS)
 
 
 def _one_by_one(values: list[Any], name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:

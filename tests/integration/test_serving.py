@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -22,11 +23,11 @@ from hypothesis import strategies as st
 
 from mtlrec.data.errors import DataError
 from mtlrec.serving import Predictor, Scores
-from mtlrec.serving.manifest import ArtefactError
+from mtlrec.serving.errors import ArtefactError
 from tests.ranks import free_port, run_cli, run_ranks
 from tests.serving import serving_table, write_serving_job
 
-TASKS = ["click", "buy", "like", "ratio"]
+TASKS = ["click", "buy", "like", "ratio", "seconds"]
 GOOD: dict[str, Any] = {
     "age": 31.0,
     "price": 9.5,
@@ -37,6 +38,7 @@ GOOD: dict[str, Any] = {
     "city": "Bonn",
     "segment": "new",
     "session": 12345678901,
+    "tags": [{"id": "red", "w": 1.0}],
 }
 
 
@@ -160,7 +162,7 @@ def test_the_documents_server_serves(artefact: Path, predictor: Predictor, tmp_p
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as server:
         try:
             user = {name: GOOD[name] for name in ("user_id", "age", "city", "recent_items", "recent_weights")}
-            items = {name: [GOOD[name]] * 2 for name in ("price", "item_id", "segment", "session")}
+            items = {name: [GOOD[name]] * 2 for name in ("price", "item_id", "segment", "session", "tags")}
             body = {"user": user, "items": items | {"item_id": [3, 4000]}}
             scores = posted(port, body)["scores"]
             expected = predictor.predict(columns(GOOD))
@@ -209,7 +211,7 @@ def test_rows_may_come_in_any_form(predictor: Predictor) -> None:
 def test_a_users_features_are_given_once(predictor: Predictor) -> None:
     of_user = {"user_id": 7, "age": None, "recent_items": [3, 9, 4], "recent_weights": [1.0, 2.0, 0.5], "city": "Bonn"}
     table = serving_table(30, 6)
-    items = {name: table[name] for name in ("price", "item_id", "segment", "session")}
+    items = {name: table[name] for name in ("price", "item_id", "segment", "session", "tags")}
     repeated = predictor.predict(items | {name: [value] * 30 for name, value in of_user.items()})
     shared = predictor.predict(items, shared=of_user)
     assert not shared.errors
@@ -230,7 +232,7 @@ BAD = {
     "user_id": ([50, -1, "x", 3.5, 2**80], "table 'user' has 50 rows|not negative|takes integers"),
     "recent_items": ([[1, None], [1, 99], "x", [[1]]], "null in a list|table 'item' has 40 rows|takes lists"),
     "recent_weights": ([[1.0], [1.0, float("nan")], 3], "1 weights for 2 ids|null or not finite|takes lists"),
-    "city": ([3, 2.5], "text, as in training"),
+    "city": ([3, 2.5], r"text \(as in training\)"),
     "segment": ([2.5, {"a": 1}], "takes integers or text"),
     "session": (["x", True], "takes integers"),
 }
@@ -248,6 +250,54 @@ def test_a_bad_row_gets_a_reason_and_leaves_the_others_alone(column: str, value:
         same(found, alone, slice(row, row + 1))
     assert all(np.isnan(values[1]) for values in found.predictions.values())
     assert list(found.rows())[1] == {"error": found.errors[1]}
+
+
+def test_numbers_have_the_digits_that_files_have(run: Path, predictor: Predictor) -> None:
+    """The files' price is float32: 0.7 lies below the boundary of 0.7 there, and above as a Python float."""
+    assert predictor.manifest.float_columns == {"age": "double", "price": "float"}
+    table = pa.table({name: [value] * 2 for name, value in GOOD.items()})
+    prices = pa.array([np.nextafter(np.float32(0.7), np.float32(0)), 0.7], pa.float32())
+    found = predictor.predict(table.set_column(1, "price", prices)).predictions["click"]
+    as_python = predictor.predict(table.set_column(1, "price", pa.array([0.6999999, 0.7]))).predictions["click"]
+    np.testing.assert_allclose(as_python, found, rtol=1e-5)
+
+
+def test_hashes_are_of_what_they_were_in_training(predictor: Predictor) -> None:
+    assert predictor.manifest.ids_depend_on["tags"] == "hashes of text"
+    found = predictor.predict(columns(GOOD, GOOD | {"tags": [{"id": 5, "w": 1.0}]}))
+    assert re.search(r"column 'tags' holds .*; features.sparse.tags takes .* text \(as in training\)", found.errors[1])
+
+
+def test_ids_and_their_weights_stay_together(predictor: Predictor) -> None:
+    rows = columns(GOOD, GOOD)
+    ids = rows.pop("recent_items")
+    with pytest.raises(
+        DataError, match="'recent_weights' weighs 'recent_items'; give both in the rows, or both shared"
+    ):
+        predictor.predict(rows, shared={"recent_items": ids[0]})
+
+
+def test_columns_that_no_feature_reads_are_left_aside(predictor: Predictor) -> None:
+    expected = predictor.predict(columns(GOOD, GOOD))
+    same(predictor.predict(columns(GOOD, GOOD) | {"request": "abc", "note": [1]}, shared={"note": object()}), expected)
+
+
+def test_a_user_may_be_all_there_is(predictor: Predictor) -> None:
+    found = predictor.predict({"row": [1, 2, 3]}, shared=GOOD)
+    assert not found.errors
+    for row in range(3):
+        same(found, predictor.predict(columns(GOOD)), slice(row, row + 1))
+
+
+def test_rows_without_any_id_are_scored(predictor: Predictor) -> None:
+    """The compiled program sees no ids at all, then one."""
+    nothing = GOOD | dict.fromkeys(("user_id", "item_id", "recent_items", "recent_weights", "city", "session", "tags"))
+    several = predictor.predict(columns(nothing | {"segment": None, "price": None}, GOOD))
+    alone = predictor.predict(columns(nothing | {"segment": None, "price": None}))
+    assert not alone.errors
+    same(several, alone, slice(1))
+    one = predictor.predict(columns(nothing | {"segment": None, "price": None, "item_id": 3}))
+    assert any(one.predictions[task] != alone.predictions[task] for task in TASKS)
 
 
 def test_a_missing_column_is_every_rows_fault(predictor: Predictor) -> None:
@@ -269,9 +319,9 @@ def test_numbers_beyond_the_model_are_their_rows_fault(predictor: Predictor) -> 
     same(found, predictor.predict(columns(GOOD)), slice(1))
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_threads_get_what_one_gets(at_once: int, artefact: Path) -> None:
-    predictor = Predictor(artefact, at_once=at_once)
+@pytest.mark.parametrize("num_runners", [1, 2])
+def test_threads_get_what_one_gets(num_runners: int, artefact: Path) -> None:
+    predictor = Predictor(artefact, num_runners=num_runners)
     tables = [serving_table(50 + seed, seed) for seed in range(8)]
     expected = [predictor.predict(table) for table in tables]
     with ThreadPoolExecutor(8) as pool:
@@ -294,6 +344,20 @@ def test_anything_is_scored_or_has_a_reason(row: dict[str, Any], predictor: Pred
     assert set(found.errors) <= {1}
     same(found, predictor.predict(columns(GOOD)), slice(1))
     assert np.isfinite(found.predictions["click"][1]) != (1 in found.errors)
+
+
+def test_files_that_cannot_be_read_are_not_passed_over(run: Path, artefact: Path, tmp_path: Path) -> None:
+    """Whatever the job made of them in training."""
+    lenient = shutil.copytree(artefact, tmp_path / "artefact")
+    manifest = json.loads((lenient / "manifest.json").read_text())
+    manifest["job"]["data"]["on_error"] = "skip_row"
+    (lenient / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "rows").mkdir()
+    pq.write_table(serving_table(9), tmp_path / "rows" / "a.parquet")
+    (tmp_path / "rows" / "b.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match=r"b\.parquet: not a readable Parquet file"):
+        Predictor(lenient).predict_files(str(tmp_path / "rows"), tmp_path / "scores.parquet")
+    assert not (tmp_path / "scores.parquet").exists()
 
 
 def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) -> None:
@@ -321,10 +385,17 @@ def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) ->
 def test_an_artefact_that_would_not_be_the_checkpoint_is_not_written(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_cli("export", run, "--out", tmp_path / "a", "--quantize", "int8", "--max-auc-change", "0") == 2
-    said = capsys.readouterr().err
-    assert re.search(r"like: auc 0\.\d+ became 0\.\d+, 0 is allowed \(--max-auc-change\)", said)
-    assert "watch" not in said
+    of = ("export", run, "--out", tmp_path / "a", "--json")
+    assert run_cli(*of, "--quantize", "int8", "--max-auc-change", "0") == 1
+    out, said = capsys.readouterr()
+    wanted = r"like: auc 0\.\d+ became 0\.\d+, 0 is allowed \(--max-auc-change\); take float16 or float32 tables"
+    assert re.search(wanted, said)
+    assert not re.search("ratio|seconds:|log_loss", said)
+    assert any(failure.startswith("like: auc") for failure in json.loads(out)["failures"])
+    assert run_cli(*of, "--tolerance", "0") == 1
+    assert re.search(
+        r"compiled and eager differ by .* in some row, 0 is allowed; .* --tolerance", capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,11 +403,13 @@ def test_export_refuses_what_it_cannot_do(
     run: Path, artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     for arguments, message in (
         (("--out", artefact), "is not empty; --overwrite replaces it"),
         (("--out", tmp_path / "file"), "is a file; name a folder"),
+        (("--out", tmp_path / "link"), "is a link; name a folder"),
         (("--out", tmp_path / "mine", "--overwrite"), "is no artefact, and is not replaced"),
         (("--out", tmp_path / "x", "--split", "most"), "--split most: no such split"),
         (("--out", tmp_path / "x", "--set", "data.valid=[]"), "data.valid is empty"),
@@ -347,6 +420,21 @@ def test_export_refuses_what_it_cannot_do(
         assert message in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert run_cli("export", tmp_path, "--out", tmp_path / "x") == 2
+    assert run_ranks(2, run_cli, "export", str(run), "--out", str(tmp_path / "x")) == [2, 2]
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_artefact_can_be_replaced(
+    run: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one that is whole; also the folder that one stands in."""
+    copy = shutil.copytree(artefact, tmp_path / "copy")
+    monkeypatch.chdir(copy)
+    assert run_cli("export", run, "--out", ".", "--overwrite", "--tolerance", "0") == 1
+    assert Predictor(copy).manifest.precision == "fp32"
+    assert run_cli("export", run, "--out", ".", "--overwrite", "--quantize", "fp16") == 0
+    assert Predictor(copy).manifest.precision == "fp16"
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None:
@@ -371,6 +459,10 @@ def test_commands_want_a_run_or_an_artefact(
         (("evaluate", "--artefact", artefact, "--calibrate", "platt"), "--calibrate: is for a run"),
         (("predict", *files), "one of them"),
         (("predict", "--artefact", artefact, "--raw", *files), "--raw: is for a run"),
+        (
+            ("evaluate", "--artefact", artefact, "--set", "tables.city.rows=20"),
+            "an artefact's tables cannot be changed",
+        ),
         (("evaluate", "--artefact", tmp_path), "no artefact (it has no manifest.json)"),
     ):
         assert run_cli(*arguments) == 2, arguments
@@ -388,9 +480,9 @@ def test_a_damaged_artefact_is_refused(artefact: Path, tmp_path: Path) -> None:
     manifest = json.loads((artefact / "manifest.json").read_text())
     for change, message in (
         ({"format": 2}, "format"),
-        ({"cpu_capability": "SVE512"}, "was compiled for a CPU with SVE512"),
+        ({"capabilities": ["sve2"]}, "was compiled on a CPU that has sve2, which this one has not"),
         ({"surprise": 1}, "surprise"),
-        ({"sample": manifest["sample"] | {"predictions": [[0.5] * 4] * 8}}, "predictions are .* off here"),
+        ({"sample": manifest["sample"] | {"predictions": [[0.5] * 5] * 8}}, "predictions are .* off here"),
     ):
         copy = shutil.copytree(artefact, tmp_path / str(message[:3]))
         (copy / "manifest.json").write_text(json.dumps(manifest | change))
@@ -409,7 +501,8 @@ def test_the_manifest_tells_a_stranger_everything(artefact: Path) -> None:
     assert manifest["inputs"][2]["columns"][3] == "city"
     assert manifest["calibration"]["method"] == "isotonic"
     assert set(manifest["fused_score"]["exponents"]) <= set(TASKS)
-    assert manifest["ids_hang_on"]["city"] == "hashes of text"
+    assert "x86_64" in manifest["capabilities"] or platform.machine() != "x86_64"
+    assert manifest["ids_depend_on"]["city"] == "hashes of text"
     assert {"model.pt2", "parity.json", "sample.parquet", "vocabularies/segment.txt"} == set(manifest["sha256"])
     assert manifest["versions"]["torch"].startswith("2.")
     assert manifest["job"]["features"]["sparse"][3]["transform"] == "hash"

@@ -46,6 +46,7 @@ def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[i
         ([1, 2.5, True], NUMBERS, [1.0, 2.5, 1.0]),
         ([7, "x"], words(), ["7", "x"]),
         ([7, ["x"]], words(), [["7"], ["x"]]),
+        ([2**64 - 1, 3], IDS, [2**64 - 1, 3]),
     ],
 )
 def test_what_features_take(values: Any, readers: list[Reader], expected: list[Any]) -> None:
@@ -94,7 +95,13 @@ def test_what_they_do_not_take_is_their_rows_fault(values: Any, readers: list[Re
 )
 def test_rows_of_no_certain_number_are_refused(rows: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        columns_of(rows)
+        columns_of(rows, ["a", "b"])
+
+
+def test_columns_that_are_not_read_are_left_aside() -> None:
+    assert columns_of({"a": [1, 2], "request": "abc", "note": [1]}, ["a", "b"]) == ({"a": [1, 2]}, 2)
+    assert columns_of(pa.table([[1], [2], [3]], names=["x", "x", "a"]), ["a"])[1] == 1
+    assert columns_of({"row": [1, 2, 3]}, ["a"])[1] == 3  # all that is read may be shared
 
 
 def test_a_column_whose_length_lies_is_refused() -> None:

@@ -1,0 +1,75 @@
+"""Rows of a split that are in order: a model is traced with them, and an artefact tried with them where it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from mtlrec.config import JobConfig
+from mtlrec.data.collate import rows_of
+from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import Reader
+from mtlrec.data.faults import RowFaults
+from mtlrec.distributed.process_group import Ranks
+from mtlrec.serving.errors import ArtefactError
+from mtlrec.serving.manifest import SAMPLE, Sample, TensorSpec
+from mtlrec.serving.program import Function, arguments
+from mtlrec.training.checkpoint import JobState
+from mtlrec.training.loading import loader_of
+
+SAMPLE_ROWS = 8
+
+
+def first_rows(job: JobConfig, split: str, ranks: Ranks, state: JobState) -> tuple[Columns, pa.Table]:
+    """The features' columns, and of the first batch with any those rows that are in order."""
+    keep: dict[str, list[Reader]] = {column: [] for column in job.features.columns}
+    loader = loader_of(job, split, ranks, trained_on=state.inputs, keep=keep)
+    for cuts, size in loader.cuts():
+        weights = loader.batch(cuts, size).weights
+        table = rows_of(cuts).select(job.features.columns)
+        table = table.filter(pa.array(weights[: len(table)].numpy() > 0))
+        if len(table):
+            return replace(loader.columns, labels={}, group_by=None), table
+    raise ArtefactError(f"data.{split}: no row of it is in order; name another --split")
+
+
+def inputs_of(columns: Columns, table: pa.Table, device: torch.device) -> tuple[Tensor, ...]:
+    """Rows that are in order, as the program takes them."""
+    block = columns.converted(table, RowFaults(len(table)))
+    return arguments(columns.batch(block).to(device))
+
+
+def example_of(columns: Columns, rows: pa.Table, device: torch.device) -> tuple[Tensor, ...]:
+    """Several rows with several ids: tracing takes what it sees one of for a constant."""
+    tensors = inputs_of(columns, rows if len(rows) > 1 else pa.concat_tables([rows, rows]), device)
+    if len(tensors[1]) < 2:
+        raise ArtefactError("data: the first batch has no ids, to trace the model with; name another --split")
+    return tensors
+
+
+def write_sample(columns: Columns, rows: pa.Table, folder: Path, function: Function, device: torch.device) -> Sample:
+    table = rows.slice(0, SAMPLE_ROWS)
+    pq.write_table(table, folder / SAMPLE)
+    tensors = inputs_of(columns, table, device)
+    with torch.no_grad():
+        predictions = function(*tensors)["predictions"]
+    return Sample(
+        inputs={spec.name: tensor.tolist() for spec, tensor in zip(input_specs(columns), tensors, strict=True)},
+        predictions=predictions.tolist(),
+    )
+
+
+def input_specs(columns: Columns) -> list[TensorSpec]:
+    dense, sparse = columns.features.dense, columns.features.sparse
+    specs = [
+        TensorSpec(name="dense", shape=["B", len(dense)], dtype="float32", columns=[one.name for one in dense]),
+        TensorSpec(name="values", shape=["N"], dtype="int64"),
+        TensorSpec(name="lengths", shape=[len(sparse), "B"], dtype="int32", columns=[one.name for one in sparse]),
+    ]
+    weights = TensorSpec(name="weights", shape=["N"], dtype="float32")
+    return [*specs, weights] if columns.features.is_weighted else specs
