@@ -83,13 +83,16 @@ class Columns:
 
     def inputs(self, dataset: Dataset) -> dict[str, str]:
         """What the ids of a feature hang on beside the job: whether it hashes text or numbers, the words it knows."""
-        found = {}
-        for sparse in self.features.sparse:
-            if sparse.transform == "hash" and sparse.source in dataset.kinds:
-                found[sparse.name] = f"hashes of {dataset.kinds[sparse.source]}"
-            elif sparse.name in self.vocabularies:
-                found[sparse.name] = f"vocabulary {self.vocabularies[sparse.name].fingerprint}"
-        return found
+        hashes = {
+            sparse.name: f"hashes of {dataset.kinds[sparse.source]}"
+            for sparse in self.features.sparse
+            if sparse.transform == "hash" and sparse.source in dataset.kinds
+        }
+        return hashes | self.vocabulary_inputs
+
+    @property
+    def vocabulary_inputs(self) -> dict[str, str]:
+        return {name: f"vocabulary {vocabulary.fingerprint}" for name, vocabulary in self.vocabularies.items()}
 
     def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
         """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves out single rows."""

@@ -13,6 +13,7 @@ import torch
 
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.data.columns import Columns
+from mtlrec.data.vocabulary import place_of
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import TrainModule
@@ -22,16 +23,20 @@ from mtlrec.serving.manifest import (
     MANIFEST,
     MODEL,
     PARITY,
+    SAMPLE,
+    VOCABULARIES,
     Manifest,
     Sample,
     TensorSpec,
     capabilities,
     checksum,
+    input_specs,
     vocabulary_of,
 )
 from mtlrec.serving.parity import Parity, ParityError, compare
+from mtlrec.serving.predictor import Predictor
 from mtlrec.serving.program import PARTS, ServedModule, ServingProgram, compiled, exported, loaded
-from mtlrec.serving.sample import example_of, first_rows, input_specs, write_sample
+from mtlrec.serving.sample import example_of, first_rows, write_sample
 from mtlrec.training.calibration import Calibration
 from mtlrec.training.checkpoint import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.training.fused_score import FusedScore
@@ -92,9 +97,10 @@ def export(
             lines = [f"{output}: not written, it would not be the checkpoint:", *found.failures]
             raise ParityError("\n".join(lines), found)
         found.write(folder / PARITY)
-        _write_vocabularies(columns, folder)
+        _copy_vocabularies(job, folder)
         sample = write_sample(columns, rows, folder, function, ranks.device)
         _manifest(job, checkpoint, precision, ranks.device, columns, rows, sample, folder).write(folder)
+        Predictor(folder)  # which checks it: it must load where it was made
     return found
 
 
@@ -120,8 +126,9 @@ def _written(output: Path, overwrite: bool) -> Iterator[Path]:
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
             raise ArtefactError(f"--out {output}: is not empty; --overwrite replaces it")
-        if not (output / MANIFEST).is_file():
-            raise ArtefactError(f"--out {output}: is no artefact, and is not replaced; name another folder")
+        others = {path.name for path in output.iterdir()} - {MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES}
+        if others or not (output / MANIFEST).is_file() or not (output / MODEL).is_file():
+            raise ArtefactError(f"--out {output}: is no artefact, or more than one, and is not replaced; name another")
     final = output.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as beside:
@@ -133,11 +140,15 @@ def _written(output: Path, overwrite: bool) -> Iterator[Path]:
         part.rename(final)
 
 
-def _write_vocabularies(columns: Columns, folder: Path) -> None:
-    for name, vocabulary in columns.vocabularies.items():
-        path = vocabulary_of(folder, name)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(f"{word}\n" for word in vocabulary.words.to_pylist()), encoding="utf-8", newline="\n")
+def _copy_vocabularies(job: JobConfig, folder: Path) -> None:
+    """As they are, byte by byte."""
+    for feature in job.features.sparse:
+        if feature.vocabulary is not None:
+            store, key = place_of(job.data.root, feature.vocabulary)
+            path = vocabulary_of(folder, feature.name)
+            path.parent.mkdir(exist_ok=True)
+            with store.system.open_input_stream(key) as source:
+                path.write_bytes(source.read())
 
 
 def _manifest(

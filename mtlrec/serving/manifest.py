@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.file import parse_config
+from mtlrec.data.columns import Columns
 from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import Precision
 from mtlrec.training.calibration import Calibration
@@ -53,6 +54,7 @@ class Sample(Strict):
 class Manifest(Strict):
     """See the top of this file. `job` is the run's resolved config: features with their transforms, tables, tasks.
 
+    digest: SHA-256 of all the rest of it
     ids_depend_on: by feature, beside the job (`Columns.inputs`)
     float_columns: how wide the split's files had them: halffloat, float or double
     capabilities: of the CPU, or the GPU's architecture, that it was compiled on and may use
@@ -75,9 +77,14 @@ class Manifest(Strict):
     sha256: dict[str, str]
     sample: Sample
     job: dict[str, Any]
+    digest: str = ""
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        sealed = self.model_copy(update={"digest": self._digest()})
+        (folder / MANIFEST).write_text(sealed.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_copy(update={"digest": ""}).model_dump_json().encode()).hexdigest()
 
     @staticmethod
     def read(folder: Path) -> Manifest:
@@ -106,7 +113,9 @@ class Manifest(Strict):
         return job.model_copy(update={"features": job.features.model_copy(update={"sparse": sparse})})
 
     def check(self, folder: Path) -> None:
-        """Raises ArtefactError where a file is not the one that was exported, or this CPU lacks what it needs."""
+        """Raises ArtefactError where a file is not the one that was exported, or this machine lacks what it needs."""
+        if self.digest != self._digest():
+            raise ArtefactError(f"{folder / MANIFEST}: is not as it was exported; copy it again")
         for name, expected in self.sha256.items():
             path = folder / name
             if not path.is_file():
@@ -136,3 +145,14 @@ def vocabulary_of(folder: Path, feature: str) -> Path:
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def input_specs(columns: Columns) -> list[TensorSpec]:
+    dense, sparse = columns.features.dense, columns.features.sparse
+    specs = [
+        TensorSpec(name="dense", shape=["B", len(dense)], dtype="float32", columns=[one.name for one in dense]),
+        TensorSpec(name="values", shape=["N"], dtype="int64"),
+        TensorSpec(name="lengths", shape=[len(sparse), "B"], dtype="int32", columns=[one.name for one in sparse]),
+    ]
+    weights = TensorSpec(name="weights", shape=["N"], dtype="float32")
+    return [*specs, weights] if columns.features.is_weighted else specs

@@ -18,9 +18,10 @@ from mtlrec.data.block import Block
 from mtlrec.data.columns import Columns
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import RowFaults
+from mtlrec.data.loader import check_inputs
 from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.files import Counts, score_files
-from mtlrec.serving.manifest import MODEL, SAMPLE, Manifest
+from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import arguments, head_output, loaded
 from mtlrec.serving.rows import Rows, arrow_column, columns_of
@@ -81,6 +82,13 @@ class Predictor:
         self.job = self.manifest.job_config(folder)
         columns = Columns.of(self.job, with_labels=False)
         self.columns = replace(columns, trained_on=self.manifest.ids_depend_on)
+        check_inputs(self.manifest.ids_depend_on, columns.vocabulary_inputs)
+        if [one.name for one in self.job.tasks] != self.manifest.outputs[0].columns or input_specs(
+            self.columns
+        ) != list(self.manifest.inputs):
+            raise ArtefactError(f"{folder / MANIFEST}: its job is not that of its program; copy the artefact again")
+        if num_runners < 1:
+            raise ValueError(f"num_runners is {num_runners}; take 1 or more")
         self.device = torch.device(self.manifest.device)
         self._kinds = [task.kind for task in self.job.tasks]
         self._readers = self.columns.readers
@@ -106,6 +114,8 @@ class Predictor:
         Raises DataError where it is not known which value belongs to which row: columns of different lengths, a column
         given twice, ids among the rows whose weights are shared.
         """
+        if not isinstance(shared, Mapping | None):
+            raise DataError(f"shared: {type(shared).__name__} given; a dict of a value for each column is wanted")
         given, count = columns_of(rows, self._readers)
         common = {name: value for name, value in (shared or {}).items() if name in self._readers}
         self._check_division(given, common)
@@ -189,9 +199,10 @@ class Predictor:
         batch = self.columns.batch(self._converted(self.columns.features, given, count, faults))
         for row, reason in faults.reasons.items():
             raise ArtefactError(f"{self.folder / SAMPLE}: row {row}: {reason}; export it again")
-        expected = torch.tensor(self.manifest.sample.predictions)
-        if expected.shape != (count, len(self._kinds)):
+        seen = self.manifest.sample.predictions
+        if [len(row) for row in seen] != [len(self._kinds)] * count:
             raise ArtefactError(f"{self.folder}: its sample has {count} rows, its manifest others; export it again")
+        expected = torch.tensor(seen)
         found = self.function(*arguments(batch.to(self.device)))["predictions"].cpu()
         apart = float(differences(found, expected).max())
         if not apart <= SAMPLE_TOLERANCE:

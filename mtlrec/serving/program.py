@@ -83,10 +83,11 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except (InductorError, CppCompileError) as error:
         reason = " ".join(str(error).split())[:200]
-        if "InvalidCxxCompiler" not in reason and not isinstance(error, CppCompileError):
+        if "InvalidCxxCompiler" not in str(error) and "CppCompileError" not in repr(error):
             raise
         raise ArtefactError(
-            f"the model cannot be compiled ({reason}); export needs a C++ compiler: install g++, or name one in CXX"
+            f"the model cannot be compiled ({reason}); export needs a C++ compiler, g++ or one named in CXX, and room "
+            "on the disk"
         ) from None
 
 

@@ -18,7 +18,7 @@ from mtlrec.data.errors import DataError
 from mtlrec.data.faults import Faults
 
 Rows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table
-HOLDERS = (list, tuple, dict, set, frozenset, np.ndarray)
+NO_HOLDERS = (str, bytes, bytearray, memoryview)
 SCALARS = (pa.int64(), pa.float64(), pa.string())
 LEVELS = 4
 """Of what a column may hold: lists of structs of numbers, and one more where a value is looked at alone."""
@@ -86,10 +86,12 @@ def _as_a_whole(values: Any) -> pa.Array | pa.ChunkedArray | None:
 
 
 def _unsigned(values: Any) -> pa.Array | None:
-    try:
-        return pa.array(values, pa.uint64())
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return None
+    for kind in (pa.uint64(), pa.list_(pa.uint64())):
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            continue
+    return None
 
 
 def _is_deep(values: Iterable[Any]) -> bool:
@@ -98,7 +100,8 @@ def _is_deep(values: Iterable[Any]) -> bool:
         return False
     level = values
     for _ in range(LEVELS):
-        held = tuple(kind for kind in set(map(type, level)) if issubclass(kind, HOLDERS))
+        kinds = [kind for kind in set(map(type, level)) if not issubclass(kind, NO_HOLDERS)]
+        held = tuple(kind for kind in kinds if issubclass(kind, Iterable))
         if not held:
             return False
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, held))
@@ -107,7 +110,14 @@ def _is_deep(values: Iterable[Any]) -> bool:
 
 
 def _values(values: Any) -> Iterable[Any]:
-    return values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values
+    """One by one, None for what is missing in a masked array or in pandas' ways."""
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return list(values.to_pylist())
+    if isinstance(values, np.ma.MaskedArray):
+        return list(values.tolist())
+    if callable(getattr(values, "isna", None)):
+        return [None if is_missing else value for value, is_missing in zip(values, values.isna(), strict=True)]
+    return iter(values)
 
 
 def _is_taken(kind: pa.DataType, readers: Sequence[Reader]) -> bool:
@@ -142,23 +152,26 @@ def _single(value: Any, readers: Sequence[Reader]) -> pa.Array | None:
 
 
 def _common_type(singles: Sequence[pa.Array], readers: Sequence[Reader]) -> pa.DataType:
-    """A list where any value is one. Text where numbers and text meet, and the readers take text."""
-    common: pa.DataType = pa.null()
-    kinds = sorted(dict.fromkeys(one.type for one in singles), key=lambda kind: not pa.types.is_list(kind))
-    for kind in kinds:
-        if pa.types.is_list(common) and not pa.types.is_list(kind):
-            kind = pa.list_(kind)
-        text = pa.list_(pa.string()) if pa.types.is_list(kind) else pa.string()
-        for wide in (_wider(common, kind), text):
-            if wide is not None and _is_taken(wide, readers):
-                common = wide
-                break
-    return common
+    """A type for all values, or for those like the first: lists where any value is one, text where numbers and text
+    meet and the readers take text."""
+    kinds = list(dict.fromkeys(one.type for one in singles if not pa.types.is_null(one.type)))
+    if not kinds:
+        return pa.null()
+    has_lists = any(map(pa.types.is_list, kinds))
+    items = [kind for kind in dict.fromkeys(map(item_type, kinds)) if not pa.types.is_null(kind)] or [pa.null()]
+    for item in (_common_item(items), pa.string(), *items):
+        wide = pa.list_(item) if has_lists and item is not None else item
+        if wide is not None and _is_taken(wide, readers):
+            return wide
+    return kinds[0]
 
 
-def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+def _common_item(items: Sequence[pa.DataType]) -> pa.DataType | None:
+    """uint64 where an integer is too large for int64; None where nothing holds all."""
+    if len(items) > 1 and all(map(pa.types.is_integer, items)) and pa.uint64() in items:
+        return pa.uint64()
     try:
-        return common_schema([pa.schema([("", one)]), pa.schema([("", other)])]).field(0).type
+        return common_schema([pa.schema([("", item)]) for item in items]).field(0).type
     except DataError:
         return None
 

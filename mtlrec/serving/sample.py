@@ -17,7 +17,7 @@ from mtlrec.data.dataset import Reader
 from mtlrec.data.faults import RowFaults
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.serving.errors import ArtefactError
-from mtlrec.serving.manifest import SAMPLE, Sample, TensorSpec
+from mtlrec.serving.manifest import SAMPLE, Sample, input_specs
 from mtlrec.serving.program import Function, arguments
 from mtlrec.training.checkpoint import JobState
 from mtlrec.training.loading import loader_of
@@ -62,14 +62,3 @@ def write_sample(columns: Columns, rows: pa.Table, folder: Path, function: Funct
         inputs={spec.name: tensor.tolist() for spec, tensor in zip(input_specs(columns), tensors, strict=True)},
         predictions=predictions.tolist(),
     )
-
-
-def input_specs(columns: Columns) -> list[TensorSpec]:
-    dense, sparse = columns.features.dense, columns.features.sparse
-    specs = [
-        TensorSpec(name="dense", shape=["B", len(dense)], dtype="float32", columns=[one.name for one in dense]),
-        TensorSpec(name="values", shape=["N"], dtype="int64"),
-        TensorSpec(name="lengths", shape=[len(sparse), "B"], dtype="int32", columns=[one.name for one in sparse]),
-    ]
-    weights = TensorSpec(name="weights", shape=["N"], dtype="float32")
-    return [*specs, weights] if columns.features.is_weighted else specs

@@ -18,7 +18,7 @@ from mtlrec.data.collate import rows_of
 from mtlrec.data.columns import Columns
 from mtlrec.data.dataset import Dataset, common_schema, list_row_groups, read_schema
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import split_root
+from mtlrec.data.files import split_root, store_of
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.heads import HeadOutput
@@ -126,7 +126,10 @@ def row_groups_of(source: str, output: Path, columns: Columns, job: JobConfig, r
     readers = columns.readers
     for key in job.data.keys:
         readers.setdefault(key, [])
-    return list_row_groups(root, [pattern], readers, job.data.on_error, job.data.retries)
+    dataset = list_row_groups(root, [pattern], readers, job.data.on_error, job.data.retries)
+    if store_of(root).is_local and output.resolve() in [Path(file.key).resolve() for file in dataset.files]:
+        raise DataError(f"{output}: is one of the input's files; write the scores elsewhere")
+    return dataset
 
 
 def column_of(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

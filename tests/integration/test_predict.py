@@ -27,6 +27,8 @@ def test_scores_never_land_on_their_input(data: Path, tmp_path: Path, capsys: py
         (source, source),
         (source.parent, source.parent / "scores.parquet"),
         (source.parent, source.parent),
+        (f"{source.parent}/*.parquet", source),
+        (f"file://{source}", source),
     ):
         assert run_cli("predict", run, "--input", given, "-o", out, "--set", "data.keys=[row]") == 2
         assert re.search("write the scores elsewhere|name the file to write", capsys.readouterr().err)
@@ -123,14 +125,14 @@ def test_a_file_that_goes_while_it_is_scored_costs_its_rows(
     (tmp_path / "in").mkdir()
     for index in range(2):
         pq.write_table(toy_table(60, index), tmp_path / "in" / f"{index}.parquet")
-    schema = predict_module._schema
+    schema = predict_module.output_schema
 
     def then_it_goes(*arguments: Any) -> pa.Schema:
         found = schema(*arguments)
         (tmp_path / "in" / "0.parquet").unlink()
         return found
 
-    monkeypatch.setattr(predict_module, "_schema", then_it_goes)
+    monkeypatch.setattr(predict_module, "output_schema", then_it_goes)
     skips = ["--set", "data.on_error=skip_row"]
     assert run_cli("predict", run, "--input", tmp_path / "in", "-o", tmp_path / "s.parquet", *skips) == 0
     assert pq.read_table(tmp_path / "s.parquet")["pred_click"].null_count == 60

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from mtlrec.data.errors import DataError
 from mtlrec.serving import Predictor, Scores
 from mtlrec.serving.errors import ArtefactError
+from mtlrec.serving.manifest import Manifest, Sample
 from tests.ranks import free_port, run_cli, run_ranks
 from tests.serving import serving_table, write_serving_job
 
@@ -221,6 +222,8 @@ def test_a_users_features_are_given_once(predictor: Predictor) -> None:
     assert np.unique(shared.predictions["click"]).size > 1
     with pytest.raises(DataError, match="'user_id' is in the rows and shared"):
         predictor.predict(items | {"user_id": [1] * 30}, shared=of_user)
+    with pytest.raises(DataError, match="shared: list given; a dict"):
+        predictor.predict(items, shared=[1])  # type: ignore[arg-type]
     wrong = predictor.predict(items, shared=of_user | {"user_id": "seven"})
     assert set(wrong.errors) == set(range(30))
     assert re.match("shared column 'user_id' holds 'seven'; features.sparse.user_id takes integers", wrong.errors[0])
@@ -349,15 +352,36 @@ def test_anything_is_scored_or_has_a_reason(row: dict[str, Any], predictor: Pred
 def test_files_that_cannot_be_read_are_not_passed_over(run: Path, artefact: Path, tmp_path: Path) -> None:
     """Whatever the job made of them in training."""
     lenient = shutil.copytree(artefact, tmp_path / "artefact")
-    manifest = json.loads((lenient / "manifest.json").read_text())
-    manifest["job"]["data"]["on_error"] = "skip_row"
-    (lenient / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(lenient)
+    manifest.job["data"]["on_error"] = "skip_row"
+    manifest.write(lenient)
     (tmp_path / "rows").mkdir()
     pq.write_table(serving_table(9), tmp_path / "rows" / "a.parquet")
     (tmp_path / "rows" / "b.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match=r"b\.parquet: not a readable Parquet file"):
         Predictor(lenient).predict_files(str(tmp_path / "rows"), tmp_path / "scores.parquet")
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_a_first_batch_of_bad_rows_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_serving_job(tmp_path)
+    assert run_cli("train", config, "-o", tmp_path / "run", "--set", "train.max_steps=2") == 0
+    path = tmp_path / "data" / "valid" / "part.parquet"
+    table = pq.read_table(path)
+    ids = pa.array([9999] * 64 + table["item_id"].to_pylist()[64:], pa.int32())
+    pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", ids), path)
+    of = ("export", tmp_path / "run", "--out", tmp_path / "artefact", "--json")
+    assert run_cli(*of) == 2
+    assert "holds id 9999" in capsys.readouterr().err
+    assert run_cli(*of, "--set", "data.on_error=skip_row") == 0
+    out, said = capsys.readouterr()
+    assert json.loads(out)["rows"] == 150 - 64
+    assert "64 of 150 rows were left out" in said
+    predictor = Predictor(tmp_path / "artefact")
+    assert predictor.manifest.calibration is predictor.manifest.fused_score is None
+    found = predictor.predict(columns(GOOD, GOOD | {"item_id": 9999}))
+    assert found.fused_score is None
+    assert [set(row) for row in found.rows()] == [set(TASKS), {"error"}]
 
 
 def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) -> None:
@@ -410,7 +434,7 @@ def test_export_refuses_what_it_cannot_do(
         (("--out", artefact), "is not empty; --overwrite replaces it"),
         (("--out", tmp_path / "file"), "is a file; name a folder"),
         (("--out", tmp_path / "link"), "is a link; name a folder"),
-        (("--out", tmp_path / "mine", "--overwrite"), "is no artefact, and is not replaced"),
+        (("--out", tmp_path / "mine", "--overwrite"), "is no artefact, or more than one, and is not replaced"),
         (("--out", tmp_path / "x", "--split", "most"), "--split most: no such split"),
         (("--out", tmp_path / "x", "--set", "data.valid=[]"), "data.valid is empty"),
         (("--out", tmp_path / "x", "--checkpoint", "99"), "no complete checkpoint '99'"),
@@ -443,7 +467,7 @@ def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None
     ran = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert re.search(
-        r"mtlrec: the model cannot be compiled \(.*\); export needs a C\+\+ compiler: install g\+\+", ran.stderr
+        r"mtlrec: the model cannot be compiled \(.*\); export needs a C\+\+ compiler, g\+\+ or one", ran.stderr
     )
     assert "Traceback" not in ran.stderr
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
@@ -477,15 +501,26 @@ def test_a_damaged_artefact_is_refused(artefact: Path, tmp_path: Path) -> None:
     (copy / "vocabularies" / "segment.txt").unlink()
     with pytest.raises(ArtefactError, match=r"segment.txt: is missing"):
         Predictor(copy)
-    manifest = json.loads((artefact / "manifest.json").read_text())
     for change, message in (
-        ({"format": 2}, "format"),
         ({"capabilities": ["sve2"]}, "was compiled on a CPU that has sve2, which this one has not"),
-        ({"surprise": 1}, "surprise"),
-        ({"sample": manifest["sample"] | {"predictions": [[0.5] * 5] * 8}}, "predictions are .* off here"),
+        ({"device": "cuda", "capabilities": ["sm_90"]}, "was compiled on a GPU that has sm_90"),
+        ({"sample": Sample(inputs={}, predictions=[[0.5] * 5] * 8)}, "predictions are .* off here"),
+        ({"sample": Sample(inputs={}, predictions=[[0.5] * 5] * 7)}, "its sample has 8 rows"),
+        ({"inputs": []}, "its job is not that of its program"),
     ):
-        copy = shutil.copytree(artefact, tmp_path / str(message[:3]))
-        (copy / "manifest.json").write_text(json.dumps(manifest | change))
+        copy = shutil.copytree(artefact, tmp_path / message[-9:])
+        Manifest.read(copy).model_copy(update=change).write(copy)
+        with pytest.raises(ArtefactError, match=message):
+            Predictor(copy)
+    text = (artefact / "manifest.json").read_text()
+    for change_of_text, message in (
+        (('"format": 1', '"format": 2'), "format"),
+        (('"format": 1', '"format": 1, "surprise": 1'), "surprise"),
+        (('"run_step": ', '"run_step": 1'), "is not as it was exported"),
+        (("{", ""), "Invalid JSON"),
+    ):
+        copy = shutil.copytree(artefact, tmp_path / message[-9:], dirs_exist_ok=True)
+        (copy / "manifest.json").write_text(text.replace(*change_of_text, 1))
         with pytest.raises(ArtefactError, match=message):
             Predictor(copy)
     copy = shutil.copytree(artefact, tmp_path / "no_program")

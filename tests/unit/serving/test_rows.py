@@ -18,6 +18,16 @@ READERS = Columns.of(toy_job(), with_labels=False).readers
 IDS, LISTS, NUMBERS = READERS["user_id"], READERS["recent_items"], READERS["age"]
 
 
+NAN = float("nan")
+
+
+class Missing(list[Any]):
+    """Knows what is missing, as pandas' columns do."""
+
+    def isna(self) -> list[bool]:
+        return [value != value for value in self]
+
+
 def words() -> list[Reader]:
     tree = toy_tree()
     tree["features"]["sparse"][0] |= {"transform": "hash"}
@@ -47,6 +57,9 @@ def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[i
         ([7, "x"], words(), ["7", "x"]),
         ([7, ["x"]], words(), [["7"], ["x"]]),
         ([2**64 - 1, 3], IDS, [2**64 - 1, 3]),
+        ([[2**64 - 1], 3], LISTS, [[2**64 - 1], [3]]),
+        (np.ma.MaskedArray([1, 2], [False, True]), IDS, [1, None]),
+        (Missing(["a", NAN]), words(), ["a", None]),
     ],
 )
 def test_what_features_take(values: Any, readers: list[Reader], expected: list[Any]) -> None:
@@ -57,6 +70,9 @@ def test_what_features_take(values: Any, readers: list[Reader], expected: list[A
     ("values", "readers", "wrong"),
     [
         ([3, "x", 4], IDS, {1: "'x'"}),
+        ([2**63, "x", 5, -1], IDS, {1: "'x'", 3: "-1"}),
+        (Missing(["a", NAN, 3.5]), words(), {2: "3.5"}),
+        (np.ma.MaskedArray(["a", "b", 3.5], [False, True, False], object), words(), {2: "3.5"}),
         ([3, 4.5, True], IDS, {1: "4.5", 2: "True"}),
         (["a", "b"], IDS, {0: "'a'", 1: "'b'"}),
         (pa.array(["a", None]), IDS, {0: "'a'"}),
@@ -75,8 +91,9 @@ def test_what_they_do_not_take_is_their_rows_fault(values: Any, readers: list[Re
         assert words_ in reasons[row]
         assert f"{readers[0].key} takes {readers[0].wants}" in reasons[row]
         assert column[row] is None
-    for row in set(range(len(values))) - set(wrong):
-        assert column[row] is not None or values[row] is None or values[row].as_py() is None
+    for row, value in enumerate(values):
+        is_missing = value is None or value is np.ma.masked or value is NAN or str(value) == "None"
+        assert (column[row] is None) == (row in wrong or is_missing)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +137,10 @@ def test_lists_that_have_no_end_are_their_rows_fault() -> None:
     deep: Any = 1
     for _ in range(100_000):
         deep = [deep]
-    _, reasons = converted([[1], endless, {"a": endless}], LISTS)
-    assert reasons.keys() == {1, 2}
+    view: dict[str, Any] = {}
+    view["a"] = view.values()
+    _, reasons = converted([[1], endless, {"a": endless}, view["a"]], LISTS)
+    assert reasons.keys() == {1, 2, 3}
     faults = RowFaults(2)
     assert arrow_column([deep, [2]], 2, "c", LISTS, faults).to_pylist() == [None, [2]]
     assert faults.reasons.keys() == {0}
