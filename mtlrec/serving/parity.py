@@ -2,8 +2,8 @@
 
 Two comparisons. The compiled program against the same computed in eager mode must agree row by row: in a binary task's
 p(task) to `tolerance`, in its logarithm, which calibration and fused scores are made of, to ten times that (a small
-probability's has the rounding of a large logit), in other tasks' towers, of a watch time the logarithm, to `tolerance`; a
-difference of numbers above 1 is taken relative to them. Where tables were quantised rows may differ, and the tasks'
+probability's has the rounding of a large logit), in other tasks' towers, of a watch time the logarithm, to `tolerance`.
+A difference of numbers above 1 is taken relative to them. Where tables were quantised rows may differ, and the tasks'
 metrics are compared with those of the float32 tables.
 """
 
