@@ -108,9 +108,14 @@ def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Fl
     )
     if missing.any():
         faults.found(_rows_of(missing, lengths), feature.source, lambda row: "holds a null in a list; drop them")
-        values = pc.if_else(pa.array(missing), "" if is_text(plain(values.type)) else 0, values)
+        values = pc.if_else(pa.array(missing), _nothing(plain(values.type)), values)
     _check_weights(weights, lengths, feature.source, faults)
     return Flat(values, lengths, weights)
+
+
+def _nothing(kind: pa.DataType) -> pa.Scalar:
+    """In place of a null in a list, until its row is left out."""
+    return pa.scalar("", kind) if is_text(kind) else pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
 
 
 def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, faults: Faults) -> Flat:

@@ -179,6 +179,8 @@ def _common_item(items: Sequence[pa.DataType]) -> pa.DataType | None:
 def _cast(one: pa.Array, common: pa.DataType) -> pa.Array | None:
     if pa.types.is_list(common) and not pa.types.is_list(one.type) and one[0].is_valid:
         one = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), one)
+    if one.type == common:
+        return one
     try:
         return pc.cast(one, common)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):

@@ -233,7 +233,10 @@ BAD = {
     "age": (["old", [1], []], "takes numbers"),
     "price": ([-1.0, float("inf")], "log1p takes values >= 0|finite"),
     "user_id": ([50, -1, "x", 3.5, 2**80], "table 'user' has 50 rows|not negative|takes integers"),
-    "recent_items": ([[1, None], [1, 99], "x", [[1]]], "null in a list|table 'item' has 40 rows|takes lists"),
+    "recent_items": (
+        [[1, None], [2**63, None], [1, 99], "x", [[1]]],
+        "null in a list|table 'item' has 40 rows|takes lists",
+    ),
     "recent_weights": ([[1.0], [1.0, float("nan")], 3], "1 weights for 2 ids|null or not finite|takes lists"),
     "city": ([3, 2.5], r"text \(as in training\)"),
     "segment": ([2.5, {"a": 1}], "takes integers or text"),
@@ -301,6 +304,13 @@ def test_rows_without_any_id_are_scored(predictor: Predictor) -> None:
     same(several, alone, slice(1))
     one = predictor.predict(columns(nothing | {"segment": None, "price": None, "item_id": 3}))
     assert any(one.predictions[task] != alone.predictions[task] for task in TASKS)
+
+
+def test_lists_of_nulls_beside_what_is_no_list_are_faults_of_their_own(predictor: Predictor) -> None:
+    found = predictor.predict(columns(GOOD | {"recent_items": "x"}, GOOD | {"recent_items": [None, None]}, GOOD))
+    assert list(found.errors) == [0, 1]
+    assert re.search("holds 'x'.*takes lists", found.errors[0])
+    assert "holds a null in a list" in found.errors[1]
 
 
 def test_a_missing_column_is_every_rows_fault(predictor: Predictor) -> None:
