@@ -23,7 +23,7 @@ from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.files import Counts, score_files
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
-from mtlrec.serving.program import arguments, head_output, loaded
+from mtlrec.serving.program import Function, arguments, head_output, loaded
 from mtlrec.serving.rows import Rows, arrow_column, columns_of
 from mtlrec.training.fused_score import COLUMN
 from mtlrec.training.predict import calibrated
@@ -75,31 +75,18 @@ class Predictor:
     """
 
     def __init__(self, folder: Path | str, check: bool = True, num_runners: int = 1) -> None:
-        folder = Path(folder)
-        self.folder, self.manifest = folder, Manifest.read(folder)
-        if check:
-            self.manifest.check(folder)
-        self.job = self.manifest.job_config(folder)
-        columns = Columns.of(self.job, with_labels=False)
-        self.columns = replace(columns, trained_on=self.manifest.ids_depend_on)
-        check_inputs(self.manifest.ids_depend_on, columns.vocabulary_inputs)
-        if [one.name for one in self.job.tasks] != self.manifest.outputs[0].columns or input_specs(
-            self.columns
-        ) != list(self.manifest.inputs):
-            raise ArtefactError(f"{folder / MANIFEST}: its job is not that of its program; copy the artefact again")
         if num_runners < 1:
             raise ValueError(f"num_runners is {num_runners}; take 1 or more")
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        if check:
+            self.manifest.check(self.folder)
+        self.job = self.manifest.job_config(self.folder)
+        self.columns = replace(Columns.of(self.job, with_labels=False), trained_on=self.manifest.ids_depend_on)
+        self._check_job()
         self.device = torch.device(self.manifest.device)
-        self._kinds = [task.kind for task in self.job.tasks]
         self._readers = self.columns.readers
-        try:
-            self.function = loaded(folder / MODEL, num_runners)
-        except (RuntimeError, OSError) as error:
-            made, here = self.manifest.versions["torch"], torch.__version__
-            raise ArtefactError(
-                f"{folder / MODEL}: cannot be loaded ({' '.join(str(error).split())[:200]}); it was made with torch "
-                f"{made}, here is {here}"
-            ) from None
+        self.function = self._loaded(num_runners)
         if check:
             self._check_sample()
 
@@ -128,6 +115,24 @@ class Predictor:
         return score_files(self, source, output)
 
     # ---- the parts
+
+    def _check_job(self) -> None:
+        """Raises where the manifest's job is not what the program was made of, or a vocabulary not that of training."""
+        check_inputs(self.manifest.ids_depend_on, self.columns.vocabulary_inputs)
+        outputs = [task.name for task in self.job.tasks]
+        if input_specs(self.columns) != self.manifest.inputs or outputs != self.manifest.outputs[0].columns:
+            raise ArtefactError(
+                f"{self.folder / MANIFEST}: its job is not that of its program; copy the artefact again"
+            )
+
+    def _loaded(self, num_runners: int) -> Function:
+        path = self.folder / MODEL
+        try:
+            return loaded(path, num_runners)
+        except (RuntimeError, OSError) as error:
+            made, here = self.manifest.versions.get("torch"), torch.__version__
+            reason = " ".join(str(error).split())[:200]
+            raise ArtefactError(f"{path}: cannot be loaded ({reason}); torch {made} made it, {here} is here") from None
 
     def _check_division(self, given: Mapping[str, Any], common: Mapping[str, Any]) -> None:
         for name in common:
@@ -200,7 +205,7 @@ class Predictor:
         for row, reason in faults.reasons.items():
             raise ArtefactError(f"{self.folder / SAMPLE}: row {row}: {reason}; export it again")
         seen = self.manifest.sample.predictions
-        if [len(row) for row in seen] != [len(self._kinds)] * count:
+        if [len(row) for row in seen] != [len(self.job.tasks)] * count:
             raise ArtefactError(f"{self.folder}: its sample has {count} rows, its manifest others; export it again")
         expected = torch.tensor(seen)
         found = self.function(*arguments(batch.to(self.device)))["predictions"].cpu()
