@@ -137,7 +137,9 @@ def check_run_or_artefact(run: Path | None, artefact: Path | None, **only_with_r
             raise ConfigError("--artefact: is scored in one process; start it without torchrun")
         for option, value in only_with_run.items():
             if value:
-                raise ConfigError(f"--{option.replace('_', '-')}: is for a run; do it there and export it again")
+                raise ConfigError(
+                    f"--{option.replace('_', '-')}: is for a run; an artefact is what it was when it was exported"
+                )
 
 
 def _show(found: Parity, as_json: bool, **more: Any) -> None:

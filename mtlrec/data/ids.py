@@ -102,6 +102,10 @@ def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Fl
         values = pc.struct_field(values, of_ids.name)
     if pa.types.is_null(values.type):
         values = values.cast(pa.int64())
+    if pa.types.is_dictionary(values.type):  # whose own nulls are no nulls of the list otherwise
+        values = values.dictionary_decode()
+    if pa.types.is_float16(values.type):
+        values = values.cast(pa.float32())
     is_float = pa.types.is_floating(values.type)
     missing = (
         np.asarray(pc.is_null(values, nan_is_null=is_float)) if values.null_count or is_float else np.zeros(0, bool)

@@ -13,6 +13,7 @@ import torch
 
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import item_type
 from mtlrec.data.vocabulary import place_of
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.models.build import build_train_module
@@ -135,9 +136,15 @@ def _written(output: Path, overwrite: bool) -> Iterator[Path]:
         part = Path(beside) / "new"
         part.mkdir()
         yield part
+        before = Path(beside) / "old"
         if final.exists():
-            final.rename(Path(beside) / "old")
-        part.rename(final)
+            final.rename(before)
+        try:
+            part.rename(final)
+        except OSError:
+            if before.exists():
+                before.rename(final)
+            raise
 
 
 def _copy_vocabularies(job: JobConfig, folder: Path) -> None:
@@ -176,7 +183,7 @@ def _manifest(
         calibration=Calibration.read(checkpoint),
         fused_score=FusedScore.read(checkpoint, job),
         ids_depend_on=state.inputs,
-        float_columns={one.name: str(one.type) for one in rows.schema if pa.types.is_floating(one.type)},
+        float_columns={one.name: str(item) for one in rows.schema if pa.types.is_floating(item := item_type(one.type))},
         versions={name: metadata.version(name) for name in ("mtlrec", "torch", "torchrec")} | _fbgemm(),
         capabilities=capabilities(device),
         sha256={path.relative_to(folder).as_posix(): checksum(path) for path in sorted(folder.rglob("*.*"))},

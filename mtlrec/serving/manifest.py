@@ -112,8 +112,8 @@ class Manifest(Strict):
         ]
         return job.model_copy(update={"features": job.features.model_copy(update={"sparse": sparse})})
 
-    def check(self, folder: Path) -> None:
-        """Raises ArtefactError where a file is not the one that was exported, or this machine lacks what it needs."""
+    def check_files(self, folder: Path) -> None:
+        """Raises ArtefactError where a file is not the one that was exported."""
         if self.digest != self._digest():
             raise ArtefactError(f"{folder / MANIFEST}: is not as it was exported; copy it again")
         for name, expected in self.sha256.items():
@@ -122,6 +122,9 @@ class Manifest(Strict):
                 raise ArtefactError(f"{path}: is missing; copy the artefact's whole folder")
             if checksum(path) != expected:
                 raise ArtefactError(f"{path}: is not the file that was exported (its SHA-256 differs); copy it again")
+
+    def check_machine(self, folder: Path) -> None:
+        """Raises ArtefactError where this machine lacks what compiled code may be made of."""
         lacking = set(self.capabilities) - set(capabilities(torch.device(self.device)))
         if lacking:
             raise ArtefactError(

@@ -167,6 +167,6 @@ def _changed(job: JobConfig, metrics: Figures, most_auc_change: float) -> list[s
                 by = "--max-auc-change" if is_auc else f"{MOST_OF_LOSS:.1%} of it"
                 failures.append(
                     f"{task.name}: {metric} {before:.6f} became {math.nan if after is None else after:.6f}, "
-                    f"{allowed:.2g} is allowed ({by}); take float16 or float32 tables (--quantize)"
+                    f"{allowed:.2g} is allowed ({by}); --quantize fp16, or none, moves less"
                 )
     return failures

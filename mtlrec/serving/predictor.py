@@ -16,6 +16,7 @@ import torch
 from mtlrec.config import FeaturesConfig
 from mtlrec.data.block import Block
 from mtlrec.data.columns import Columns
+from mtlrec.data.dataset import is_number, item_type
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import RowFaults
 from mtlrec.data.loader import check_inputs
@@ -24,7 +25,7 @@ from mtlrec.serving.files import Counts, score_files
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded
-from mtlrec.serving.rows import Rows, arrow_column, columns_of
+from mtlrec.serving.rows import Rows, arrow_column, columns_of, python_value
 from mtlrec.training.fused_score import COLUMN
 from mtlrec.training.predict import calibrated
 
@@ -63,7 +64,8 @@ class Predictor:
 
     Args:
         folder: what `mtlrec export` wrote. It holds compiled code: take it from whom you would take a program
-        check: whether to hold its files against their checksums, and its sample against what the export saw
+        check: whether to hold its files against their checksums, and its sample against what the export saw; whether
+            this machine has the instructions that it was compiled to is looked at in any case
         num_runners: how many calls compute side by side, all on the same weights; others wait
 
     Raises ArtefactError where it cannot be used here.
@@ -79,8 +81,9 @@ class Predictor:
             raise ValueError(f"num_runners is {num_runners}; take 1 or more")
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
+        self.manifest.check_machine(self.folder)
         if check:
-            self.manifest.check(self.folder)
+            self.manifest.check_files(self.folder)
         self.job = self.manifest.job_config(self.folder)
         self.columns = replace(Columns.of(self.job, with_labels=False), trained_on=self.manifest.ids_depend_on)
         self._check_job()
@@ -215,11 +218,18 @@ class Predictor:
 
 
 def as_logged(column: pa.ChunkedArray, kind: str | None) -> pa.ChunkedArray:
-    """Numbers with the digits that the files had: 0.7 is one number as float32 and another as float64, and a boundary
-    may lie between them."""
-    if kind is None or not pa.types.is_floating(column.type):
+    """Numbers, or lists of them, with the digits that the files had: 0.7 is one number as float32 and another as
+    float64, and a boundary may lie between them."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    item = item_type(column.type)
+    if kind is None or not is_number(item):
         return column
-    return pc.cast(column, pa.type_for_alias(kind), safe=False)
+    logged = pa.type_for_alias(kind)
+    has_lists = item != column.type
+    if not pa.types.is_floating(item):  # Arrow has no way from an integer or a decimal to float16
+        column = pc.cast(column, pa.list_(pa.float64()) if has_lists else pa.float64(), safe=False)
+    return pc.cast(column, pa.list_(logged) if has_lists else logged, safe=False)
 
 
 def _divided(features: FeaturesConfig, common: Mapping[str, Any]) -> tuple[FeaturesConfig, FeaturesConfig]:
@@ -236,7 +246,7 @@ def _divided(features: FeaturesConfig, common: Mapping[str, Any]) -> tuple[Featu
 
 def _alone(value: Any) -> list[Any]:
     """A column of one row."""
-    return [value.as_py() if isinstance(value, pa.Scalar) else value]
+    return [python_value(value) if isinstance(value, pa.Scalar | pa.Array | pa.ChunkedArray) else value]
 
 
 def _merged(features: FeaturesConfig, own: FeaturesConfig, rows: Block, once: FeaturesConfig, shared: Block) -> Block:

@@ -46,7 +46,7 @@ def columns_of(rows: Rows, read: Collection[str]) -> tuple[dict[str, Any], int]:
     if len(set(lengths.values())) > 1:
         longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
         raise DataError(
-            f"rows: column '{longest}' has {lengths[longest]} values and '{shortest}' {lengths[shortest]}; "
+            f"rows: column {shown(longest)} has {lengths[longest]} values and {shown(shortest)} {lengths[shortest]}; "
             "give each row one of each"
         )
     return used, next(iter(lengths.values()))
@@ -59,7 +59,7 @@ def _length(name: str, values: Any) -> int:
             return len(values)
     except TypeError:  # one value, an iterator, a NumPy array without axes
         pass
-    raise DataError(f"rows: column '{name}' is no list; give one, with a value for each row")
+    raise DataError(f"rows: column {shown(name)} is no list; give one, with a value for each row")
 
 
 def arrow_column(values: Any, rows: int, name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:
@@ -70,7 +70,7 @@ def arrow_column(values: Any, rows: int, name: str, readers: Sequence[Reader], f
     else:
         column = _one_by_one(list(_values(values)), name, readers, faults)
     if len(column) != rows:
-        raise DataError(f"rows: column '{name}' says that it has {rows} values and gives {len(column)}")
+        raise DataError(f"rows: column '{name}' says that it has {rows} values and gives {len(column)}; give a list")
     return column
 
 
@@ -89,7 +89,7 @@ def _unsigned(values: Any) -> pa.Array | None:
     for kind in (pa.uint64(), pa.list_(pa.uint64())):
         try:
             return pa.array(values, kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        except Exception:  # as there
             continue
     return None
 
@@ -112,7 +112,7 @@ def _is_deep(values: Iterable[Any]) -> bool:
 def _values(values: Any) -> Iterable[Any]:
     """One by one, None for what is missing in a masked array or in pandas' ways."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
-        return list(values.to_pylist())
+        return map(python_value, values)
     if isinstance(values, np.ma.MaskedArray):
         return list(values.tolist())
     if callable(getattr(values, "isna", None)):
@@ -120,9 +120,19 @@ def _values(values: Any) -> Iterable[Any]:
     return iter(values)
 
 
+def python_value(value: Any) -> Any:
+    """Of Arrow's; what Python has no value for, as dates beyond its calendar, stays what it is: no feature takes it."""
+    try:
+        return value.to_pylist() if isinstance(value, pa.Array | pa.ChunkedArray) else value.as_py()
+    except Exception:  # each type has its own
+        return value
+
+
 def _is_taken(kind: pa.DataType, readers: Sequence[Reader]) -> bool:
     if pa.types.is_null(kind):
         return True
+    if pa.types.is_dictionary(kind) and pa.types.is_nested(kind.value_type):
+        return False  # Arrow cannot unify such
     if pa.types.is_null(item_type(kind)):  # lists, all of them empty or of nulls
         return not any(_takes_single_values_alone(reader) for reader in readers)
     return all(reader.takes(plain(kind)) for reader in readers)

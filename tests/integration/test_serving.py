@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,10 @@ def test_a_users_features_are_given_once(predictor: Predictor) -> None:
     shared = predictor.predict(items, shared=of_user)
     assert not shared.errors
     same(shared, repeated)
-    given = {name: pa.scalar(value) for name, value in of_user.items()}
-    same(predictor.predict(pa.table(items), shared=given), repeated)
+    scalars: dict[str, Any] = {name: pa.scalar(value) for name, value in of_user.items()}
+    same(predictor.predict(pa.table(items), shared=scalars), repeated)
+    scalars["recent_items"] = pa.array(of_user["recent_items"])
+    same(predictor.predict(pa.table(items), shared=scalars), repeated)
     assert np.unique(shared.predictions["click"]).size > 1
     with pytest.raises(DataError, match="'user_id' is in the rows and shared"):
         predictor.predict(items | {"user_id": [1] * 30}, shared=of_user)
@@ -260,12 +263,13 @@ def test_a_bad_row_gets_a_reason_and_leaves_the_others_alone(column: str, value:
 
 def test_numbers_have_the_digits_that_files_have(run: Path, predictor: Predictor) -> None:
     """The files' price is float32: 0.7 lies below the boundary of 0.7 there, and above as a Python float."""
-    assert predictor.manifest.float_columns == {"age": "double", "price": "float"}
+    assert predictor.manifest.float_columns == {"age": "double", "price": "float", "recent_weights": "double"}
     table = pa.table({name: [value] * 2 for name, value in GOOD.items()})
     prices = pa.array([np.nextafter(np.float32(0.7), np.float32(0)), 0.7], pa.float32())
     found = predictor.predict(table.set_column(1, "price", prices)).predictions["click"]
-    as_python = predictor.predict(table.set_column(1, "price", pa.array([0.6999999, 0.7]))).predictions["click"]
-    np.testing.assert_allclose(as_python, found, rtol=1e-5)
+    for prices in (pa.array([0.6999999, 0.7]), pa.array([Decimal("0.6999999"), Decimal("0.7")])):
+        same_price = predictor.predict(table.set_column(1, "price", prices)).predictions["click"]
+        np.testing.assert_allclose(same_price, found, rtol=1e-5)
 
 
 def test_hashes_are_of_what_they_were_in_training(predictor: Predictor) -> None:
@@ -311,6 +315,35 @@ def test_lists_of_nulls_beside_what_is_no_list_are_faults_of_their_own(predictor
     assert list(found.errors) == [0, 1]
     assert re.search("holds 'x'.*takes lists", found.errors[0])
     assert "holds a null in a list" in found.errors[1]
+
+
+ODD = {
+    "age": [pa.array([1], pa.timestamp("ns")), pa.array([10**18], pa.duration("ns")), pa.array([2**40], pa.date64())],
+    "price": [pa.Array.from_buffers(pa.string(), 1, [*pa.array(["ab"]).buffers()[:2], pa.py_buffer(b"\xff\xfe")])],
+    "recent_items": [
+        pa.DictionaryArray.from_arrays([0], pa.array([[1, 99]])),
+        pa.ListArray.from_arrays([0, 1], pa.DictionaryArray.from_arrays([0], pa.array([None, 3]))),
+        pa.array([[[1]]]),
+    ],
+    "segment": [pa.array([b"x"]), pa.array([[None]], pa.list_(pa.string()))],
+    "tags": [pa.array([[{"w": 1.0, "id": 3}]]), pa.array([[{"id": "red", "w": "much"}]])],
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, odd in ODD.items() for value in odd])
+def test_arrows_rarer_types_are_faults_too(column: str, value: pa.Array, predictor: Predictor) -> None:
+    found = predictor.predict(columns(GOOD) | {column: value})
+    assert list(found.errors) == [0]
+    assert f"column '{column}'" in found.errors[0]
+
+
+def test_the_order_of_a_structs_fields_does_not_matter(predictor: Predictor) -> None:
+    turned = GOOD | {"tags": [{"w": 1.0, "id": "red"}]}
+    expected = predictor.predict(columns(GOOD))
+    found = predictor.predict(columns(turned, GOOD | {"tags": "red"}, GOOD))
+    assert list(found.errors) == [1]
+    for row in (0, 2):
+        same(found, expected, slice(row, row + 1))
 
 
 def test_a_missing_column_is_every_rows_fault(predictor: Predictor) -> None:
@@ -422,7 +455,7 @@ def test_an_artefact_that_would_not_be_the_checkpoint_is_not_written(
     of = ("export", run, "--out", tmp_path / "a", "--json")
     assert run_cli(*of, "--quantize", "int8", "--max-auc-change", "0") == 1
     out, said = capsys.readouterr()
-    wanted = r"like: auc 0\.\d+ became 0\.\d+, 0 is allowed \(--max-auc-change\); take float16 or float32 tables"
+    wanted = r"like: auc 0\.\d+ became 0\.\d+, 0 is allowed \(--max-auc-change\); --quantize fp16, or none, moves less"
     assert re.search(wanted, said)
     assert not re.search("ratio|seconds:|log_loss", said)
     assert any(failure.startswith("like: auc") for failure in json.loads(out)["failures"])

@@ -97,7 +97,7 @@ def test_metrics_of_quantised_tables_are_judged(job: JobConfig) -> None:
     assert [failure.split(" 0.")[0] for failure in failures if "auc" in failure] == ["click: auc"]
     failures = found_of(job, shifted, quantised=True).failures
     assert {failure.split(" ")[0] + failure.split(" ")[1] for failure in failures} == {"click:log_loss", "ratio:mse"}
-    assert all("0.5% of it" in failure and "--quantize" in failure for failure in failures)
+    assert all("0.5% of it" in failure and "--quantize fp16" in failure for failure in failures)
 
 
 def test_of_one_class_the_loss_is_judged(job: JobConfig, tmp_path: Path) -> None:
