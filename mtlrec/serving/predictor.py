@@ -60,13 +60,12 @@ class Scores:
 
 
 class Predictor:
-    """An artefact, loaded. Any number of threads may call `predict` at once.
+    """An artefact, loaded. Any number of threads may call `predict` at once; they take turns, each with all cores.
 
     Args:
         folder: what `mtlrec export` wrote. It holds compiled code: take it from whom you would take a program
         check: whether to hold its files against their checksums, and its sample against what the export saw; whether
             this machine has the instructions that it was compiled to is looked at in any case
-        num_runners: how many calls compute side by side, all on the same weights; others wait
 
     Raises ArtefactError where it cannot be used here.
 
@@ -76,9 +75,7 @@ class Predictor:
         {'click': array([0.12, 0.08], dtype=float32), 'buy': array([0.01, 0.02], dtype=float32)}
     """
 
-    def __init__(self, folder: Path | str, check: bool = True, num_runners: int = 1) -> None:
-        if num_runners < 1:
-            raise ValueError(f"num_runners is {num_runners}; take 1 or more")
+    def __init__(self, folder: Path | str, check: bool = True) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         self.manifest.check_machine(self.folder)
@@ -89,7 +86,7 @@ class Predictor:
         self._check_job()
         self.device = torch.device(self.manifest.device)
         self._readers = self.columns.readers
-        self.function = self._loaded(num_runners)
+        self.function = self._loaded()
         if check:
             self._check_sample()
 
@@ -128,10 +125,10 @@ class Predictor:
                 f"{self.folder / MANIFEST}: its job is not that of its program; copy the artefact again"
             )
 
-    def _loaded(self, num_runners: int) -> Function:
+    def _loaded(self) -> Function:
         path = self.folder / MODEL
         try:
-            return loaded(path, num_runners)
+            return loaded(path)
         except (RuntimeError, OSError) as error:
             made, here = self.manifest.versions.get("torch"), torch.__version__
             reason = " ".join(str(error).split())[:200]

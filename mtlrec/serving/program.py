@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._inductor.exc import CppCompileError, InductorError
-from torch._inductor.package import load_package
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
@@ -91,9 +90,9 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
         ) from None
 
 
-def loaded(path: Path, num_runners: int = 1) -> Function:
-    """The package's function; `num_runners` calls of it run side by side, others wait. Needs FBGEMM's operators."""
-    function: Function = load_package(str(path), num_runners=num_runners)
+def loaded(path: Path) -> Function:
+    """The package's function, which needs FBGEMM's operators. Its calls hold the GIL: more runners would not help."""
+    function: Function = torch._inductor.aoti_load_package(str(path))
     return function
 
 

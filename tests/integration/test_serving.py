@@ -365,9 +365,7 @@ def test_numbers_beyond_the_model_are_their_rows_fault(predictor: Predictor) -> 
     same(found, predictor.predict(columns(GOOD)), slice(1))
 
 
-@pytest.mark.parametrize("num_runners", [1, 2])
-def test_threads_get_what_one_gets(num_runners: int, artefact: Path) -> None:
-    predictor = Predictor(artefact, num_runners=num_runners)
+def test_threads_get_what_one_gets(predictor: Predictor) -> None:
     tables = [serving_table(50 + seed, seed) for seed in range(8)]
     expected = [predictor.predict(table) for table in tables]
     with ThreadPoolExecutor(8) as pool:
