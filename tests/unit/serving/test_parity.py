@@ -12,9 +12,10 @@ import torch
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
+from mtlrec.heads import HeadOutput
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import StepOutput
-from mtlrec.serving.parity import Parity, compare, differences
+from mtlrec.serving.parity import Parity, apart, compare, differences
 from tests.toy import loader_of, toy_table, toy_tree, write_toy
 
 Change = Callable[[dict[str, torch.Tensor]], None]
@@ -64,13 +65,14 @@ def test_a_difference_in_one_row_is_found(part: str, slot: int, task: str, job: 
     assert "differ by" in found.failures[0]
 
 
-def test_small_probabilities_are_compared_by_their_logarithms(job: JobConfig) -> None:
-    """2e-7 in place of 1e-6 is no small difference to a fused score."""
+def test_small_probabilities_are_compared_by_their_logarithms() -> None:
+    """2e-7 in place of 1e-6 is no small difference to a fused score, and less than 1e-6."""
 
-    def change(parts: dict[str, torch.Tensor]) -> None:
-        parts["log_entire_p"][0, 0] = math.log(2e-7)
+    def of(p: float) -> HeadOutput:
+        return HeadOutput(*[torch.tensor([[p]], dtype=torch.float64).log()] * 4)
 
-    assert found_of(job, change).differences["click"] > 0.1
+    assert apart(of(2e-7), of(1e-6), ["binary"]).item() > 1e-3
+    assert apart(of(1e-6), of(1e-6), ["binary"]).item() == 0
 
 
 def test_what_is_not_finite_fails(job: JobConfig) -> None:
