@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from mtlrec.checkpoints.folder import Checkpoints, JobState
 from mtlrec.cli import quiet_libraries
 from mtlrec.config.file import load_config
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, process_group
-from mtlrec.training.checkpoint import Checkpoints, JobState
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import build_sharded
 

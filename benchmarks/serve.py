@@ -38,6 +38,7 @@ import trials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.cli import quiet_libraries
 from mtlrec.config.file import job_of
 from mtlrec.data.errors import DataError
@@ -45,7 +46,6 @@ from mtlrec.data.faults import RowFaults
 from mtlrec.serving import Predictor
 from mtlrec.serving.export import whole_model
 from mtlrec.serving.sample import inputs_of
-from mtlrec.training.checkpoint import Checkpoints
 
 RECIPES = {"feed": "feed_ple", "census": "census_adatt_sp", "kuairand": "kuairand_ple"}
 CANDIDATES, REQUESTS = 500, 20

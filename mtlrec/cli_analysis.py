@@ -160,7 +160,7 @@ def _print(comparison: Comparison) -> None:
 
 
 def _looked_into(run: Path, slice_by: str | None) -> Diagnosis:
-    from mtlrec.training.checkpoint import CheckpointError
+    from mtlrec.checkpoints.folder import CheckpointError
 
     try:
         return diagnosed(run, "valid", BATCHES, slice_by)

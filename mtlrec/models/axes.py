@@ -2,7 +2,7 @@
 
 Yesterday's job and today's may differ by a task or a feature. Then parameters that mean the same have other shapes: the
 expert bank is stacked over experts, gates choose among all of them, and whatever reads the bottom's output has a column
-for every feature. With a label on every index, the part that both jobs know can be moved (`training/warm_start.py`).
+for every feature. With a label on every index, the part that both jobs know can be moved (`checkpoints/warm_start.py`).
 
 An axis without labels (None) means the same at the same position, in a job of the same widths.
 """

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import torch
 
+from mtlrec.checkpoints.folder import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.data.columns import Columns
 from mtlrec.data.dataset import item_type
@@ -39,7 +40,6 @@ from mtlrec.serving.predictor import Predictor
 from mtlrec.serving.program import PARTS, ServedModule, ServingProgram, compiled, exported, loaded
 from mtlrec.serving.sample import example_of, first_rows, write_sample
 from mtlrec.training.calibration import Calibration
-from mtlrec.training.checkpoint import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.training.fused_score import FusedScore
 from mtlrec.training.loading import loader_of
 from mtlrec.training.telemetry import say

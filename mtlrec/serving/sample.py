@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from mtlrec.checkpoints.folder import JobState
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.columns import Columns
@@ -19,7 +20,6 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.manifest import SAMPLE, Sample, input_specs
 from mtlrec.serving.program import Function, arguments
-from mtlrec.training.checkpoint import JobState
 from mtlrec.training.loading import loader_of
 
 SAMPLE_ROWS = 8

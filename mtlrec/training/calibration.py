@@ -18,9 +18,9 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 from torch import Tensor
 
+from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config.base import Strict
 from mtlrec.training.binary_metrics import bin_logits
-from mtlrec.training.checkpoint import CheckpointError
 
 Method = Literal["platt", "isotonic"]
 FILE = "calibration.json"

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from mtlrec.batch import Batch
+from mtlrec.checkpoints.folder import read_job_state
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader
@@ -21,7 +22,6 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.layers import diagnose
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.binary_metrics import BinaryTally, calibration_curve, sum_over_ranks
-from mtlrec.training.checkpoint import read_job_state
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.level_sums import Level, LevelSums, levels_of
 from mtlrec.training.loading import say_what_was_skipped

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.heads import HeadOutput
-from mtlrec.training.checkpoint import CheckpointError
 from mtlrec.training.evaluate import NonFinite
 from mtlrec.training.ranking import PerUser, RankMetric, log_scores
 

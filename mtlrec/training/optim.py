@@ -22,8 +22,8 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from mtlrec.checkpoints.table_states import Columns, by_piece, columns_of
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
-from mtlrec.training.table_states import Columns, by_piece, columns_of
 
 EPS = 1e-8
 """FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""

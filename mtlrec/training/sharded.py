@@ -17,6 +17,7 @@ from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from mtlrec.checkpoints.folder import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
@@ -24,7 +25,6 @@ from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import TrainModule
-from mtlrec.training.checkpoint import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.training.optim import fuse_sparse_optimizer
 
 

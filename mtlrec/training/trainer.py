@@ -11,13 +11,7 @@ import torch
 import yaml
 
 from mtlrec.batch import Batch
-from mtlrec.config import JobConfig
-from mtlrec.data.loader import Loader, check_inputs
-from mtlrec.data.order import Position
-from mtlrec.distributed.process_group import Ranks, on_first_rank
-from mtlrec.models.train_module import StepOutput
-from mtlrec.training.board import write_diagnosis
-from mtlrec.training.checkpoint import (
+from mtlrec.checkpoints.folder import (
     CheckpointError,
     Checkpoints,
     JobState,
@@ -26,6 +20,14 @@ from mtlrec.training.checkpoint import (
     load_tensors,
     read_job_state,
 )
+from mtlrec.checkpoints.table_states import Columns, take_other_cuts
+from mtlrec.checkpoints.warm_start import WarmStart, warm_start
+from mtlrec.config import JobConfig
+from mtlrec.data.loader import Loader, check_inputs
+from mtlrec.data.order import Position
+from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.models.train_module import StepOutput
+from mtlrec.training.board import write_diagnosis
 from mtlrec.training.diagnosis import diagnose_batches
 from mtlrec.training.evaluate import evaluate
 from mtlrec.training.loading import loader_of, say_what_was_skipped
@@ -33,9 +35,7 @@ from mtlrec.training.metrics import Metrics
 from mtlrec.training.optim import learning_rate
 from mtlrec.training.preemption import Preempted, Preemption
 from mtlrec.training.step import TrainingStep
-from mtlrec.training.table_states import Columns, take_other_cuts
 from mtlrec.training.telemetry import Telemetry, say
-from mtlrec.training.warm_start import WarmStart, warm_start
 
 
 class Trainer:

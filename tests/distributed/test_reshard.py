@@ -11,10 +11,10 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 
 from mtlrec.batch import Batch
+from mtlrec.checkpoints import pieces
+from mtlrec.checkpoints.table_states import mixing
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
-from mtlrec.training import pieces
-from mtlrec.training.table_states import mixing
 from mtlrec.training.trainer import Trainer
 from tests.jobs import final_tensors
 from tests.ranks import run_ranks

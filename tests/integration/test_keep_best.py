@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtlrec.training.checkpoint import Checkpoints, NotSaved, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints, NotSaved, read_job_state
 from tests.jobs import curve, killed_after, write_job
 from tests.ranks import run_cli, run_ranks
 

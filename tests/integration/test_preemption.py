@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from mtlrec.checkpoints.folder import read_job_state
 from mtlrec.training import evaluate
-from mtlrec.training.checkpoint import read_job_state
 from mtlrec.training.evaluate import check_finite
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks

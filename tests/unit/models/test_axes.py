@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from mtlrec.checkpoints.warm_start import transplant
 from mtlrec.config import JobConfig
 from mtlrec.models.axes import parameter_axes
 from mtlrec.models.build import build_model
-from mtlrec.training.warm_start import transplant
 from tests.toy import FUSIONS, toy_tree
 
 BOTTOMS: dict[str, dict[str, Any]] = {

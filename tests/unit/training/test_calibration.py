@@ -11,10 +11,10 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.binary_metrics import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
 from mtlrec.training.calibration import Calibration, Map, fit
-from mtlrec.training.checkpoint import CheckpointError
 from mtlrec.training.grouped_auc import GroupedAUC, grouped_auc
 from tests.ranks import run_ranks
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import ndcg_score
 
+from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.heads import HeadOutput
-from mtlrec.training.checkpoint import CheckpointError
 from mtlrec.training.evaluate import NonFinite
 from mtlrec.training.evaluate_ranking import mean_of
 from mtlrec.training.fused_score import FusedScore, exponents_of, named, relevance_of, search

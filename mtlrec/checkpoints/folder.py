@@ -31,12 +31,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from mtlrec.checkpoints.pieces import in_pieces
+from mtlrec.checkpoints.staging import Staging
 from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
-from mtlrec.training.pieces import in_pieces
 from mtlrec.training.preemption import Preempted
-from mtlrec.training.staging import Staging
 
 STEP = "step_{:08d}"
 EVALUATION = "valid.json"

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from mtlrec.checkpoints.folder import CheckpointError, Checkpoints, load_tensors, read_job_state, saved_shapes
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.models.axes import Axes, Labels, parameter_axes
 from mtlrec.models.build import build_model
-from mtlrec.training.checkpoint import CheckpointError, Checkpoints, load_tensors, read_job_state, saved_shapes
 
 MODEL = "model."
 """Stands before the model's names in the train module's state, and before that state's names in a checkpoint."""

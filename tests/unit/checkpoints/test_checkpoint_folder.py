@@ -13,10 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import ShardedTensorMetadata, TensorProperties
 from torch.distributed._shard.sharding_spec import ShardMetadata
 
-from mtlrec.data.order import Position
-from mtlrec.distributed.plans import Plan
-from mtlrec.distributed.process_group import process_group
-from mtlrec.training.checkpoint import (
+from mtlrec.checkpoints.folder import (
     CheckpointError,
     Checkpoints,
     JobState,
@@ -26,7 +23,10 @@ from mtlrec.training.checkpoint import (
     read_job_state,
     saved_shapes,
 )
-from mtlrec.training.staging import on_host
+from mtlrec.checkpoints.staging import on_host
+from mtlrec.data.order import Position
+from mtlrec.distributed.plans import Plan
+from mtlrec.distributed.process_group import process_group
 
 
 def state(step: int) -> JobState:

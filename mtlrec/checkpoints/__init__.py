@@ -1,0 +1,1 @@
+"""Checkpoints: their folder, what is written and read, and starting one job from another's weights."""
