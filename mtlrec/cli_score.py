@@ -20,9 +20,9 @@ from mtlrec.config.file import job_of
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
     from mtlrec.distributed.process_group import Ranks
+    from mtlrec.metrics.ranking import RankMetric
+    from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
     from mtlrec.training.evaluate_ranking import Mean, RankingReport
-    from mtlrec.training.metrics import Metrics, TaskMetrics
-    from mtlrec.training.ranking import RankMetric
     from mtlrec.training.sharded import ShardedModel
 
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
@@ -73,7 +73,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint of a run, or an artefact; the number of ranks need not be that of the training."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
-    from mtlrec.training.calibration import Calibration
+    from mtlrec.metrics.calibration import Calibration
     from mtlrec.training.evaluate import evaluate as evaluate_model
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
@@ -134,8 +134,8 @@ def predict(
     """Score rows: the input's columns (or data.keys), one pred_TASK column per task, fused_score where there is one; by
     an artefact also `error`, which says why a row has no scores, where a run goes by data.on_error."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
-    from mtlrec.training.calibration import Calibration
-    from mtlrec.training.fused_score import FusedScore, exponents_of
+    from mtlrec.metrics.calibration import Calibration
+    from mtlrec.metrics.fused_score import FusedScore, exponents_of
     from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
@@ -205,7 +205,7 @@ class _Wanted:
     """What `--rank-metric` and its options ask for."""
 
     def __init__(self, job: JobConfig, metric: RankMetric, relevance: str, exponents: str) -> None:
-        from mtlrec.training.fused_score import exponents_of, relevance_of
+        from mtlrec.metrics.fused_score import exponents_of, relevance_of
 
         self.metric = metric
         by_default = {task.name: 1.0 for task in job.tasks if task.is_binary}
@@ -215,7 +215,7 @@ class _Wanted:
 
 
 def _wanted_ranking(job: JobConfig, rank_metric: str | None, relevance: str, exponents: str) -> _Wanted | None:
-    from mtlrec.training.ranking import RankMetric
+    from mtlrec.metrics.ranking import RankMetric
 
     if rank_metric is None:
         for option, given in (("--relevance", relevance), ("--exponents", exponents)):

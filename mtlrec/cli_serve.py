@@ -16,9 +16,9 @@ from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of
 
 if TYPE_CHECKING:
+    from mtlrec.metrics.task_metrics import Metrics
     from mtlrec.serving.lookup import Precision
     from mtlrec.serving.parity import Parity
-    from mtlrec.training.metrics import Metrics
 
 
 class Quantize(StrEnum):

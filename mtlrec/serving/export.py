@@ -17,6 +17,8 @@ from mtlrec.data.columns import Columns
 from mtlrec.data.dataset import item_type
 from mtlrec.data.vocabulary import place_of
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.metrics.calibration import Calibration
+from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import TrainModule
 from mtlrec.serving.errors import ArtefactError
@@ -39,8 +41,6 @@ from mtlrec.serving.parity import Parity, ParityError, compare
 from mtlrec.serving.predictor import Predictor
 from mtlrec.serving.program import PARTS, ServedModule, ServingProgram, compiled, exported, loaded
 from mtlrec.serving.sample import example_of, first_rows, write_sample
-from mtlrec.training.calibration import Calibration
-from mtlrec.training.fused_score import FusedScore
 from mtlrec.training.loading import loader_of
 from mtlrec.training.telemetry import say
 

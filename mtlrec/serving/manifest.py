@@ -22,10 +22,10 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.file import parse_config
 from mtlrec.data.columns import Columns
+from mtlrec.metrics.calibration import Calibration
+from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import Precision
-from mtlrec.training.calibration import Calibration
-from mtlrec.training.fused_score import FusedScore
 
 MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES = (
     "model.pt2",

@@ -23,10 +23,10 @@ from mtlrec.config.base import Strict
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.heads.funnel import HeadOutput, Kind
+from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.loading import say_what_was_skipped
-from mtlrec.training.metrics import Metrics, TaskMetrics
 from mtlrec.training.telemetry import watched
 
 JUDGED = {"binary": ("auc", "entire_auc", "log_loss"), "regression": ("mse",), "watch_time": ("mse",)}

@@ -20,12 +20,12 @@ from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.layers import diagnose
+from mtlrec.metrics.binary import BinaryTally, calibration_curve, sum_over_ranks
+from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.binary_metrics import BinaryTally, calibration_curve, sum_over_ranks
 from mtlrec.training.evaluate import check_finite
 from mtlrec.training.level_sums import Level, LevelSums, levels_of
 from mtlrec.training.loading import say_what_was_skipped
-from mtlrec.training.metrics import TaskMetrics
 from mtlrec.training.sharded import ShardedModel, autocast, uncounted
 from mtlrec.training.slices import SliceRows, Slices
 from mtlrec.training.step import set_task_weights

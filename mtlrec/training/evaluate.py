@@ -10,10 +10,10 @@ from torch import nn
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.metrics.calibration import Calibration, Method, fit
+from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.calibration import Calibration, Method, fit
 from mtlrec.training.loading import say_what_was_skipped
-from mtlrec.training.metrics import TaskMetrics
 from mtlrec.training.sharded import autocast, uncounted
 from mtlrec.training.telemetry import watched
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtlrec.config import JobConfig
 from mtlrec.config.model import AdaTTFusion, AdaTTSpFusion, MMoEFusion, PLEFusion
 from mtlrec.layers import LevelDiagnostics
-from mtlrec.training.binary_metrics import sum_over_ranks
+from mtlrec.metrics.binary import sum_over_ranks
 
 PEAK = 0.9
 """A gate that gives one expert more than this has hardly mixed."""

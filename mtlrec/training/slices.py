@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from mtlrec.config import JobConfig
 from mtlrec.data.dataset import Reader, list_row_groups, plain
+from mtlrec.metrics.grouped_auc import auc_of_groups, rows_of_all_ranks
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.grouped_auc import auc_of_groups, rows_of_all_ranks
 
 MOST_VALUES = 12
 """A column with more of them: numbers are cut into parts of as many rows, of others the rarest are put together."""

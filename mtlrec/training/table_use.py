@@ -14,8 +14,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.metrics.grouped_auc import rows_of_all_ranks
 from mtlrec.models.embeddings import INITIAL_STD
-from mtlrec.training.grouped_auc import rows_of_all_ranks
 
 HOT = 0.01
 """The share of a table's rows that are its hot ones: those looked up most."""

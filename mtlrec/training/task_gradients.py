@@ -11,8 +11,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.losses.balancing import Balancing, Totals, gradients_on
+from mtlrec.metrics.binary import sum_over_ranks
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.binary_metrics import sum_over_ranks
 from mtlrec.training.sharded import ShardedModel
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
-from mtlrec.training.metrics import Metrics
+from mtlrec.metrics.task_metrics import Metrics
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.distributed.process_group import process_group
-from mtlrec.training.binary_metrics import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
-from mtlrec.training.calibration import Calibration, Map, fit
-from mtlrec.training.grouped_auc import GroupedAUC, grouped_auc
+from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
+from mtlrec.metrics.calibration import Calibration, Map, fit
+from mtlrec.metrics.grouped_auc import GroupedAUC, grouped_auc
 from tests.ranks import run_ranks
 
 

@@ -20,8 +20,8 @@ from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.heads import HeadOutput
+from mtlrec.metrics.ranking import PerUser, RankMetric, log_scores
 from mtlrec.training.evaluate import NonFinite
-from mtlrec.training.ranking import PerUser, RankMetric, log_scores
 
 FILE = "fused_score.json"
 COLUMN = "fused_score"

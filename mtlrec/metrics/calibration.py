@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config.base import Strict
-from mtlrec.training.binary_metrics import bin_logits
+from mtlrec.metrics.binary import bin_logits
 
 Method = Literal["platt", "isotonic"]
 FILE = "calibration.json"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mtlrec.config import JobConfig
 from mtlrec.heads.funnel import Kind
+from mtlrec.metrics.binary import BinaryTally, calibration_error, logit_of, ratio, sum_over_ranks
+from mtlrec.metrics.calibration import Calibration
+from mtlrec.metrics.grouped_auc import GroupedAUC
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.binary_metrics import BinaryTally, calibration_error, logit_of, ratio, sum_over_ranks
-from mtlrec.training.calibration import Calibration
-from mtlrec.training.grouped_auc import GroupedAUC
 
 Metrics = dict[str, dict[str, float]]
 ENTIRE = ("auc", "ne", "calibration", "ece")

@@ -13,10 +13,10 @@ from sklearn.metrics import ndcg_score
 
 from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.heads import HeadOutput
+from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
+from mtlrec.metrics.ranking import PerUser, RankMetric
 from mtlrec.training.evaluate import NonFinite
 from mtlrec.training.evaluate_ranking import mean_of
-from mtlrec.training.fused_score import FusedScore, exponents_of, named, relevance_of, search
-from mtlrec.training.ranking import PerUser, RankMetric
 from tests.toy import toy_job, toy_tree
 
 
@@ -80,7 +80,7 @@ def test_a_search_may_look_at_fewer_users(monkeypatch: pytest.MonkeyPatch) -> No
     groups = np.concatenate([np.zeros(5000, np.int64), np.repeat(np.arange(1, 200), 20)])
     logs = generator.normal(size=(len(groups), 2))
     worth = np.exp(logs[:, 1]).astype(np.float32)
-    monkeypatch.setattr("mtlrec.training.fused_score.MOST_ROWS", 2000)
+    monkeypatch.setattr("mtlrec.metrics.fused_score.MOST_ROWS", 2000)
     users = PerUser.of(groups, worth)
     found = search(users, logs[users.rows], RankMetric("ndcg", 10), seed=0)
     np.testing.assert_allclose(found, [0, 1], atol=0.05)

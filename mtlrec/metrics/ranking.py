@@ -19,8 +19,8 @@ from mtlrec.batch import NO_GROUP
 from mtlrec.config import JobConfig
 from mtlrec.heads import HeadOutput
 from mtlrec.heads.funnel import Kind
+from mtlrec.metrics.grouped_auc import rows_of_all_ranks
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.grouped_auc import rows_of_all_ranks
 
 SMALLEST = 1e-12
 """Below it a predicted watch time counts as this: the product of scores is taken by its logarithm."""

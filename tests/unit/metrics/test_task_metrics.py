@@ -15,8 +15,8 @@ from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import Kind
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.metrics import TaskMetrics
 from tests.ranks import run_ranks
 
 TASKS = ["click", "buy", "ratio"]
