@@ -96,7 +96,7 @@ def compare(
     from mtlrec.analysis.cells import Cells
     from mtlrec.analysis.comparison import compare as run
     from mtlrec.analysis.contenders import contenders
-    from mtlrec.training.slices import check_column
+    from mtlrec.evaluation.slices import check_column
     from mtlrec.training.telemetry import jsonable
 
     if slice_by is not None:

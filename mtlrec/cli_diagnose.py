@@ -19,8 +19,8 @@ from mtlrec.cli_score import Json, Run
 from mtlrec.config.file import job_of
 
 if TYPE_CHECKING:
+    from mtlrec.evaluation.slices import Slices
     from mtlrec.training.diagnosis import Diagnosis
-    from mtlrec.training.slices import Slices
 
 BATCHES = 50
 SliceBy = Annotated[
@@ -38,7 +38,7 @@ def diagnose(
     """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
     agree, which rows its tables are asked for, whether its probabilities hold; and what may be done about it."""
     from mtlrec.analysis.warnings import warnings_of
-    from mtlrec.training.slices import check_column
+    from mtlrec.evaluation.slices import check_column
     from mtlrec.training.telemetry import jsonable
 
     check_split(split)
@@ -61,10 +61,10 @@ def diagnose(
 def diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diagnosis:
     """Collective. Of a run's last checkpoint."""
     from mtlrec.distributed.process_group import process_group
+    from mtlrec.evaluation.slices import kept_for_slices
     from mtlrec.training.diagnosis import diagnose_run
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
-    from mtlrec.training.slices import kept_for_slices
 
     job = job_of(run)
     with process_group(job.train.device, job.train.timeout_s) as ranks:

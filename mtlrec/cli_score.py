@@ -20,9 +20,9 @@ from mtlrec.config.file import job_of
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
     from mtlrec.distributed.process_group import Ranks
+    from mtlrec.evaluation.ranking_report import Mean, RankingReport
     from mtlrec.metrics.ranking import RankMetric
     from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
-    from mtlrec.training.evaluate_ranking import Mean, RankingReport
     from mtlrec.training.sharded import ShardedModel
 
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
@@ -73,8 +73,8 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint of a run, or an artefact; the number of ranks need not be that of the training."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.evaluation.evaluate import evaluate as evaluate_model
     from mtlrec.metrics.calibration import Calibration
-    from mtlrec.training.evaluate import evaluate as evaluate_model
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
 
@@ -134,9 +134,9 @@ def predict(
     """Score rows: the input's columns (or data.keys), one pred_TASK column per task, fused_score where there is one; by
     an artefact also `error`, which says why a row has no scores, where a run goes by data.on_error."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.evaluation.predict import predict as predict_rows
     from mtlrec.metrics.calibration import Calibration
     from mtlrec.metrics.fused_score import FusedScore, exponents_of
-    from mtlrec.training.predict import predict as predict_rows
     from mtlrec.training.sharded import load_run
 
     cli_serve.check_run_or_artefact(
@@ -189,7 +189,7 @@ def _keep_calibration(
 ) -> None:
     """Collective."""
     from mtlrec.distributed.process_group import on_first_rank
-    from mtlrec.training.evaluate import fit_calibration
+    from mtlrec.evaluation.evaluate import fit_calibration
     from mtlrec.training.telemetry import say
 
     fitted = fit_calibration(valid, method.value)
@@ -237,7 +237,7 @@ def _ranking(
 ) -> tuple[TaskMetrics, RankingReport]:
     """Collective."""
     from mtlrec.distributed.process_group import on_first_rank
-    from mtlrec.training.evaluate_ranking import ranked_rows, report_on
+    from mtlrec.evaluation.ranking_report import ranked_rows, report_on
 
     splits = {name: ranked_rows(model, loader, job, ranks, wanted.relevance, name) for name, loader in loaders.items()}
     found = on_first_rank(ranks, lambda: report_on(splits, job, wanted.metric, wanted.relevance, wanted.exponents))

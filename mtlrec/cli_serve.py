@@ -90,10 +90,10 @@ def evaluate_artefact(artefact: Path, split: str, overrides: list[str]) -> Metri
     Raises ConfigError for an override of what the program was compiled with.
     """
     from mtlrec.distributed.process_group import process_group
+    from mtlrec.evaluation.evaluate import evaluate
     from mtlrec.models.build import build_train_module
     from mtlrec.serving.predictor import Predictor
     from mtlrec.serving.program import ServedModule
-    from mtlrec.training.evaluate import evaluate
     from mtlrec.training.loading import loader_of
 
     predictor = Predictor(artefact)

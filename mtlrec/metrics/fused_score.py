@@ -19,9 +19,9 @@ from torch import Tensor
 from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
+from mtlrec.evaluation.evaluate import NonFinite
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.ranking import PerUser, RankMetric, log_scores
-from mtlrec.training.evaluate import NonFinite
 
 FILE = "fused_score.json"
 COLUMN = "fused_score"

@@ -22,10 +22,10 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.heads.funnel import HeadOutput, Kind
 from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.evaluate import check_finite
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.telemetry import watched
 

@@ -20,6 +20,7 @@ from mtlrec.data.dataset import is_number, item_type
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import RowFaults
 from mtlrec.data.loader import check_inputs
+from mtlrec.evaluation.predict import calibrated
 from mtlrec.metrics.fused_score import COLUMN
 from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.files import Counts, score_files
@@ -27,7 +28,6 @@ from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_spe
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded
 from mtlrec.serving.rows import Rows, arrow_column, columns_of, python_value
-from mtlrec.training.predict import calibrated
 
 SAMPLE_TOLERANCE = 1e-5
 """Between the machine that exported and this one, which may add up in another order."""

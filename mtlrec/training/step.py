@@ -11,9 +11,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.evaluation.evaluate import NonFinite
 from mtlrec.losses import DynamicWeightAverage, MultiTaskLoss, decayed_weights
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.evaluate import NonFinite
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import autocast, build_sharded
 

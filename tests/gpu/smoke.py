@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
-from mtlrec.training.evaluate import evaluate
+from mtlrec.evaluation.evaluate import evaluate
 from mtlrec.training.loading import loader_of
 from mtlrec.training.sharded import load_run
 from mtlrec.training.trainer import Trainer

@@ -17,9 +17,9 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from mtlrec import layers
 from mtlrec.config.file import job_of
 from mtlrec.distributed.process_group import process_group
+from mtlrec.evaluation.slices import kept_for_slices
 from mtlrec.training.loading import loader_of
 from mtlrec.training.sharded import load_run
-from mtlrec.training.slices import kept_for_slices
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import FUSIONS, write_toy
@@ -301,8 +301,8 @@ def test_a_model_that_is_not_finite_is_one_line(run: Path, tmp_path: Path, capsy
 
 def test_lookups_of_a_look_are_no_iterations(run: Path) -> None:
     """By which FBGEMM's Adam corrects its averages."""
+    from mtlrec.evaluation.evaluate import evaluate
     from mtlrec.training.diagnosis import diagnose_run
-    from mtlrec.training.evaluate import evaluate
     from mtlrec.training.sharded import fused_lookups
 
     with process_group("cpu") as ranks:

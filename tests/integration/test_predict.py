@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.training import predict as predict_module
+from mtlrec.evaluation import predict as predict_module
 from tests.jobs import write_job
 from tests.ranks import run_cli
 from tests.toy import toy_table, toy_tree, write_toy
@@ -107,7 +107,7 @@ def test_scores_are_written_in_large_row_groups_and_null_where_a_file_lacks_a_co
     (tmp_path / "in").mkdir()
     pq.write_table(table.cast(strict), tmp_path / "in" / "a.parquet")
     pq.write_table(table.drop_columns(["row"]), tmp_path / "in" / "b.parquet")
-    monkeypatch.setattr("mtlrec.training.predict.ROW_GROUP_ROWS", 128)
+    monkeypatch.setattr("mtlrec.evaluation.predict.ROW_GROUP_ROWS", 128)
     assert run_cli("predict", run, "--input", tmp_path / "in" / "*.parquet", "-o", tmp_path / "s.parquet") == 0
     scores = pq.ParquetFile(tmp_path / "s.parquet")
     sizes = [scores.metadata.row_group(index).num_rows for index in range(scores.num_row_groups)]

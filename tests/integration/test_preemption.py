@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mtlrec.checkpoints.folder import read_job_state
-from mtlrec.training import evaluate
-from mtlrec.training.evaluate import check_finite
+from mtlrec.evaluation import evaluate
+from mtlrec.evaluation.evaluate import check_finite
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import write_toy

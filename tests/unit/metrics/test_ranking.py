@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import ndcg_score
 
 from mtlrec.checkpoints.folder import CheckpointError
+from mtlrec.evaluation.evaluate import NonFinite
+from mtlrec.evaluation.ranking_report import mean_of
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
 from mtlrec.metrics.ranking import PerUser, RankMetric
-from mtlrec.training.evaluate import NonFinite
-from mtlrec.training.evaluate_ranking import mean_of
 from tests.toy import toy_job, toy_tree
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from mtlrec.evaluation.slices import SliceRows, may_be_sliced, sliced
 from mtlrec.heads import HeadOutput
 from mtlrec.losses.multitask import LossReport
 from mtlrec.losses.spaces import Populations
 from mtlrec.metrics.grouped_auc import auc_of_groups
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.slices import SliceRows, may_be_sliced, sliced
 from tests.toy import toy_job
 
 

@@ -21,13 +21,13 @@ from mtlrec.data.errors import DataError
 from mtlrec.data.files import split_root, store_of
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.binary import logit_of
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import COLUMN as FUSED
 from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.models.multitask import MultiTaskModel
-from mtlrec.training.evaluate import check_finite
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.sharded import ShardedModel, autocast
 from mtlrec.training.telemetry import say, watched

@@ -12,10 +12,10 @@ import numpy as np
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.evaluation.evaluate import evaluate
 from mtlrec.metrics.fused_score import FusedScore, as_array, may_be_scored, named, search
 from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
 from mtlrec.metrics.task_metrics import TaskMetrics
-from mtlrec.training.evaluate import evaluate
 from mtlrec.training.sharded import ShardedModel
 
 
