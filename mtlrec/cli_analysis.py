@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mtlrec.analysis.cells import Cell, Cells, Result
     from mtlrec.analysis.comparison import Comparison
     from mtlrec.analysis.contenders import Contender
-    from mtlrec.training.diagnosis import Diagnosis
+    from mtlrec.diagnosis.diagnosis import Diagnosis
 
 
 class Match(StrEnum):

@@ -19,8 +19,8 @@ from mtlrec.cli_score import Json, Run
 from mtlrec.config.file import job_of
 
 if TYPE_CHECKING:
+    from mtlrec.diagnosis.diagnosis import Diagnosis
     from mtlrec.evaluation.slices import Slices
-    from mtlrec.training.diagnosis import Diagnosis
 
 BATCHES = 50
 SliceBy = Annotated[
@@ -37,7 +37,7 @@ def diagnose(
 ) -> None:
     """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
     agree, which rows its tables are asked for, whether its probabilities hold; and what may be done about it."""
-    from mtlrec.analysis.warnings import warnings_of
+    from mtlrec.diagnosis.warnings import warnings_of
     from mtlrec.evaluation.slices import check_column
     from mtlrec.training.telemetry import jsonable
 
@@ -60,9 +60,9 @@ def diagnose(
 
 def diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diagnosis:
     """Collective. Of a run's last checkpoint."""
+    from mtlrec.diagnosis.diagnosis import diagnose_run
     from mtlrec.distributed.process_group import process_group
     from mtlrec.evaluation.slices import kept_for_slices
-    from mtlrec.training.diagnosis import diagnose_run
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
 

@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mtlrec.analysis.comparison import Comparison
+from mtlrec.diagnosis.diagnosis import Diagnosis
+from mtlrec.diagnosis.level_sums import Level
 from mtlrec.evaluation.slices import Slices
-from mtlrec.training.diagnosis import Diagnosis
-from mtlrec.training.level_sums import Level
 
 ABOVE = {"orientation": "h", "yanchor": "bottom", "y": 1.02}
 FEW_POSITIVES = 20

@@ -26,9 +26,9 @@ from mtlrec.analysis.figures import (
     slices_heatmap,
 )
 from mtlrec.analysis.latency import ROWS
-from mtlrec.analysis.warnings import warnings_of
-from mtlrec.training.diagnosis import Diagnosis
-from mtlrec.training.table_use import TableUse
+from mtlrec.diagnosis.diagnosis import Diagnosis
+from mtlrec.diagnosis.table_use import TableUse
+from mtlrec.diagnosis.warnings import warnings_of
 
 
 def write_report(

@@ -25,12 +25,12 @@ from mtlrec.checkpoints.warm_start import WarmStart, warm_start
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader, check_inputs
 from mtlrec.data.order import Position
+from mtlrec.diagnosis.board import write_diagnosis
+from mtlrec.diagnosis.diagnosis import diagnose_batches
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.evaluation.evaluate import evaluate
 from mtlrec.metrics.task_metrics import Metrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.board import write_diagnosis
-from mtlrec.training.diagnosis import diagnose_batches
 from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.optim import learning_rate
 from mtlrec.training.preemption import Preempted, Preemption

@@ -95,7 +95,7 @@ def test_it_changes_nothing_and_can_look_at_less(run: Path, capsys: pytest.Captu
         before = {name: tensor.clone() for name, tensor in model.module.module.model.over_arch.state_dict().items()}
         ids = next(iter(loader_of(job, "valid", ranks).epoch())).sparse
         looked_up = model.module.module.model.tables(ids).values().clone()
-        from mtlrec.training.diagnosis import diagnose_run
+        from mtlrec.diagnosis.diagnosis import diagnose_run
 
         balancing = model.loss.balancing
         found = diagnose_run(model, loader_of(job, "train", ranks), job, ranks, most_batches=2)
@@ -181,7 +181,7 @@ def test_it_is_told_in_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def _on_two_ranks(run: str, split: str, batch_size: int, slice_by: str | None = None) -> Any:
-    from mtlrec.training.diagnosis import diagnose_run
+    from mtlrec.diagnosis.diagnosis import diagnose_run
 
     job = job_of(Path(run))
     job = job.model_copy(update={"data": job.data.model_copy(update={"batch_size": batch_size})})
@@ -301,8 +301,8 @@ def test_a_model_that_is_not_finite_is_one_line(run: Path, tmp_path: Path, capsy
 
 def test_lookups_of_a_look_are_no_iterations(run: Path) -> None:
     """By which FBGEMM's Adam corrects its averages."""
+    from mtlrec.diagnosis.diagnosis import diagnose_run
     from mtlrec.evaluation.evaluate import evaluate
-    from mtlrec.training.diagnosis import diagnose_run
     from mtlrec.training.sharded import fused_lookups
 
     with process_group("cpu") as ranks:

@@ -18,10 +18,10 @@ from mtlrec.analysis.markdown import write_markdown
 from mtlrec.analysis.report import answer, write_report
 from mtlrec.analysis.results import write_results
 from mtlrec.config.file import load_config
+from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
+from mtlrec.diagnosis.level_sums import Level
+from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.evaluation.slices import Slices
-from mtlrec.training.diagnosis import Curve, Diagnosis
-from mtlrec.training.level_sums import Level
-from mtlrec.training.table_use import TableUse
 from tests.browser import contrast, needs_browser, opened
 
 KINDS = ["single_task", "shared_bottom", "mmoe", "ple"]

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from mtlrec.training.board import scalars_of
-from mtlrec.training.diagnosis import Diagnosis
-from mtlrec.training.heatmap import heatmap
-from mtlrec.training.level_sums import Level
-from mtlrec.training.table_use import TableUse, drawn_norm
+from mtlrec.diagnosis.board import scalars_of
+from mtlrec.diagnosis.diagnosis import Diagnosis
+from mtlrec.diagnosis.heatmap import heatmap
+from mtlrec.diagnosis.level_sums import Level
+from mtlrec.diagnosis.table_use import TableUse, drawn_norm
 
 
 def test_every_figure_has_a_name_of_its_own() -> None:

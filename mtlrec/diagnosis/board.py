@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from mtlrec.training.diagnosis import Diagnosis
-from mtlrec.training.heatmap import heatmap
-from mtlrec.training.level_sums import Level
+from mtlrec.diagnosis.diagnosis import Diagnosis
+from mtlrec.diagnosis.heatmap import heatmap
+from mtlrec.diagnosis.level_sums import Level
 from mtlrec.training.telemetry import Telemetry
 
 

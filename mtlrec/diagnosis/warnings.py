@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
-from mtlrec.training.diagnosis import Diagnosis
-from mtlrec.training.level_sums import PEAK, Level
+from mtlrec.diagnosis.diagnosis import Diagnosis
+from mtlrec.diagnosis.level_sums import PEAK, Level
 
 DEAD, FAINT = 0.01, 0.1
 """An expert's largest weight at any gate: in all, and as a share of what it had if all were alike."""

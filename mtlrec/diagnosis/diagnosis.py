@@ -18,6 +18,9 @@ from mtlrec.checkpoints.folder import read_job_state
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader
+from mtlrec.diagnosis.level_sums import Level, LevelSums, levels_of
+from mtlrec.diagnosis.table_use import LookupCounts, TableUse, table_uses
+from mtlrec.diagnosis.task_gradients import TaskGradients, in_place_of_balancing, probe
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.evaluation.slices import SliceRows, Slices
@@ -25,12 +28,9 @@ from mtlrec.layers import diagnose
 from mtlrec.metrics.binary import BinaryTally, calibration_curve, sum_over_ranks
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.level_sums import Level, LevelSums, levels_of
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.sharded import ShardedModel, autocast, uncounted
 from mtlrec.training.step import set_task_weights
-from mtlrec.training.table_use import LookupCounts, TableUse, table_uses
-from mtlrec.training.task_gradients import TaskGradients, in_place_of_balancing, probe
 from mtlrec.training.telemetry import watched
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from mtlrec.analysis.warnings import warnings_of
 from mtlrec.config.file import load_config
-from mtlrec.training.diagnosis import Curve, Diagnosis
-from mtlrec.training.level_sums import Level, expert_names, gate_names
-from mtlrec.training.table_use import TableUse
+from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
+from mtlrec.diagnosis.level_sums import Level, expert_names, gate_names
+from mtlrec.diagnosis.table_use import TableUse
+from mtlrec.diagnosis.warnings import warnings_of
 
 LEVEL = Level(
     name="level 1",

@@ -1,0 +1,1 @@
+"""What a model does inside: gates, experts, gradients, tables and calibration curves."""
