@@ -21,10 +21,10 @@ from typing import Any
 import torch
 import trials
 
+from mtlrec.bench.random_batches import random_batches
 from mtlrec.cli import quiet_libraries
 from mtlrec.config import TrainConfig
 from mtlrec.config.file import load_config
-from mtlrec.data.random_batches import random_batches
 from mtlrec.diagnosis.board import write_diagnosis
 from mtlrec.diagnosis.diagnosis import diagnose_batches
 from mtlrec.distributed.process_group import process_group

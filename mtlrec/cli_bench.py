@@ -19,7 +19,7 @@ from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config
 
 if TYPE_CHECKING:
-    from mtlrec.training.bench import Benchmark
+    from mtlrec.bench.bench import Benchmark
 
 
 class SourceKind(StrEnum):
@@ -61,8 +61,8 @@ def bench(
     if world_size is not None and world_size > 1:
         _become_ranks(world_size)
 
+    from mtlrec.bench.bench import bench as measure
     from mtlrec.distributed.process_group import process_group
-    from mtlrec.training.bench import bench as measure
 
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         found = measure(job, ranks, steps, source.value, trace)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.training.timeline import STAGES, STEP
+from mtlrec.bench.timeline import STAGES, STEP
 from tests.jobs import write_job
 from tests.ranks import run_cli
 from tests.toy import write_toy

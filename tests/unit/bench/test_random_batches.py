@@ -2,8 +2,8 @@
 
 import torch
 
+from mtlrec.bench.random_batches import random_batches
 from mtlrec.config import JobConfig
-from mtlrec.data.random_batches import random_batches
 
 
 def job() -> JobConfig:

@@ -21,13 +21,13 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtlrec.bench.batches import BenchBatches, Source
+from mtlrec.bench.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronise
+from mtlrec.bench.memory import memory_gb
+from mtlrec.bench.timeline import STAGES, STEP, Event, read_trace, split_steps
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.training.bench_batches import BenchBatches, Source
-from mtlrec.training.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronise
-from mtlrec.training.memory import memory_gb
 from mtlrec.training.step import TrainingStep
-from mtlrec.training.timeline import STAGES, STEP, Event, read_trace, split_steps
 
 WARM_UP, MOST_WARM_UPS, ROUNDS, PROFILED = 5, 6, 5, 8
 FEW_PAGES = 10_000

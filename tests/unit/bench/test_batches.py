@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mtlrec.bench.batches import KEPT, BenchBatches, Source
 from mtlrec.distributed.process_group import process_group
-from mtlrec.training.bench_batches import KEPT, BenchBatches, Source
 from tests.toy import toy_job, write_toy
 
 SIZE = 100

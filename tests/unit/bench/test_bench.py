@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from mtlrec.training.bench import _divided, _mfu, _split_to_step, _Turn
-from mtlrec.training.ceilings import Ceilings
+from mtlrec.bench.bench import _divided, _mfu, _split_to_step, _Turn
+from mtlrec.bench.ceilings import Ceilings
 
 NO_PROFILE: Any = None
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from mtlrec.batch import Batch
+from mtlrec.bench.random_batches import random_batches
 from mtlrec.config import JobConfig
-from mtlrec.data.random_batches import random_batches
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.loading import loader_of
 

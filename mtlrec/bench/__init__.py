@@ -1,0 +1,1 @@
+"""How fast a job trains, and what a step spends its time on."""
