@@ -99,7 +99,7 @@ def synth_feed(
     as_json: Json = False,
 ) -> None:
     """A short-video feed: click, long_view, like, share, watch_time, and the true probabilities beside them."""
-    from mtlrec.data.synthetic import feed
+    from mtlrec.datasets.synthetic import feed
 
     rates = dict(_rate(text) for text in rate or [])
     print_schema(feed(out, rows=rows, seed=seed, correlation=correlation, rates=rates, splits=splits), out, as_json)
@@ -113,7 +113,7 @@ def prepare_census_income(
     as_json: Json = False,
 ) -> None:
     """UCI Census-Income (KDD): income, never_married, college."""
-    from mtlrec.data.prepare import census_income
+    from mtlrec.datasets import census_income
 
     print_schema(census_income.prepare(source, out, seed=seed), out, as_json)
 
@@ -125,7 +125,7 @@ def prepare_kuairand(
     as_json: Json = False,
 ) -> None:
     """KuaiRand: click, long_view, follow, comment, forward, profile_enter, like, watch_ratio; split by time."""
-    from mtlrec.data.prepare import kuairand
+    from mtlrec.datasets import kuairand
 
     print_schema(kuairand.prepare(source, out), out, as_json)
 
@@ -133,7 +133,7 @@ def prepare_kuairand(
 @prepare_app.command("criteo", epilog="Example: mtlrec prepare criteo --source criteo/day_0 --out data/criteo")
 def prepare_criteo(source: Folder, out: Out, as_json: Json = False) -> None:
     """Criteo's click logs: Kaggle's train.txt, or day_0 to day_23 of the terabyte; click. Split by time."""
-    from mtlrec.data.prepare import criteo
+    from mtlrec.datasets import criteo
 
     with _rows_told(as_json) as progress:
         schema = criteo.prepare(source, out, progress=progress)
@@ -149,7 +149,7 @@ def prepare_ali_ccp(
     as_json: Json = False,
 ) -> None:
     """Ali-CCP: click and buy on Taobao, with histories of a user as weighted lists."""
-    from mtlrec.data.prepare import ali_ccp
+    from mtlrec.datasets import ali_ccp
 
     with _rows_told(as_json) as progress:
         schema = ali_ccp.prepare(source, out, min_count=min_count, history=history, progress=progress)
@@ -159,7 +159,7 @@ def prepare_ali_ccp(
 @prepare_app.command("aliexpress", epilog="Example: mtlrec prepare aliexpress --source AliExpress_NL --out data/nl")
 def prepare_aliexpress(source: Folder, out: Out, as_json: Json = False) -> None:
     """AliExpress search, one country: click and conversion."""
-    from mtlrec.data.prepare import aliexpress
+    from mtlrec.datasets import aliexpress
 
     with _rows_told(as_json) as progress:
         schema = aliexpress.prepare(source, out, progress=progress)

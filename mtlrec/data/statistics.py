@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
 from mtlrec.config import DenseFeature, JobConfig, SparseFeature
+from mtlrec.config.moments import Moments
 from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
 from mtlrec.data.columns import Columns, floats, through
 from mtlrec.data.dataset import list_row_groups
 from mtlrec.data.errors import DataError
 from mtlrec.data.faults import Faults, FileFaults, Skipped
 from mtlrec.data.ids import flat_values
-from mtlrec.data.moments import Moments
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.parquet import RowGroupReader, Rows
 from mtlrec.data.vocabulary import place_of

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from mtlrec.data.prepare.writing import MIN_TEST_POSITIVES
+from mtlrec.datasets.writing import MIN_TEST_POSITIVES
 from mtlrec.metrics.task_metrics import Metrics
 
 Item = TypeVar("Item")

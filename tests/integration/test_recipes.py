@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.ranks import run_cli
-from tests.unit.data import test_prepare_ali_ccp, test_prepare_criteo
+from tests.unit.datasets import test_ali_ccp as test_prepare_ali_ccp
+from tests.unit.datasets import test_criteo as test_prepare_criteo
 
 SHARED = Path(os.environ.get("MTLREC_SHARED", Path(__file__).parents[2].parent / "shared"))
 SOURCES = {

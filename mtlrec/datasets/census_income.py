@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from mtlrec.data.prepare import writing
+from mtlrec.datasets import writing
 
 URL = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip"
 # The order of census-income.names; the files carry no header.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.data.prepare import kuairand, writing
+from mtlrec.datasets import kuairand, writing
 
 SHARED = Path(os.environ.get("MTLREC_SHARED", Path(__file__).resolve().parents[3] / "../shared"))
 REAL = SHARED / "data/kuairand/kuairand_27k_kcore15.tsv.gz"

@@ -36,7 +36,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from mtlrec.data.prepare import streaming, writing
+from mtlrec.datasets import streaming, writing
 
 PAGE = "https://tianchi.aliyun.com/dataset/408"
 USER = ["f101", "f121", "f122", "f124", "f125", "f126", "f127", "f128", "f129"]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.data.prepare import criteo, writing
+from mtlrec.datasets import criteo, writing
 
 ROWS = 140
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from mtlrec.data.prepare import writing
+from mtlrec.datasets import writing
 
 PAGE = "https://zenodo.org/records/10439422"
 FRACTIONS = (0.7, 0.1, 0.2)

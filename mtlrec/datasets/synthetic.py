@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mtlrec.data import planted
-from mtlrec.data.planted import TASKS, World
-from mtlrec.data.prepare import writing
+from mtlrec.datasets import planted, writing
+from mtlrec.datasets.planted import TASKS, World
 
 CHUNK_ROWS = 131_072
 ROW_GROUP_ROWS = 32_768

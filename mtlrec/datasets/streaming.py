@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from mtlrec.data.moments import Moments
-from mtlrec.data.prepare import writing
+from mtlrec.config.moments import Moments
+from mtlrec.datasets import writing
 
 Progress = Callable[[str, int], None]
 """Takes what is being read or written, and the rows of it so far."""

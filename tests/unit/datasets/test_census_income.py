@@ -14,7 +14,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.data.prepare import census_income, writing
+from mtlrec.datasets import census_income, writing
 
 SHARED = Path(os.environ.get("MTLREC_SHARED", Path(__file__).resolve().parents[3] / "../shared"))
 REAL = SHARED / "data/census-income/census-income.test.gz"

@@ -11,8 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.data import planted, synthetic
-from mtlrec.data.prepare import writing
+from mtlrec.datasets import planted, synthetic, writing
 
 ROWS = 200_000  # more than one chunk
 TASKS = planted.TASKS

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.data.prepare import aliexpress, writing
+from mtlrec.datasets import aliexpress, writing
 
 COLUMNS = list(aliexpress.COLUMNS)
 

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtlrec.data.prepare import streaming, writing
+from mtlrec.datasets import streaming, writing
 
 PAGE = "https://ailab.criteo.com/ressources/"
 DENSE = [f"I{i}" for i in range(1, 14)]

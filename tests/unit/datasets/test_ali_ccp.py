@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.data.prepare import ali_ccp, writing
+from mtlrec.datasets import ali_ccp, writing
 
 Item = tuple[str, int, float]
 USER = [name[1:] for name in ali_ccp.USER]

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtlrec.data.prepare import streaming, writing
+from mtlrec.datasets import streaming, writing
 
 PAGE = "https://tianchi.aliyun.com/dataset/74690"
 LIBRARY = "https://github.com/easezyc/Multitask-Recommendation-Library"
