@@ -33,9 +33,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.cli import quiet_libraries
 from mtlrec.config import JobConfig
-from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import list_row_groups
+from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
+from mtlrec.data.sources.dataset import list_row_groups
 
 BATCH = 4096
 IDS, DENSE, LABELS, LISTS = 26, 13, 4, 6

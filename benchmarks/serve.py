@@ -42,7 +42,7 @@ from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.cli import quiet_libraries
 from mtlrec.config.file import job_of
 from mtlrec.data.errors import DataError
-from mtlrec.data.faults import RowFaults
+from mtlrec.data.features.faults import RowFaults
 from mtlrec.serving import Predictor
 from mtlrec.serving.export import whole_model
 from mtlrec.serving.sample import inputs_of

@@ -38,8 +38,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in Parquet files (rows, types, nulls, distinct values) and propose a job to start from."""
-    from mtlrec.data.inspect import inspect as report_of
-    from mtlrec.data.propose import propose, render
+    from mtlrec.data.profiling.inspect import inspect as report_of
+    from mtlrec.data.profiling.propose import propose, render
 
     if config is not None and config.exists():
         raise ConfigError(f"--config {config}: is there already; name another file")
@@ -180,7 +180,7 @@ def prepare_stats(
     bucketize, and the vocabularies whose files are not there yet."""
     from rich.progress import Progress
 
-    from mtlrec.data import statistics
+    from mtlrec.data.profiling import statistics
 
     job = load_config(config, set_ or [], statistics_to_come=True)
     with Progress(transient=True, disable=as_json, console=Console(stderr=True)) as bar:

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import collate
-from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import RowGroup, list_row_groups
-from mtlrec.data.files import File
+from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
 from mtlrec.data.order import Piece
-from mtlrec.data.parquet import Rows
+from mtlrec.data.sources.dataset import RowGroup, list_row_groups
+from mtlrec.data.sources.files import File
+from mtlrec.data.sources.parquet import Rows
 
 USERS, ITEMS = 50, 40
 

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtlrec.batch import Batch
 from mtlrec.data.block import Block, Ids
 from mtlrec.data.memory import concatenated, ones
-from mtlrec.data.parquet import stacked
+from mtlrec.data.sources.parquet import stacked
 
 Cut = tuple[Block, int, int]
 """A block and which of its rows, [start, stop)."""

@@ -13,9 +13,9 @@ import torch
 
 from mtlrec.checkpoints.folder import Checkpoints, check_tasks, load_tensors, read_job_state
 from mtlrec.config import JobConfig, LossConfig
-from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import item_type
-from mtlrec.data.vocabulary import place_of
+from mtlrec.data.features.columns import Columns
+from mtlrec.data.features.vocabulary import place_of
+from mtlrec.data.sources.dataset import item_type
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import FusedScore

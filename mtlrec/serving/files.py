@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from mtlrec.data.loader import check_inputs
 from mtlrec.data.order import EpochOrder, Phase
-from mtlrec.data.parquet import RowGroupReader
+from mtlrec.data.sources.parquet import RowGroupReader
 from mtlrec.evaluation.predict import column_of, output_schema, row_groups_of, score_kinds, written
 from mtlrec.training.telemetry import watched
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.file import parse_config
-from mtlrec.data.columns import Columns
+from mtlrec.data.features.columns import Columns
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.serving.errors import ArtefactError

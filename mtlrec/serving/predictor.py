@@ -15,11 +15,11 @@ import torch
 
 from mtlrec.config import FeaturesConfig
 from mtlrec.data.block import Block
-from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import is_number, item_type
 from mtlrec.data.errors import DataError
-from mtlrec.data.faults import RowFaults
+from mtlrec.data.features.columns import Columns
+from mtlrec.data.features.faults import RowFaults
 from mtlrec.data.loader import check_inputs
+from mtlrec.data.sources.dataset import is_number, item_type
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.metrics.fused_score import COLUMN
 from mtlrec.serving.errors import ArtefactError

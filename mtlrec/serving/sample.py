@@ -13,9 +13,9 @@ from torch import Tensor
 from mtlrec.checkpoints.folder import JobState
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
-from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import Reader
-from mtlrec.data.faults import RowFaults
+from mtlrec.data.features.columns import Columns
+from mtlrec.data.features.faults import RowFaults
+from mtlrec.data.sources.dataset import Reader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.manifest import SAMPLE, Sample, input_specs

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 
 from mtlrec.config import JobConfig
-from mtlrec.data.columns import Columns
-from mtlrec.data.dataset import Reader, list_row_groups
+from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
+from mtlrec.data.sources.dataset import Reader, list_row_groups
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.training.telemetry import say
 

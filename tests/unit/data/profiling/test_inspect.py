@@ -11,9 +11,9 @@ import yaml
 
 from mtlrec.config.file import parse_config
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import split_root
-from mtlrec.data.inspect import inspect
-from mtlrec.data.propose import propose, render
+from mtlrec.data.profiling.inspect import inspect
+from mtlrec.data.profiling.propose import propose, render
+from mtlrec.data.sources.files import split_root
 from tests.ranks import run_cli
 from tests.toy import toy_table, write_toy
 

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtlrec.data.hashing import hash_integers, hash_text
+from mtlrec.data.features.hashing import hash_integers, hash_text
 
 
 @given(words=st.lists(st.text(max_size=40), max_size=20), seed=st.integers(0, 2**64 - 1))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
-from mtlrec.data import vocabulary
 from mtlrec.data.collate import collate
-from mtlrec.data.columns import Columns
 from mtlrec.data.errors import DataError
-from mtlrec.data.hashing import hash_text
+from mtlrec.data.features import vocabulary
+from mtlrec.data.features.columns import Columns
+from mtlrec.data.features.hashing import hash_text
 from tests.toy import rows_of, toy_tree
 
 ROWS = 10

@@ -14,8 +14,8 @@ import numpy as np
 import yaml
 
 from mtlrec.config.base import without_secrets
-from mtlrec.data.files import split_root
-from mtlrec.data.inspect import ColumnReport, Report
+from mtlrec.data.profiling.inspect import ColumnReport, Report
+from mtlrec.data.sources.files import split_root
 
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 MEASURES = re.compile(r"count|num|price|amount|cost|duration|age|ratio|rate|score|value|_ms$|_s$|seconds|length", re.I)

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from mtlrec.config import SparseFeature
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import Store, one_line, store_of
-from mtlrec.data.hashing import hash_text
+from mtlrec.data.features.hashing import hash_text
+from mtlrec.data.sources.files import Store, one_line, store_of
 
 
 class Vocabulary:

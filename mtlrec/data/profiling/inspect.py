@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mtlrec.data.dataset import Dataset, is_number, is_text, list_row_groups, plain
-from mtlrec.data.files import split_root, store_of
-from mtlrec.data.parquet import RowGroupReader, stacked
+from mtlrec.data.sources.dataset import Dataset, is_number, is_text, list_row_groups, plain
+from mtlrec.data.sources.files import split_root, store_of
+from mtlrec.data.sources.parquet import RowGroupReader, stacked
 
 SAMPLED_GROUPS, SAMPLED_ROWS = 16, 20_000
 

@@ -19,13 +19,13 @@ from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, L
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
 from mtlrec.data.collate import collate
-from mtlrec.data.dataset import Dataset, OnError, Reader, is_number, is_text, plain
-from mtlrec.data.faults import Faults, FileFaults
-from mtlrec.data.hashing import hash_text
-from mtlrec.data.ids import is_ids, read_ids
+from mtlrec.data.features.faults import Faults, FileFaults
+from mtlrec.data.features.hashing import hash_text
+from mtlrec.data.features.ids import is_ids, read_ids
+from mtlrec.data.features.vocabulary import Vocabulary, read_vocabulary
 from mtlrec.data.memory import copied
-from mtlrec.data.parquet import Rows
-from mtlrec.data.vocabulary import Vocabulary, read_vocabulary
+from mtlrec.data.sources.dataset import Dataset, OnError, Reader, is_number, is_text, plain
+from mtlrec.data.sources.parquet import Rows
 
 
 @dataclass(frozen=True)

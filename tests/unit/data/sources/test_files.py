@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import find_files, store_of
+from mtlrec.data.sources.files import find_files, store_of
 
 
 def found(root: Path, *patterns: str) -> list[str]:

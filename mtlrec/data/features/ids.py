@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from mtlrec.config import SparseFeature
 from mtlrec.data.block import Ids
-from mtlrec.data.dataset import is_number, is_text, plain
-from mtlrec.data.faults import Faults
-from mtlrec.data.hashing import hash_integers, hash_text
-from mtlrec.data.vocabulary import Vocabulary
+from mtlrec.data.features.faults import Faults
+from mtlrec.data.features.hashing import hash_integers, hash_text
+from mtlrec.data.features.vocabulary import Vocabulary
+from mtlrec.data.sources.dataset import is_number, is_text, plain
 
 
 def is_ids(feature: SparseFeature, hashed: str | None = None) -> tuple[Callable[[pa.DataType], bool], str]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from mtlrec.data.ahead import read_ahead
 from mtlrec.data.errors import DataError
-from mtlrec.data.files import File, Store, find_files, one_line, persistently, store_of
+from mtlrec.data.sources.files import File, Store, find_files, one_line, persistently, store_of
 
 OnError = Literal["fail", "skip_file", "skip_row"]
 

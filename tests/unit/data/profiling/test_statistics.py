@@ -16,8 +16,8 @@ from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.config.job import STATISTICS_TO_COME
 from mtlrec.config.moments import Moments
-from mtlrec.data import statistics
-from mtlrec.data.statistics import Sample
+from mtlrec.data.profiling import statistics
+from mtlrec.data.profiling.statistics import Sample
 from tests.ranks import run_cli
 from tests.toy import toy_table, toy_tree, write_toy
 

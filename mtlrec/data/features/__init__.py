@@ -1,0 +1,1 @@
+"""Columns of a row group become ids, numbers and labels."""

@@ -1,0 +1,1 @@
+"""Stores, files, footers and row groups."""
