@@ -24,10 +24,10 @@ from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config
 
 if TYPE_CHECKING:
-    from mtlrec.analysis.capacity import Measure
-    from mtlrec.analysis.cells import Cell, Cells, Result
-    from mtlrec.analysis.comparison import Comparison
-    from mtlrec.analysis.contenders import Contender
+    from mtlrec.compare.candidates import Contender
+    from mtlrec.compare.capacity import Measure
+    from mtlrec.compare.comparison import Comparison
+    from mtlrec.compare.trials import Cell, Cells, Result
     from mtlrec.diagnosis.diagnosis import Diagnosis
 
 
@@ -93,9 +93,9 @@ def compare(
 
     import torch
 
-    from mtlrec.analysis.cells import Cells
-    from mtlrec.analysis.comparison import compare as run
-    from mtlrec.analysis.contenders import contenders
+    from mtlrec.compare.candidates import contenders
+    from mtlrec.compare.comparison import compare as run
+    from mtlrec.compare.trials import Cells
     from mtlrec.evaluation.slices import check_column
     from mtlrec.training.telemetry import jsonable
 
@@ -134,10 +134,10 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 def _write(comparison: Comparison, cells: Cells, title: str, slice_by: str | None) -> None:
     """The table, the text and the page, what takes longest last."""
-    from mtlrec.analysis.latency import latency_ms
-    from mtlrec.analysis.markdown import write_markdown
-    from mtlrec.analysis.report import write_report
-    from mtlrec.analysis.results import write_results
+    from mtlrec.compare.latency import latency_ms
+    from mtlrec.compare.markdown import write_markdown
+    from mtlrec.compare.report import write_report
+    from mtlrec.compare.results import write_results
 
     write_results(comparison, cells.folder / "results.parquet")
     write_markdown(comparison, cells.folder / "report.md", title)
@@ -148,7 +148,7 @@ def _write(comparison: Comparison, cells: Cells, title: str, slice_by: str | Non
 
 
 def _print(comparison: Comparison) -> None:
-    from mtlrec.analysis.report import answer, edge
+    from mtlrec.compare.report import answer, edge
 
     console = wide_console()
     console.print(ranking_table(comparison))

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.analysis.cells import Cell, Cells, Result
-from mtlrec.analysis.comparison import choose
-from mtlrec.analysis.contenders import contenders
+from mtlrec.compare.candidates import contenders
+from mtlrec.compare.comparison import choose
+from mtlrec.compare.trials import Cell, Cells, Result
 from mtlrec.config.file import load_config
 from tests.jobs import write_job
 from tests.ranks import run_cli

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import rankdata
 
-from mtlrec.analysis.cells import Cell, Cells, Metrics, Result
-from mtlrec.analysis.contenders import BASELINE, Contender
-from mtlrec.analysis.differences import Gain, Verdict, gain, judge
+from mtlrec.compare.candidates import BASELINE, Contender
+from mtlrec.compare.differences import Gain, Verdict, gain, judge
+from mtlrec.compare.trials import Cell, Cells, Metrics, Result
 from mtlrec.datasets.writing import MIN_TEST_POSITIVES
 
 HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": False, "mse": False, "mae": False}

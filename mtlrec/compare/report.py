@@ -14,9 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.differences import Verdict, seeds_in_words
-from mtlrec.analysis.figures import (
+from mtlrec.compare.comparison import Comparison
+from mtlrec.compare.differences import Verdict, seeds_in_words
+from mtlrec.compare.figures import (
     calibration_curves,
     cosines_heatmap,
     gains_heatmap,
@@ -25,7 +25,7 @@ from mtlrec.analysis.figures import (
     seesaw_scatter,
     slices_heatmap,
 )
-from mtlrec.analysis.latency import ROWS
+from mtlrec.compare.latency import ROWS
 from mtlrec.diagnosis.diagnosis import Diagnosis
 from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.diagnosis.warnings import warnings_of
@@ -45,7 +45,7 @@ def write_report(
         diagnoses: by contender, of its first seed
     """
     environment = Environment(
-        loader=PackageLoader("mtlrec.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("mtlrec.compare", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
         title=title,

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtlrec.analysis.cells import Result
-from mtlrec.analysis.comparison import Comparison
+from mtlrec.compare.comparison import Comparison
+from mtlrec.compare.trials import Result
 
 SCHEMA = pa.schema(
     [

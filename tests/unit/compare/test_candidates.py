@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtlrec.analysis.contenders import FUSIONS, HEADS, WEIGHTINGS, contenders
+from mtlrec.compare.candidates import FUSIONS, HEADS, WEIGHTINGS, contenders
 from mtlrec.config.file import load_config
 
 

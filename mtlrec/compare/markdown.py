@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.differences import seeds_in_words
-from mtlrec.analysis.report import answer, edge
+from mtlrec.compare.comparison import Comparison
+from mtlrec.compare.differences import seeds_in_words
+from mtlrec.compare.report import answer, edge
 
 
 def write_markdown(comparison: Comparison, path: Path, title: str) -> None:

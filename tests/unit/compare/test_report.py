@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.analysis import markdown
-from mtlrec.analysis.cells import Result
-from mtlrec.analysis.comparison import Comparison
-from mtlrec.analysis.contenders import contenders
-from mtlrec.analysis.markdown import write_markdown
-from mtlrec.analysis.report import answer, write_report
-from mtlrec.analysis.results import write_results
+from mtlrec.compare import markdown
+from mtlrec.compare.candidates import contenders
+from mtlrec.compare.comparison import Comparison
+from mtlrec.compare.markdown import write_markdown
+from mtlrec.compare.report import answer, write_report
+from mtlrec.compare.results import write_results
+from mtlrec.compare.trials import Result
 from mtlrec.config.file import load_config
 from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
 from mtlrec.diagnosis.level_sums import Level

@@ -23,7 +23,7 @@ from typing import Self, TextIO
 import torch
 import yaml
 
-from mtlrec.analysis.contenders import Contender
+from mtlrec.compare.candidates import Contender
 
 Metrics = dict[str, dict[str, float]]
 """By task, by metric."""
