@@ -42,7 +42,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batch, half = 1024, options.steps // 2
     rows = batch * options.ranks * options.steps * 2
-    run([sys.executable, "-m", "mtlrec.cli", "synth", "feed", "--out", str(folder / "feed"), "--rows", str(rows)], 1)
+    run([sys.executable, "-m", "mtlrec", "synth", "feed", "--out", str(folder / "feed"), "--rows", str(rows)], 1)
     settings = [
         f"data.root={folder / 'feed'}", f"data.batch_size={batch}", "data.valid=[]", "data.test=[]",
         f"tables.item.rows={options.rows}", f"tables.item.dim={options.dim}",
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def launch(words: list[str], ranks: int) -> dict[str, Any]:
     """Seconds and memory of a training under torchrun, by its log."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return run([*torchrun, "-m", "mtlrec.cli", *words], max((os.cpu_count() or 1) // ranks, 1))
+    return run([*torchrun, "-m", "mtlrec", *words], max((os.cpu_count() or 1) // ranks, 1))
 
 
 def run(command: list[str], threads: int) -> dict[str, Any]:

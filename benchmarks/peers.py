@@ -170,7 +170,7 @@ def train_mtlrec(fusion: str, ranks: int, overrides: list[str], options: argpars
     with tempfile.TemporaryDirectory() as folder:
         config, output = Path(folder) / "job.yaml", Path(folder) / "run"
         config.write_text(yaml.safe_dump(job.dump()), encoding="utf-8")
-        words = ["-m", "mtlrec.cli", "train", str(config), "-o", str(output), "--json"]
+        words = ["-m", "mtlrec", "train", str(config), "-o", str(output), "--json"]
         words += [word for one in overrides for word in ("--set", one)]
         if ranks > 1:
             local = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]

@@ -37,9 +37,9 @@ import torch
 import trials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mtlrec.cli.main.main import quiet_libraries
 
 from mtlrec.checkpoints.folder import Checkpoints
-from mtlrec.cli import quiet_libraries
 from mtlrec.config.file import job_of
 from mtlrec.data.errors import DataError
 from mtlrec.data.features.faults import RowFaults
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def mtlrec(*words: str | Path) -> Any:
     """The command's JSON."""
-    command = [sys.executable, "-m", "mtlrec.cli", *map(str, words), "--json"]
+    command = [sys.executable, "-m", "mtlrec", *map(str, words), "--json"]
     print(shlex.join(command[2:]), file=sys.stderr, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -90,7 +90,7 @@ def bench(job: JobConfig, steps: int, source: str, *words: str, threads: int | N
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.yaml"
         path.write_text(yaml.safe_dump(job.dump()), encoding="utf-8")
-        command = [sys.executable, "-m", "mtlrec.cli", "bench", str(path), "--steps", str(steps), "--source", source]
+        command = [sys.executable, "-m", "mtlrec", "bench", str(path), "--steps", str(steps), "--source", source]
         environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
         done = subprocess.run(
             [*command, "--json", *words], env=environment, capture_output=True, text=True, check=False

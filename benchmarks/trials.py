@@ -33,7 +33,7 @@ def run_missing(results: dict[str, Any], trials: dict[str, Trial], jobs: int, ou
 
 def train(trial: Trial) -> Metrics:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mtlrec.cli", "train", trial.recipe, "--json", "-o", folder]
+        command = [sys.executable, "-m", "mtlrec", "train", trial.recipe, "--json", "-o", folder]
         command += [word for override in trial.overrides for word in ("--set", override)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -69,7 +69,7 @@ def synth_feed(root: Path, *options: str) -> dict[str, Any]:
     """Writes the synthetic feed to `root` where it is not there yet; its schema.json."""
     schema = root / "schema.json"
     if not schema.exists():
-        command = [sys.executable, "-m", "mtlrec.cli", "synth", "feed", "--out", str(root), *options]
+        command = [sys.executable, "-m", "mtlrec", "synth", "feed", "--out", str(root), *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     described: dict[str, Any] = json.loads(schema.read_text(encoding="utf-8"))
     return described

@@ -251,7 +251,7 @@ def launch_mtlrec(
         )
     app = ddp(
         *command,
-        m="mtlrec.cli",
+        m="mtlrec",
         name=f"mtlrec/{job_name(app_name)}",
         image=image,
         j=f"{nodes}x{procs}",

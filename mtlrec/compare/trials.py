@@ -201,7 +201,7 @@ class Cells:
         return [
             sys.executable,
             "-m",
-            "mtlrec.cli",
+            "mtlrec",
             "train",
             str(self._job(cell.contender)),
             "-o",

@@ -52,7 +52,7 @@ def test_a_rank_that_is_busy_elsewhere(capfd: pytest.CaptureFixture[str]) -> Non
 def start(rank: int, run: Path, config: Path, port: int) -> subprocess.Popen[str]:
     """One of two ranks, without torchrun: rank 0 has the store."""
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "mtlrec.cli", "train", str(config), "-o", str(run)]
+    command = [sys.executable, "-m", "mtlrec", "train", str(config), "-o", str(run)]
     strings = {name: str(value) for name, value in environment.items()}
     return subprocess.Popen(command, env=os.environ | strings, text=True, stderr=subprocess.PIPE)
 

@@ -88,7 +88,7 @@ def test_a_replicated_table_has_a_gradient(job: Path, capfd: pytest.CaptureFixtu
 def test_two_ranks_and_a_trace(job: Path, tmp_path: Path) -> None:
     words = ["bench", str(job), "--steps", "10", "--json", "--trace", str(tmp_path / "trace.json")]
     words += ["--world-size=3", "--world-size", "2"]  # the last one counts, as for every option
-    command = [sys.executable, "-m", "mtlrec.cli", *words]
+    command = [sys.executable, "-m", "mtlrec", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

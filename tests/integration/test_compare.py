@@ -157,7 +157,7 @@ def test_a_folder_is_one_comparisons_alone(job: Path, cells: Cells, capsys: pyte
 def test_sigterm_ends_the_trainings_too(job: Path, tmp_path: Path) -> None:
     """As a scheduler or `timeout` sends it, to the one process."""
     words = ["--fusion", "mmoe", "--seeds", "1", "--learning-rates", "1", "--set", "train.epochs=100000"]
-    command = [sys.executable, "-m", "mtlrec.cli", "compare", str(job), "-o", str(tmp_path / "out"), *words]
+    command = [sys.executable, "-m", "mtlrec", "compare", str(job), "-o", str(tmp_path / "out"), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = tmp_path / "out" / "cells" / "mmoe" / "lr_1" / "seed_0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):

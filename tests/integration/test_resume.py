@@ -285,7 +285,7 @@ def test_a_resume_says_what_is_otherwise_and_keeps_the_best(
 def test_a_mistake_is_a_line_and_no_abort(data: Path, tmp_path: Path) -> None:
     """In a process of its own, which ends: also found when rows are being read, and started as torchrun does."""
     config, run = write_job(tmp_path / "job.yaml", data), tmp_path / "run"
-    command = [sys.executable, "-m", "mtlrec.cli", "train", config, "-o", run]
+    command = [sys.executable, "-m", "mtlrec", "train", config, "-o", run]
     wrong = subprocess.run([*command, "--set", "sharding.plan=nowhere"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, "mtlrec: sharding.plan: nowhere: No such file or directory\n")
     run.mkdir(exist_ok=True)

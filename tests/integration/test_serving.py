@@ -507,7 +507,7 @@ def test_an_artefact_can_be_replaced(
 
 
 def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mtlrec.cli", "export", str(run), "--out", str(tmp_path / "artefact")]
+    command = [sys.executable, "-m", "mtlrec", "export", str(run), "--out", str(tmp_path / "artefact")]
     caches = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     ran = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, check=False)
     assert ran.returncode == 2

@@ -98,7 +98,7 @@ class Job:
                 environment = (folder / "environ").read_bytes().decode().split("\0")
             except OSError:
                 continue
-            if str(self.run) in words and "mtlrec.cli" in words and not any("torchrun" in word for word in words):
+            if str(self.run) in words and "mtlrec" in words and not any("torchrun" in word for word in words):
                 rank = next((word for word in environment if word.startswith("RANK=")), "RANK=-1")
                 found[int(rank.removeprefix("RANK="))] = int(folder.name)
         return found

@@ -135,7 +135,7 @@ def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
         ("mtlrec/batch.py", "from .data.collate import collate", "batch must not import data"),
         ("mtlrec/training/trainer.py", "from mtlrec.serving import export", "training must not import serving"),
         ("mtlrec/utils.py", "import os", "the room 'utils' has no place"),
-        ("mtlrec/cli.py", "import mtlrec.common", "the room 'common' has no place"),
+        ("mtlrec/cli/main.py", "import mtlrec.common", "the room 'common' has no place"),
         ("mtlrec/__init__.py", "import torchrec", "`import mtlrec` must stay light"),
         ("mtlrec/__init__.py", "from mtlrec.layers import MLP", "`import mtlrec` must stay light"),
         ("launch/components.py", "import torch.distributed", "launch/ must not import torch"),
@@ -161,7 +161,7 @@ def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
             "mtlrec/heads/esmm.py": "import torch",
             "mtlrec/models/build.py": "import torchrec\nfrom mtlrec import config, layers, __version__",
             "mtlrec/data/prepare/census.py": "from ..parquet import read\nfrom ...config import Config",
-            "mtlrec/cli.py": "import mtlrec.training.trainer",
+            "mtlrec/cli/main.py": "import mtlrec.training.trainer",
             "launch/components.py": "import torchx.specs as specs\nfrom launch.resources import h200",
         },
     )

@@ -55,7 +55,7 @@ def test_train_runs_the_command_once_per_rank() -> None:
     assert (role.name, role.num_replicas, role.resource) == ("trainer", 1, RESOURCES["cpu_medium"])
     assert torchrun_words(app)[0] == "torchrun"
     assert (option(app, "--nnodes"), option(app, "--nproc_per_node")) == ("1", "2")
-    assert mtlrec_words(app) == ["mtlrec.cli", "train", "jobs/Feed_AdaTT.yaml", "--output", "runs/a"]
+    assert mtlrec_words(app) == ["mtlrec", "train", "jobs/Feed_AdaTT.yaml", "--output", "runs/a"]
 
 
 def test_a_job_that_may_be_started_again_resumes() -> None:
@@ -85,7 +85,7 @@ def test_evaluate_may_use_another_number_of_ranks() -> None:
     app = components.evaluate("data.root=d", run="runs/a/", nodes=2, procs_per_node=4, resource="cpu_large")
     assert app.name == "evaluate-a"
     assert (app.roles[0].name, app.roles[0].num_replicas) == ("evaluator", 2)
-    assert mtlrec_words(app) == ["mtlrec.cli", "evaluate", "runs/a/", "--checkpoint", "last", "--set", "data.root=d"]
+    assert mtlrec_words(app) == ["mtlrec", "evaluate", "runs/a/", "--checkpoint", "last", "--set", "data.root=d"]
 
 
 def test_bench_takes_no_output() -> None:
@@ -93,7 +93,7 @@ def test_bench_takes_no_output() -> None:
         "data.root=d", "--", "--json", config="feed_ple", steps=20, source="random", procs_per_node=2
     )
     assert (app.name, app.roles[0].name, option(app, "--nproc_per_node")) == ("bench-feed-ple", "bench", "2")
-    expected = ["mtlrec.cli", "bench", "feed_ple", "--steps", "20", "--source", "random"]
+    expected = ["mtlrec", "bench", "feed_ple", "--steps", "20", "--source", "random"]
     assert mtlrec_words(app) == [*expected, "--set", "data.root=d", "--json"]
     with pytest.raises(ValueError, match="steps: must be at least 5"):
         components.bench(config="feed_ple", steps=1)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mtlrec import cli_serve
-from mtlrec.cli_data import check_split, print_, wide_console
+from mtlrec.cli.main import export as cli_serve
+from mtlrec.cli.main.data import check_split, print_, wide_console
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from mtlrec.cli_data import wide_console
+from mtlrec.cli.main.data import wide_console
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config
 
@@ -88,7 +88,7 @@ def _become_ranks(world_size: int) -> NoReturn:
     threads = str(max(1, (os.cpu_count() or 1) // world_size))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
-    os.execvpe(sys.executable, [*command, "-m", "mtlrec.cli", *words], {"OMP_NUM_THREADS": threads} | os.environ)
+    os.execvpe(sys.executable, [*command, "-m", "mtlrec", *words], {"OMP_NUM_THREADS": threads} | os.environ)
 
 
 def _megabytes(by_kind: dict[str, float]) -> str:

@@ -25,8 +25,13 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec import cli_analysis, cli_bench, cli_data, cli_diagnose, cli_score, cli_serve
-from mtlrec.cli_score import Json, Set
+from mtlrec.cli.main import bench as cli_bench
+from mtlrec.cli.main import compare as cli_analysis
+from mtlrec.cli.main import data as cli_data
+from mtlrec.cli.main import diagnose as cli_diagnose
+from mtlrec.cli.main import export as cli_serve
+from mtlrec.cli.main import score as cli_score
+from mtlrec.cli.main.score import Json, Set
 from mtlrec.config import JobConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config, recipe_text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mtlrec.cli_data import check_split, print_, wide_console
+from mtlrec.cli.main.data import check_split, print_, wide_console
 from mtlrec.config import LossConfig
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of

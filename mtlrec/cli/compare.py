@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mtlrec.cli_data import wide_console
-from mtlrec.cli_diagnose import BATCHES, SliceBy, diagnosed
-from mtlrec.cli_score import Json, Set
+from mtlrec.cli.main.data import wide_console
+from mtlrec.cli.main.diagnose import BATCHES, SliceBy, diagnosed
+from mtlrec.cli.main.score import Json, Set
 from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config
 

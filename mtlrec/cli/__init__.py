@@ -1,0 +1,1 @@
+"""The `mtlrec` command: options, console output, and one file for each group of verbs."""
