@@ -18,14 +18,18 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 ROOMS = (
-    ("config", "recipes", "batch"),
+    ("errors", "io", "config", "recipes", "batch", "run_folder"),
     ("layers", "heads", "losses"),
-    ("data", "models"),
-    ("distributed",),
+    ("data", "models", "metrics"),
+    ("distributed", "compat"),
+    ("checkpoints",),
     ("training",),
-    ("serving", "analysis"),
-    ("cli_data", "cli_bench", "cli_serve", "cli_score", "cli_diagnose", "cli_analysis", "cli", "__main__"),
+    ("evaluation", "diagnosis", "bench"),
+    ("serving", "compare"),
+    ("api",),
+    ("cli", "__main__"),
 )
+DATASETS_MAY_IMPORT = {"datasets", "config", "io", "errors"}
 ORDER = [room for rooms in ROOMS for room in rooms]
 TORCH_ONLY = {"layers": {"torch"}, "heads": {"torch"}, "losses": {"torch"}}
 NOT_IN_LAUNCH = {"torch", "torchrec", "fbgemm_gpu", "mtlrec"}
