@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mtlrec.cli.main.main import quiet_libraries
 
 from mtlrec.checkpoints.folder import Checkpoints, JobState
+from mtlrec.cli.main import quiet_libraries
 from mtlrec.config.file import load_config
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, process_group

@@ -28,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from mtlrec.cli.main.main import quiet_libraries
 from torch.utils.data import DataLoader, Dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from mtlrec.cli.main import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader

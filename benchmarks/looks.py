@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 import trials
-from mtlrec.cli.main.main import quiet_libraries
 
 from mtlrec.bench.random_batches import random_batches
+from mtlrec.cli.main import quiet_libraries
 from mtlrec.config import TrainConfig
 from mtlrec.config.file import load_config
 from mtlrec.diagnosis.board import write_diagnosis

@@ -32,11 +32,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mtlrec.cli.main.main import quiet_libraries
-
 from benchmarks import jobs
 from benchmarks.train import BATCH, bench
 from benchmarks.trials import processor
+from mtlrec.cli.main import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.distributed.estimate import estimate

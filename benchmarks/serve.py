@@ -1,15 +1,15 @@
-"""Does an artefact say what its checkpoint says, how large is it, how fast, and what does it make of malformed rows?
+"""Does an artifact say what its checkpoint says, how large is it, how fast, and what does it make of malformed rows?
 
     mtlrec synth feed --out data/feed --rows 400000
     python benchmarks/serve.py --feed data/feed --census data/census-income --kuairand data/kuairand \
         --out benchmarks/results/serve.json
 
-Trains a recipe of each data set that is given (`--work` keeps runs and artefacts, and what is there is taken), exports
+Trains a recipe of each data set that is given (`--work` keeps runs and artifacts, and what is there is taken), exports
 it as float32 and as int8, and measures:
 
     parity     the largest difference of any valid row between compiled and eager; AUC of int8 tables less that of
-               float32, on valid and test; by how much `evaluate --artefact` differs from `evaluate RUN`
-    sizes      bytes of int8 artefacts over those of float32, of the feed's job as it is, with tables of millions of
+               float32, on valid and test; by how much `evaluate --artifact` differs from `evaluate RUN`
+    sizes      bytes of int8 artifacts over those of float32, of the feed's job as it is, with tables of millions of
                rows, and with those in 32 columns
     latency    ms of 500 candidates in turns in one process: the model in eager mode, the compiled ones, and the
                predictor from raw columns; medians of blocks, and their p99 (of p99s the median over blocks)
@@ -37,12 +37,12 @@ import torch
 import trials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mtlrec.cli.main.main import quiet_libraries
 
 from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.cli.main import quiet_libraries
 from mtlrec.config.file import job_of
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.faults import RowFaults
+from mtlrec.errors import DataError
 from mtlrec.serving import Predictor
 from mtlrec.serving.export import whole_model
 from mtlrec.serving.sample import inputs_of
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in RECIPES:
         parser.add_argument(f"--{name}", type=Path, help="where `mtlrec synth` or `prepare` wrote the data")
-    parser.add_argument("--work", type=Path, help="where runs and artefacts stay")
+    parser.add_argument("--work", type=Path, help="where runs and artifacts stay")
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=500, help="of each block")
     parser.add_argument("--malformed", type=int, default=10_000)
@@ -109,9 +109,9 @@ def trained(name: str, recipe: str, root: Path, work: Path, overrides: tuple[str
     return run
 
 
-def artefact(name: str, run: Path, work: Path, quantize: str) -> tuple[Path, dict[str, Any]]:
+def artifact(name: str, run: Path, work: Path, quantize: str) -> tuple[Path, dict[str, Any]]:
     """The folder and the report."""
-    out = work / f"artefact_{name}_{quantize}"
+    out = work / f"artifact_{name}_{quantize}"
     if not out.exists():
         mtlrec("export", run, "--out", out, "--quantize", quantize)
     return out, json.loads((out / "parity.json").read_text())
@@ -122,12 +122,12 @@ def parity(name: str, root: Path, work: Path) -> dict[str, Any]:
     of_run = mtlrec("evaluate", run, "--split", "test")["test"]
     found: dict[str, Any] = {"recipe": RECIPES[name]}
     for quantize in ("none", "int8"):
-        folder, report = artefact(name, run, work, quantize)
-        of_artefact = mtlrec("evaluate", "--artefact", folder, "--split", "test")["test"]
+        folder, report = artifact(name, run, work, quantize)
+        of_artifact = mtlrec("evaluate", "--artifact", folder, "--split", "test")["test"]
         valid = {
             task: after - before for task, m in report["metrics"].items() for before, after in [m.get("auc", (0, 0))]
         }
-        test = {task: of_artefact[task]["auc"] - m["auc"] for task, m in of_run.items() if "auc" in m}
+        test = {task: of_artifact[task]["auc"] - m["auc"] for task, m in of_run.items() if "auc" in m}
         found[quantize] = {
             "compiled_to_eager": max(report["differences"].values()),
             "auc_change": max(map(abs, [*valid.values(), *test.values()])),
@@ -135,7 +135,7 @@ def parity(name: str, root: Path, work: Path) -> dict[str, Any]:
             "auc_change_test": test,
         }
         if quantize == "none":
-            apart = [abs(of_artefact[t][m] - v) for t, of in of_run.items() for m, v in of.items() if v is not None]
+            apart = [abs(of_artifact[t][m] - v) for t, of in of_run.items() for m, v in of.items() if v is not None]
             found[quantize]["evaluate_to_run"] = max(apart)
     return found
 
@@ -145,7 +145,7 @@ def sizes(root: Path, work: Path, name: str, overrides: tuple[str, ...] = ()) ->
     run = trained(name, RECIPES["feed"], root, work, (*overrides, "train.max_steps=1") if overrides else ())
     size = {}
     for quantize in ("none", "int8", "fp16"):
-        folder, _ = artefact(name, run, work, quantize)
+        folder, _ = artifact(name, run, work, quantize)
         size[quantize] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "fp32_mb": round(size["none"] / 1e6, 2),
@@ -157,7 +157,7 @@ def sizes(root: Path, work: Path, name: str, overrides: tuple[str, ...] = ()) ->
 
 def latency(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     run = trained("feed", RECIPES["feed"], options.feed, work)
-    predictors = {kind: Predictor(artefact("feed", run, work, kind)[0]) for kind in ("none", "int8")}
+    predictors = {kind: Predictor(artifact("feed", run, work, kind)[0]) for kind in ("none", "int8")}
     job = job_of(run)
     model = whole_model(job, Checkpoints(run).named("last")).model
     columns = predictors["none"].columns
@@ -230,7 +230,7 @@ NO_IDS = (
 
 def malformed(options: argparse.Namespace, work: Path) -> dict[str, int]:
     """Raises AssertionError, with the smallest example that hypothesis finds, where one is neither scored nor told."""
-    predictor = Predictor(artefact("feed", trained("feed", RECIPES["feed"], options.feed, work), work, "none")[0])
+    predictor = Predictor(artifact("feed", trained("feed", RECIPES["feed"], options.feed, work), work, "none")[0])
     features = predictor.columns.features
     bad = {one.source: NO_DENSE for one in features.dense} | {
         one.source: NO_IDS if one.max_length else NO_ID for one in features.sparse
@@ -289,7 +289,7 @@ def tables(found: dict[str, Any]) -> list[str]:
             f"| {name} | {max(fp32['compiled_to_eager'], int8['compiled_to_eager']):.1e} "
             f"| {int8['auc_change']:.1e} | {fp32['evaluate_to_run']:.1e} |"
         )
-    lines += ["", "| artefact | float32, MB | int8, MB | int8 / float32 | float16 / float32 |", "|---|--:|--:|--:|--:|"]
+    lines += ["", "| artifact | float32, MB | int8, MB | int8 / float32 | float16 / float32 |", "|---|--:|--:|--:|--:|"]
     for name, of in found.get("sizes", {}).items():
         sizes_ = f"{of['fp32_mb']} | {of['int8_mb']} | {of['int8_to_fp32']:.1%} | {of['fp16_to_fp32']:.1%}"
         lines.append(f"| {name} | {sizes_} |")

@@ -64,6 +64,6 @@ def free_port() -> int:
 
 def run_cli(*arguments: str | Path) -> int:
     """The `mtlrec` command in this process; its exit status."""
-    from mtlrec.cli.main.main import app, run_command
+    from mtlrec.cli.main import app, run_command
 
     return run_command(lambda: app([str(argument) for argument in arguments]))

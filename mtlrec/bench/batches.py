@@ -10,6 +10,7 @@ from mtlrec.batch import Batch
 from mtlrec.bench.random_batches import random_batches
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.errors import ConfigError
 from mtlrec.training.loading import loader_of
 
 Source = Literal["train", "memory", "random"]
@@ -32,7 +33,7 @@ class BenchBatches(Iterator[Batch]):
         self._loader = None if source == "random" else loader_of(job, "train", ranks, training=True)
         self.steps_per_epoch = self._loader.steps_per_epoch if self._loader else 1
         if self._loader and self._loader.rows < ranks.world_size * self._size:
-            raise ValueError("data.batch_size: the files have fewer rows than a batch for every rank; make it smaller")
+            raise ConfigError("data.batch_size: the files have fewer rows than a batch for every rank; make it smaller")
         self._open = self._loader.epoch() if self._loader else None
         self.can_read = self.reads = source == "train"
         try:

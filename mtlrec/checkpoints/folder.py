@@ -36,20 +36,12 @@ from mtlrec.checkpoints.staging import Staging
 from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
-from mtlrec.training.preemption import Preempted
+from mtlrec.errors import CheckpointError, CheckpointNotSaved, Preempted
 
 STEP = "step_{:08d}"
 EVALUATION = "valid.json"
 KEPT = "this checkpoint was not saved, those before it are whole: mend the folder and --resume"
 WORST = -math.inf
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names it."""
-
-
-class NotSaved(RuntimeError):
-    """A checkpoint could not be written; those before it are whole."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ class Checkpoints:
                 path.with_suffix(".part").rename(path)
                 self._remove_old()
             except OSError as error:
-                raise NotSaved(
+                raise CheckpointNotSaved(
                     f"{path}: {error.strerror}; the checkpoint is whole, its figures were not kept"
                 ) from None
 
@@ -163,7 +155,7 @@ class Checkpoints:
         """Collective. On return the tensors may change; `wait` tells when the checkpoint is complete and older ones
         beyond `keep` are gone.
 
-        Raises NotSaved where the one before could not be written: it is waited for first.
+        Raises CheckpointNotSaved where the one before could not be written: it is waited for first.
         """
         self.wait()
         tensors = in_pieces(tensors)
@@ -179,7 +171,7 @@ class Checkpoints:
         Thread(target=_run, args=arguments, name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises NotSaved where that failed; what was saved before is there."""
+        """Wait until nothing is being written. Raises CheckpointNotSaved if that failed; earlier ones are kept."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -199,9 +191,9 @@ class Checkpoints:
                 self._complete(writing, name, state)
             dist.barrier(self._group)
         except dcp.api.CheckpointException as error:
-            raise NotSaved(f"{writing}: {_reason(error)}; {KEPT}") from None
+            raise CheckpointNotSaved(f"{writing}: {_reason(error)}; {KEPT}") from None
         except OSError as error:
-            raise NotSaved(f"{error.filename or writing}: {error.strerror}; {KEPT}") from None
+            raise CheckpointNotSaved(f"{error.filename or writing}: {error.strerror}; {KEPT}") from None
 
     def _complete(self, writing: Path, name: str, state: JobState) -> None:
         """Gives what is written its name, which says that it is whole, and removes what it supersedes."""

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from mtlrec.checkpoints.folder import CheckpointError, Checkpoints, load_tensors, read_job_state, saved_shapes
+from mtlrec.checkpoints.folder import Checkpoints, load_tensors, read_job_state, saved_shapes
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.errors import CheckpointError
 from mtlrec.models.axes import Axes, Labels, parameter_axes
 from mtlrec.models.build import build_model
 

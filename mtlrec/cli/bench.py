@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from mtlrec.cli.main.data import wide_console
-from mtlrec.config.errors import ConfigError
+from mtlrec.cli.data import wide_console
 from mtlrec.config.file import load_config
+from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtlrec.bench.bench import Benchmark

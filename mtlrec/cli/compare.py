@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mtlrec.cli.main.data import wide_console
-from mtlrec.cli.main.diagnose import BATCHES, SliceBy, diagnosed
-from mtlrec.cli.main.score import Json, Set
-from mtlrec.config.errors import ConfigError
+from mtlrec.cli.data import wide_console
+from mtlrec.cli.diagnose import BATCHES, SliceBy, diagnosed
+from mtlrec.cli.score import Json, Set
 from mtlrec.config.file import load_config
+from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtlrec.compare.candidates import Contender
@@ -160,7 +160,7 @@ def _print(comparison: Comparison) -> None:
 
 
 def _looked_into(run: Path, slice_by: str | None) -> Diagnosis:
-    from mtlrec.checkpoints.folder import CheckpointError
+    from mtlrec.errors import CheckpointError
 
     try:
         return diagnosed(run, "valid", BATCHES, slice_by)

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import TaskID
 
-from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config
+from mtlrec.errors import ConfigError
 
 prepare_app = typer.Typer(
     help="Turn a public data set into Parquet and a schema.json; find statistics.", no_args_is_help=True

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from mtlrec.cli.main.data import check_split, wide_console
-from mtlrec.cli.main.score import Json, Run
+from mtlrec.cli.data import check_split, wide_console
+from mtlrec.cli.score import Json, Run
 from mtlrec.config.file import job_of
 
 if TYPE_CHECKING:

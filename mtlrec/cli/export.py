@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mtlrec.cli.main.data import check_split, print_, wide_console
+from mtlrec.cli.data import check_split, print_, wide_console
 from mtlrec.config import LossConfig
-from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of
+from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtlrec.metrics.task_metrics import Metrics
@@ -37,7 +37,7 @@ class Device(StrEnum):
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The artefact's folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The artifact's folder.")],
     quantize: Annotated[Quantize, typer.Option(help="What the tables are kept as; the rest stays float32.")] = (
         Quantize.none
     ),
@@ -52,23 +52,22 @@ def export(
     checkpoint_: Annotated[
         str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")
     ] = "last",
-    overwrite: Annotated[bool, typer.Option(help="Replace the artefact in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the artifact in --out.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
 ) -> None:
     """Make a run's checkpoint one folder to serve: tables gathered and quantised, the model compiled ahead of time, and
-    held against the checkpoint on a split. It runs without mtlrec and TorchRec; `predict --artefact` and `evaluate
-    --artefact` take it, and mtlrec.serving.Predictor in a server."""
+    held against the checkpoint on a split. It runs without mtlrec and TorchRec; `predict --artifact` and `evaluate
+    --artifact` take it, and mtlrec.serving.Predictor in a server."""
     import torch
 
     from mtlrec.distributed.process_group import process_group
-    from mtlrec.serving.errors import ArtefactError
+    from mtlrec.errors import ArtifactError, ParityError
     from mtlrec.serving.export import export as export_run
-    from mtlrec.serving.parity import ParityError
 
     check_split(split)
     if device is Device.cuda and not torch.cuda.is_available():
-        raise ArtefactError("--device cuda: torch sees no CUDA device here; export on a machine that has the GPU")
+        raise ArtifactError("--device cuda: torch sees no CUDA device here; export on a machine that has the GPU")
     job = job_of(run, set_ or [])
     try:
         with process_group(device.value, job.train.timeout_s) as ranks:
@@ -84,7 +83,7 @@ def export(
         print(f"{out}: {size / 1e6:,.1f} MB, tables in {PRECISIONS[quantize]}")
 
 
-def evaluate_artefact(artefact: Path, split: str, overrides: list[str]) -> Metrics:
+def evaluate_artifact(artifact: Path, split: str, overrides: list[str]) -> Metrics:
     """The split's metrics, of the compiled program.
 
     Raises ConfigError for an override of what the program was compiled with.
@@ -96,11 +95,11 @@ def evaluate_artefact(artefact: Path, split: str, overrides: list[str]) -> Metri
     from mtlrec.serving.program import ServedModule
     from mtlrec.training.loading import loader_of
 
-    predictor = Predictor(artefact)
-    job = predictor.manifest.job_config(artefact, overrides)
+    predictor = Predictor(artifact)
+    job = predictor.manifest.job_config(artifact, overrides)
     for section in ("features", "tables", "tasks", "model"):
         if getattr(job, section) != getattr(predictor.job, section):
-            raise ConfigError(f"--set {section}...: an artefact's {section} cannot be changed; export the run anew")
+            raise ConfigError(f"--set {section}...: an artifact's {section} cannot be changed; export the run anew")
     with process_group(predictor.manifest.device, job.train.timeout_s) as ranks:
         loader = loader_of(job, split, ranks, trained_on=predictor.manifest.ids_depend_on)
         unbalanced = job.model_copy(update={"loss": LossConfig()})  # whose method need not be installed here
@@ -109,10 +108,10 @@ def evaluate_artefact(artefact: Path, split: str, overrides: list[str]) -> Metri
         return metrics.compute(predictor.manifest.calibration)
 
 
-def predict_with_artefact(artefact: Path, source: str, output: Path, as_json: bool) -> None:
+def predict_with_artifact(artifact: Path, source: str, output: Path, as_json: bool) -> None:
     from mtlrec.serving.predictor import Predictor
 
-    predictor = Predictor(artefact)
+    predictor = Predictor(artifact)
     rows, errors = predictor.predict_files(source, output)
     calibration, score = predictor.manifest.calibration, predictor.manifest.fused_score
     by = f", calibrated ({calibration.method})" if calibration else ""
@@ -125,20 +124,20 @@ def predict_with_artefact(artefact: Path, source: str, output: Path, as_json: bo
         "calibration": calibration and calibration.method,
         "fused_score": score and score.exponents,
     }
-    print_(described, as_json, f"{rows:,} rows scored into {output} by {artefact}{by}")
+    print_(described, as_json, f"{rows:,} rows scored into {output} by {artifact}{by}")
 
 
-def check_run_or_artefact(run: Path | None, artefact: Path | None, **only_with_run: object) -> None:
-    """Raises ConfigError unless one of the two is given; with an artefact, for what wants a run, or several ranks."""
-    if (run is None) == (artefact is None):
-        raise ConfigError("name a run's folder, or --artefact and what `mtlrec export` made: one of them")
-    if artefact is not None:
+def check_run_or_artifact(run: Path | None, artifact: Path | None, **only_with_run: object) -> None:
+    """Raises ConfigError unless one of the two is given; with an artifact, for what wants a run, or several ranks."""
+    if (run is None) == (artifact is None):
+        raise ConfigError("name a run's folder, or --artifact and what `mtlrec export` made: one of them")
+    if artifact is not None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ConfigError("--artefact: is scored in one process; start it without torchrun")
+            raise ConfigError("--artifact: is scored in one process; start it without torchrun")
         for option, value in only_with_run.items():
             if value:
                 raise ConfigError(
-                    f"--{option.replace('_', '-')}: is for a run; an artefact is what it was when it was exported"
+                    f"--{option.replace('_', '-')}: is for a run; an artifact is what it was when it was exported"
                 )
 
 
@@ -151,7 +150,7 @@ def _show(found: Parity, as_json: bool, **more: Any) -> None:
 
 def _parity_table(found: Parity) -> Table:
     table = Table("task", "metric", title=f"parity, {found.split}, {found.rows:,} rows")
-    for name in ("checkpoint", "artefact", "change", "compiled to eager, at most"):
+    for name in ("checkpoint", "artifact", "change", "compiled to eager, at most"):
         table.add_column(name, justify="right")
     for task, metrics in found.metrics.items():
         for index, (metric, (before, after)) in enumerate(metrics.items()):

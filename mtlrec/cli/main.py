@@ -10,9 +10,9 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -25,17 +25,17 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from mtlrec.cli.main import bench as cli_bench
-from mtlrec.cli.main import compare as cli_analysis
-from mtlrec.cli.main import data as cli_data
-from mtlrec.cli.main import diagnose as cli_diagnose
-from mtlrec.cli.main import export as cli_serve
-from mtlrec.cli.main import score as cli_score
-from mtlrec.cli.main.score import Json, Set
+from mtlrec.cli import bench as cli_bench
+from mtlrec.cli import compare as cli_analysis
+from mtlrec.cli import data as cli_data
+from mtlrec.cli import diagnose as cli_diagnose
+from mtlrec.cli import export as cli_serve
+from mtlrec.cli import score as cli_score
+from mtlrec.cli.score import Json, Set
 from mtlrec.config import JobConfig
-from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config, recipe_text
 from mtlrec.config.file import recipes as recipe_names
+from mtlrec.errors import ConfigError, JobFailed, UserError
 
 app = typer.Typer(
     help="Multi-task recommender training on TorchRec.",
@@ -62,7 +62,7 @@ app.command(
 app.command(
     "predict", epilog="Example: mtlrec predict runs/census --input data/census-income/test --output scores.parquet"
 )(cli_score.predict)
-app.command("export", epilog="Example: mtlrec export runs/census --out artefact --quantize int8")(cli_serve.export)
+app.command("export", epilog="Example: mtlrec export runs/census --out artifact --quantize int8")(cli_serve.export)
 app.command("inspect", epilog="Example: mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml")(cli_data.inspect)
 
 Config = Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")]
@@ -101,7 +101,7 @@ def train(
 ) -> None:
     """Train a job and report the metrics of its valid and test splits."""
     from mtlrec.distributed.process_group import on_first_rank, process_group, restarts
-    from mtlrec.training.preemption import Preempted
+    from mtlrec.errors import Preempted
     from mtlrec.training.telemetry import say
     from mtlrec.training.trainer import Trainer
 
@@ -194,7 +194,6 @@ def schema() -> None:
 # ---- the parts
 
 
-PEER_IS_GONE = "(?i)connection closed by peer|connection reset by peer|broken pipe"  # gloo, of a rank that has ended
 RUN_FILES = ("plan.json", "metrics.jsonl", "events.out.tfevents.*", "checkpoints/step_*", "checkpoints/.writing_*")
 """What a run puts into its folder beside config.yaml, which it replaces."""
 
@@ -251,28 +250,35 @@ def main() -> None:
 
 
 def run_command(command: Callable[[], Any]) -> int:
-    """Turns a user's mistake into one line and status 2; anything else keeps its traceback and status 1."""
+    """Run a command and return its exit status: 2 for a UserError, 1 for every failure, with a traceback for a bug."""
     quiet_libraries()
     try:
         command()
     except SystemExit as exit_:
         return int(exit_.code or 0) if not isinstance(exit_.code, str) else 1
-    except ValueError as error:
-        if _raised_by_us(error):
-            return _mistake(str(error))
-        raise
+    except UserError as error:
+        _print_error(str(error))
+        return 2
+    except JobFailed as error:
+        _print_error(str(error))
+        return 1
     except OSError as error:
-        _mistake(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        if error.filename is None:
+            return _report_bug(error)
+        _print_error(f"{error.filename}: {error.strerror}")  # a full disk or a folder without permission is no bug
         return 1
-    except RuntimeError as error:
-        if type(error).__module__.startswith("mtlrec."):
-            _mistake(str(error))
-        elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and re.search(PEER_IS_GONE, str(error)):
-            _mistake("another rank has ended; its own message says why")
-        else:
-            raise
-        return 1
+    except Exception as error:
+        return _report_bug(error)
     return 0
+
+
+def _report_bug(error: Exception) -> int:
+    traceback.print_exception(error)
+    _print_error(
+        f"{type(error).__name__}: this is a bug in mtlrec or in a library it uses, not in your job. "
+        "Please open an issue at mtlrec with the lines above, the job and `mtlrec --version`."
+    )
+    return 1
 
 
 def quiet_libraries() -> None:
@@ -285,20 +291,7 @@ def quiet_libraries() -> None:
     logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
 
 
-def _raised_by_us(error: ValueError) -> bool:
-    """Whether it was raised in a file of this package: a ValueError of torch or NumPy is no user's mistake."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
-
-
-def _mistake(message: str) -> int:
+def _print_error(message: str) -> None:
     rank = os.environ.get("RANK", "0")
     prefix = "mtlrec" if rank == "0" else f"mtlrec (rank {rank})"
     print("\n".join(f"{prefix}: {line}" for line in message.splitlines()), file=sys.stderr, flush=True)
-    return 2
-
-
-if __name__ == "__main__":
-    main()

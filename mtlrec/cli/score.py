@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mtlrec.cli.main import export as cli_serve
-from mtlrec.cli.main.data import check_split, print_, wide_console
+from mtlrec.cli import export as cli_serve
+from mtlrec.cli.data import check_split, print_, wide_console
 from mtlrec.config import JobConfig
-from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import job_of
+from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Run = Annotated[Path, typer.Argument(help="The folder of a run: what `train --output` made.")]
 RunOrNone = Annotated[Path | None, typer.Argument(help="The folder of a run: what `train --output` made.")]
-Artefact = Annotated[
+Artifact = Annotated[
     Path | None,
-    typer.Option("--artefact", help="Take what `mtlrec export` made, in place of a run.", show_default=False),
+    typer.Option("--artifact", help="Take what `mtlrec export` made, in place of a run.", show_default=False),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")]
 Which = Annotated[str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")]
@@ -45,7 +45,7 @@ class CalibrationMethod(StrEnum):
 
 def evaluate(
     run: RunOrNone = None,
-    artefact: Artefact = None,
+    artifact: Artifact = None,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
     calibrate: Annotated[
         CalibrationMethod | None,
@@ -71,7 +71,7 @@ def evaluate(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint of a run, or an artefact; the number of ranks need not be that of the training."""
+    """Evaluate a checkpoint of a run, or an artifact; the number of ranks need not be that of the training."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.evaluation.evaluate import evaluate as evaluate_model
     from mtlrec.metrics.calibration import Calibration
@@ -80,9 +80,9 @@ def evaluate(
 
     check_split(split)
     asked = {"calibrate": calibrate, "rank_metric": rank_metric, "relevance": relevance, "exponents": exponents}
-    cli_serve.check_run_or_artefact(run, artefact, **asked, checkpoint=checkpoint_ != LAST)
-    if artefact is not None:
-        report({split: cli_serve.evaluate_artefact(artefact, split, set_ or [])}, as_json, f", {artefact}")
+    cli_serve.check_run_or_artifact(run, artifact, **asked, checkpoint=checkpoint_ != LAST)
+    if artifact is not None:
+        report({split: cli_serve.evaluate_artifact(artifact, split, set_ or [])}, as_json, f", {artifact}")
         return
     assert run is not None
     job = job_of(run, set_ or [])
@@ -118,7 +118,7 @@ def predict(
         Path, typer.Option("--output", "-o", help="The Parquet file to write; a folder on several ranks.")
     ],
     run: RunOrNone = None,
-    artefact: Artefact = None,
+    artifact: Artifact = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave aside what `evaluate --calibrate` has fitted.")] = False,
     exponents: Annotated[
         str,
@@ -132,18 +132,18 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Score rows: the input's columns (or data.keys), one pred_TASK column per task, fused_score where there is one; by
-    an artefact also `error`, which says why a row has no scores, where a run goes by data.on_error."""
+    an artifact also `error`, which says why a row has no scores, where a run goes by data.on_error."""
     from mtlrec.distributed.process_group import on_first_rank, process_group
     from mtlrec.evaluation.predict import predict as predict_rows
     from mtlrec.metrics.calibration import Calibration
     from mtlrec.metrics.fused_score import FusedScore, exponents_of
     from mtlrec.training.sharded import load_run
 
-    cli_serve.check_run_or_artefact(
-        run, artefact, raw=raw, exponents=exponents, checkpoint=checkpoint_ != LAST, set=set_
+    cli_serve.check_run_or_artifact(
+        run, artifact, raw=raw, exponents=exponents, checkpoint=checkpoint_ != LAST, set=set_
     )
-    if artefact is not None:
-        cli_serve.predict_with_artefact(artefact, source, output, as_json)
+    if artifact is not None:
+        cli_serve.predict_with_artifact(artifact, source, output, as_json)
         return
     assert run is not None
     job = job_of(run, set_ or [])

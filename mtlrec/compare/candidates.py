@@ -13,6 +13,7 @@ from mtlrec.compare.capacity import Capacity, Measure, capacity_of, matched
 from mtlrec.config import JobConfig
 from mtlrec.config.loss import Weighting
 from mtlrec.config.model import Fusion, Heads
+from mtlrec.errors import ConfigError
 
 BASELINE = "single_task"
 """Shares the tables and nothing else: what the others gain is what sharing gives."""
@@ -62,7 +63,7 @@ def contenders(
     ):
         for kind in named:
             if kind not in known:
-                raise ValueError(f"--{option} {kind}: unknown; kinds are {', '.join(known)}")
+                raise ConfigError(f"--{option} {kind}: unknown; kinds are {', '.join(known)}")
     found = []
     for fusion, head, weighting in itertools.product(*(dict.fromkeys(k) for k in (fusions, heads, weightings))):
         name = "+".join([fusion, *([head] if len(heads) > 1 else []), *([weighting] if len(weightings) > 1 else [])])
@@ -74,7 +75,7 @@ def contenders(
             )
             other = _with(own, fusion=_like(Fusion, job.model.fusion, fusion))
         except ValidationError as error:
-            raise ValueError(f"{name}: {error.errors()[0]['msg']}") from None
+            raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
         size = capacity_of(other)
         if match is not None:
             other, size = matched(own, other.model.fusion, capacity_of(own), match)

@@ -17,6 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from mtlrec.bench.random_batches import random_batches
 from mtlrec.config import JobConfig
 from mtlrec.config.model import Fusion
+from mtlrec.errors import ConfigError
 from mtlrec.models.build import build_model
 from mtlrec.models.multitask import OverArch
 
@@ -81,7 +82,7 @@ def matched(job: JobConfig, fusion: Fusion, target: Capacity, by: Measure) -> tu
     best = min(found, key=lambda one: abs(getattr(one[1], by) - wanted))
     reached = getattr(best[1], by)
     if abs(reached - wanted) > NEAR * wanted:
-        raise ValueError(
+        raise ConfigError(
             f"{fusion.kind}: no widths give {wanted:,} {by} behind the tables, the nearest have {reached:,}; "
             "compare at another size (expert_hidden of the job), or without matching"
         )

@@ -14,6 +14,7 @@ from mtlrec.compare.candidates import BASELINE, Contender
 from mtlrec.compare.differences import Gain, Verdict, gain, judge
 from mtlrec.compare.trials import Cell, Cells, Metrics, Result
 from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.errors import ConfigError
 
 HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": False, "mse": False, "mae": False}
 
@@ -172,7 +173,7 @@ def compare(
 
     def ended(cell: Cell, result: Result, kept: bool) -> None:
         if result.diverged:
-            raise ValueError(f"{cell}: {result.diverged}; give lower factors (--learning-rates)")
+            raise ConfigError(f"{cell}: {result.diverged}; give lower factors (--learning-rates)")
         results[cell.contender][cell.seed] = result
         watcher.ended(cell, result, kept)
 
@@ -195,7 +196,7 @@ def choose(contender: str, results: Mapping[float, Sequence[Result]], metric: st
     usable = {factor: of for factor, of in usable.items() if not any(map(has_dead_task, of))} or usable
     if not usable:
         last = next(result for result in next(iter(results.values())) if result.diverged)
-        raise ValueError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
+        raise ConfigError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
     metrics = next(iter(usable.values()))[0].metrics
     tasks = [task for task in metrics["valid"] if task not in few_positives(metrics["test"])]
     scores = [[_mean_score(of, task, metric) for of in usable.values()] for task in tasks]

@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from mtlrec.compare.candidates import Contender
+from mtlrec.errors import ConfigError, TrialFailed
 
 Metrics = dict[str, dict[str, float]]
 """By task, by metric."""
@@ -61,10 +62,6 @@ class Result:
     diverged: str | None = None
 
 
-class CellFailed(RuntimeError):
-    """A training ended otherwise than by its end or by diverging."""
-
-
 class Cells:
     """The trainings of one comparison; a context manager, within which its folder is this process's alone.
 
@@ -85,18 +82,17 @@ class Cells:
         for one in self.contenders.values():
             path, text = self._job(one.name), yaml.safe_dump(one.job.dump(), sort_keys=False)
             if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise ValueError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
+                raise ConfigError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
             path.write_text(text, encoding="utf-8")
 
     def __enter__(self) -> Self:
-        """Raises CellFailed where another process has the folder, were it a training that one left behind: they inherit
-        the lock."""
+        """Take the folder. Raises TrialFailed if another process holds it, or a training that such a process left."""
         self._lock = (self.folder / ".lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise CellFailed(
+            raise TrialFailed(
                 f"--output {self.folder}: in use by another comparison, or by a training that one left behind; wait "
                 "for it, or end it"
             ) from None
@@ -119,7 +115,7 @@ class Cells:
     def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result, bool], None]) -> None:
         """Trains those that are not finished; `ended` is called for every cell, and told whether it was so before.
 
-        Raises CellFailed where a training does not end as it should; the others are stopped, and a later call goes on.
+        Raises TrialFailed where a training does not end as it should; the others are stopped, and a later call goes on.
         """
         missing = []
         for cell in cells:
@@ -176,7 +172,7 @@ class Cells:
             last = next((line for line in reversed(said) if line.strip()), "it said nothing")
             if "is not finite" in last:
                 return Result({}, 0.0, diverged=last)
-            raise CellFailed(f"{cell}: ended with status {status}: {last} ({run / 'train.log'})")
+            raise TrialFailed(f"{cell}: ended with status {status}: {last} ({run / 'train.log'})")
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         rates = [one["samples_per_s"] for one in records if one["kind"] == "train" and "samples_per_s" in one]
         metrics = {

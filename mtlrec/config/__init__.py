@@ -1,6 +1,5 @@
 """What a job may say. `file.py` reads it, `errors.py` words its mistakes, a file for every section beside them."""
 
-from mtlrec.config.base import LocatedError
 from mtlrec.config.data import (
     DataConfig,
     DenseFeature,
@@ -53,6 +52,7 @@ from mtlrec.config.training import (
     TableConstraint,
     TrainConfig,
 )
+from mtlrec.errors import LocatedError
 
 __all__ = [
     "METRIC_DIRECTIONS",

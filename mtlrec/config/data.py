@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
-from mtlrec.config.base import LocatedError, Name, Positive, Strict, without_secrets
+from mtlrec.config.base import Name, Positive, Strict, without_secrets
+from mtlrec.errors import LocatedError
 
 Column = Annotated[str, StringConstraints(min_length=1)]
 DenseStep = Literal["none", "clip", "log1p", "standardise"]

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mtlrec.config.base import LocatedError
-from mtlrec.config.errors import ConfigError, describe, is_kind, line_of, models_at
+from mtlrec.config.explain import describe, is_kind, line_of, models_at
 from mtlrec.config.job import STATISTICS_TO_COME, JobConfig
 from mtlrec.config.statistics import fill_in
+from mtlrec.errors import ConfigError, LocatedError
 
 
 def recipes() -> list[str]:

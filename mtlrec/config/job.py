@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from mtlrec.config.base import LocatedError, Name, Strict, listed
+from mtlrec.config.base import Name, Strict, listed
 from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
 from mtlrec.config.loss import DecayWeighting, LossConfig
 from mtlrec.config.model import (
@@ -26,6 +26,7 @@ from mtlrec.config.model import (
 )
 from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
+from mtlrec.errors import LocatedError
 
 STATISTICS_TO_COME = "statistics_to_come"
 """In the context of a validation: the job may leave open what `mtlrec prepare stats` is about to find out."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mtlrec.config.base import LocatedError, Positive, Strict
+from mtlrec.config.base import Positive, Strict
+from mtlrec.errors import LocatedError
 
 
 class DenseStatistics(Strict):

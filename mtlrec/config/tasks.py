@@ -8,7 +8,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from mtlrec.config import expression
-from mtlrec.config.base import LocatedError, Name, NonNegative, Positive, Strict, listed
+from mtlrec.config.base import Name, NonNegative, Positive, Strict, listed
+from mtlrec.errors import LocatedError
 
 ColumnRule = Literal["flag", "non_negative", "number"]
 """What a label column may hold, beside null: 0 and 1, a number that is not negative, any number."""

@@ -14,12 +14,12 @@ from mtlrec.config import DataConfig
 from mtlrec.data.batches import Batches
 from mtlrec.data.block import Block
 from mtlrec.data.collate import Cut, collate, cut
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.faults import Skipped
 from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
 from mtlrec.data.sources.dataset import Dataset
 from mtlrec.data.sources.parquet import RowGroupReader, Rows
+from mtlrec.errors import DataError
 
 
 class Loader:

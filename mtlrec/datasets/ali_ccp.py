@@ -37,6 +37,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from mtlrec.datasets import streaming, writing
+from mtlrec.errors import DataError
 
 PAGE = "https://tianchi.aliyun.com/dataset/408"
 USER = ["f101", "f121", "f122", "f124", "f125", "f126", "f127", "f128", "f129"]
@@ -88,7 +89,7 @@ def prepare(
     """
     for name, value in (("min_count", min_count), ("history", history)):
         if value < 1:
-            raise ValueError(f"{name}: {value} is not positive; 1 is the least")
+            raise DataError(f"{name}: {value} is not positive; 1 is the least")
     remedy = f"the publisher's four files are at {PAGE}"
     files = {
         (kind, half): streaming.find(Path(source), f"{kind}_{half}.csv", remedy)
@@ -109,7 +110,7 @@ def prepare(
         rows = halves["train"].rows
         if rows < 10:
             name = files["sample_skeleton", "train"].name
-            raise ValueError(f"source: {name} has {rows} rows; at least 10 are needed for train and valid")
+            raise DataError(f"source: {name} has {rows} rows; at least 10 are needed for train and valid")
         train_rows = rows - rows // 10
         vocabularies = halves["train"].vocabularies(train_rows, min_count)
         zeros = {split: dict.fromkeys(["f101", "f205"], 0) for split in ("valid", "test")}

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtlrec.datasets import streaming, writing
+from mtlrec.errors import DataError
 
 PAGE = "https://tianchi.aliyun.com/dataset/74690"
 LIBRARY = "https://github.com/easezyc/Multitask-Recommendation-Library"
@@ -60,7 +61,7 @@ def prepare(
     paths = {half: streaming.find(Path(source), f"{half}.csv", remedy) for half in ("train", "test")}
     rows = streaming.count_rows(paths["train"]) - 1
     if rows < 10:
-        raise ValueError(f"source: {paths['train'].name} has {rows} rows; at least 10 are needed for train and valid")
+        raise DataError(f"source: {paths['train'].name} has {rows} rows; at least 10 are needed for train and valid")
     ends = {"train": {"train": rows - rows // 10, "valid": rows}, "test": {"test": streaming.count_rows(paths["test"])}}
 
     largest = dict.fromkeys(SPARSE, 0)

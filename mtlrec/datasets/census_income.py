@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from mtlrec.datasets import writing
+from mtlrec.errors import DataError
 
 URL = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip"
 # The order of census-income.names; the files carry no header.
@@ -141,7 +142,7 @@ def _read(name: str, content: bytes) -> pa.Table:
         )
     except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
         message = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: not UCI's Census-Income format ({message}); give the publisher's file") from error
+        raise DataError(f"{name}: not UCI's Census-Income format ({message}); give the publisher's file") from error
     strip = [c for c in COLUMNS if table.schema.field(c).type == pa.string()]
     for column in strip:
         table = table.set_column(table.column_names.index(column), column, pc.utf8_trim_whitespace(table[column]))
@@ -149,7 +150,7 @@ def _read(name: str, content: bytes) -> pa.Table:
     known = pc.is_in(income, pa.array(["50000+.", "- 50000."])).to_numpy()
     if not known.all():
         row = int(np.argmin(known))
-        raise ValueError(
+        raise DataError(
             f"{name}: row {row + 1}, income_50k: {income[row].as_py()!r} is neither '50000+.' nor '- 50000.'; "
             "give the publisher's file"
         )
@@ -165,7 +166,7 @@ def _find(source: Path) -> list[Path]:
         candidates = [source / f"census-income.{half}{suffix}" for suffix in ("", ".gz")]
         found += [path for path in candidates if path.is_file()][:1]
     if not found:
-        raise ValueError(
+        raise DataError(
             f"source: no census-income.data[.gz] or census-income.test[.gz] at {source}; get them from {URL}"
         )
     return found
@@ -177,7 +178,7 @@ def _download() -> dict[str, bytes]:
         with urllib.request.urlopen(URL, timeout=60) as response:
             archive = response.read()
     except (urllib.error.URLError, OSError) as error:
-        raise ValueError(
+        raise DataError(
             f"source: {URL} cannot be downloaded ({error}); unpack it by hand and name its folder with --source"
         ) from error
     return _unpack(archive)
@@ -198,13 +199,11 @@ def _unpack(archive: bytes) -> dict[str, bytes]:
                 elif not name.endswith("/"):
                     members[Path(name).name] = outer.read(name)
     except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
-        raise ValueError(
-            f"{URL} is no archive ({error}); fetch it by hand and name its folder with --source"
-        ) from error
+        raise DataError(f"{URL} is no archive ({error}); fetch it by hand and name its folder with --source") from error
     halves = [f"census-income.{half}{suffix}" for half in ("data", "test") for suffix in ("", ".gz")]
     found = {name.removesuffix(".gz"): members[name] for name in reversed(halves) if name in members}
     if len(found) < 2:
-        raise ValueError(
+        raise DataError(
             f"{URL} holds no census-income.data and .test; fetch them by hand and name their folder with --source"
         )
     return {name: found[name] for name in ("census-income.data", "census-income.test")}

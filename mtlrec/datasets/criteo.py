@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtlrec.datasets import streaming, writing
+from mtlrec.errors import DataError
 
 PAGE = "https://ailab.criteo.com/ressources/"
 DENSE = [f"I{i}" for i in range(1, 14)]
@@ -70,7 +71,7 @@ def prepare(
         split, ends = "all days but the last, its halves", {"valid": rows // 2}
     ends["test"] = rows
     if min(np.diff([0, *ends.values()])) < 1:
-        raise ValueError(f"source: {paths[-1].name} has {rows} rows; at least 14 are needed for the three splits")
+        raise DataError(f"source: {paths[-1].name} has {rows} rows; at least 14 are needed for the three splits")
 
     with streaming.SplitWriter(
         out, labels=["click"], dense=DENSE, row_group_rows=row_group_rows, progress=progress
@@ -127,7 +128,7 @@ def _find(source: Path) -> list[Path]:
     days = {int(match[1]) for path in found if (match := re.fullmatch(r"day_(\d+)(\.gz)?", path.name))}
     remedy = f"name one of Criteo's files or a folder of them; they are at {PAGE}"
     if len(days) == 1:
-        raise ValueError(f"source: {source} has a single day file; name the file itself to split it by its rows")
+        raise DataError(f"source: {source} has a single day file; name the file itself to split it by its rows")
     if days:
         return [streaming.find(source, f"day_{day}", remedy) for day in sorted(days)]
     return [streaming.find(source, "train.txt", remedy)]

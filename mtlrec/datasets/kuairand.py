@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from mtlrec.datasets import writing
+from mtlrec.errors import DataError
 
 PAGE = "https://zenodo.org/records/10439422"
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -68,22 +69,22 @@ def prepare(source: Path | None, out: Path, history: int = 50, min_video_rows: i
     Source: Gao et al., KuaiRand, CIKM 2022, doi:10.1145/3511808.3557624; CC BY-SA 4.0.
     """
     if min_video_rows < 1:
-        raise ValueError(
+        raise DataError(
             f"min_video_rows: {min_video_rows} is not positive; 1 gives every video of the train split an id"
         )
     if history < 1:
-        raise ValueError(f"history: {history} is not positive; give the largest length of recent_videos, e.g. 50")
+        raise DataError(f"history: {history} is not positive; give the largest length of recent_videos, e.g. 50")
     paths = _find(source)
     log = pa.concat_tables([_read(path) for path in paths])
     if log.num_rows < 10:
-        raise ValueError(f"source: {source} has {log.num_rows} rows; at least 10 are needed for the three splits")
+        raise DataError(f"source: {source} has {log.num_rows} rows; at least 10 are needed for the three splits")
     return _write(log.sort_by("time_ms"), out, history, min_video_rows, [path.name for path in paths])
 
 
 def _write(log: pa.Table, out: Path, history: int, min_video_rows: int, sources: list[str]) -> writing.Schema:
     cuts = _time_cuts(log["time_ms"].to_numpy())
     if not 0 < cuts[0] < cuts[1]:
-        raise ValueError("time_ms: too few different times to split by time; give a log with more than one page")
+        raise DataError("time_ms: too few different times to split by time; give a log with more than one page")
     train = log.slice(0, cuts[0])
     vocabularies = {
         "user_id": writing.vocabulary(train["user_id"]),
@@ -227,7 +228,7 @@ def _first_times(splits: dict[str, pa.Table]) -> dict[str, str]:
 
 def _find(source: Path | None) -> list[Path]:
     if source is None:
-        raise ValueError(
+        raise DataError(
             f"source: KuaiRand is not downloaded here; get an archive from {PAGE}, unpack it and name it with --source"
         )
     source = Path(source)
@@ -235,7 +236,7 @@ def _find(source: Path | None) -> list[Path]:
         return [source]
     found = sorted(path for end in ("tsv", "tsv.gz", "csv", "csv.gz") for path in source.glob(f"*.{end}"))
     if not found:
-        raise ValueError(f"source: no .tsv, .tsv.gz, .csv or .csv.gz at {source}; KuaiRand is at {PAGE}")
+        raise DataError(f"source: no .tsv, .tsv.gz, .csv or .csv.gz at {source}; KuaiRand is at {PAGE}")
     return found
 
 
@@ -250,7 +251,7 @@ def _read(path: Path) -> pa.Table:
         wanted = [*OTHER_COLUMNS, *[like if c == "label" else c for c in LABELS.values()]]
         absent = [name for name in wanted if name not in names]
         if absent:
-            raise ValueError(
+            raise DataError(
                 f"{path.name}: no column {absent[0]!r} in its first line; give a log of KuaiRand's, with header"
             )
         table = pa_csv.read_csv(
@@ -262,17 +263,17 @@ def _read(path: Path) -> pa.Table:
         )
     except (pa.ArrowInvalid, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         message = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path.name}: cannot be read as a log of KuaiRand's ({message})") from error
+        raise DataError(f"{path.name}: cannot be read as a log of KuaiRand's ({message})") from error
     table = table.rename_columns([*OTHER_COLUMNS, *LABELS.values()])
     clock = table["hourmin"].to_numpy()
     wrong = np.flatnonzero((clock < 0) | (clock >= 2400))
     if len(wrong):
-        raise ValueError(f"{path.name}: row {wrong[0] + 2}, hourmin: {clock[wrong[0]]} is no time of day; drop the row")
+        raise DataError(f"{path.name}: row {wrong[0] + 2}, hourmin: {clock[wrong[0]]} is no time of day; drop the row")
     for label, column in LABELS.items():
         values = table[column].to_numpy()
         wrong = np.flatnonzero((values != 0) & (values != 1))
         if len(wrong):
-            raise ValueError(
+            raise DataError(
                 f"{path.name}: row {wrong[0] + 2}, {label}: {values[wrong[0]]} is neither 0 nor 1; drop the row"
             )
     return table

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtlrec.errors import ConfigError
+
 SEGMENTS, CATEGORIES, DEVICES, TASTES, HOURS = 12, 20, 4, 6, 24
 SPAN_S = 14 * 24 * 3600  # the feed covers two weeks, however many rows it has
 TASKS = ("click", "long_view", "like", "share")
@@ -204,7 +206,7 @@ class World:
             if task in rates:
                 if not 0 < rates[task] < above.mean():
                     most = above.mean()
-                    raise ValueError(
+                    raise ConfigError(
                         f"rates: {task} = {rates[task]:g} is out of reach; it lies between 0 and {most:.3g}"
                     )
                 low, high = -40.0, 40.0

@@ -18,6 +18,7 @@ import pyarrow.csv as pa_csv
 
 from mtlrec.config.moments import Moments
 from mtlrec.datasets import writing
+from mtlrec.errors import DataError
 
 Progress = Callable[[str, int], None]
 """Takes what is being read or written, and the rows of it so far."""
@@ -37,7 +38,7 @@ def find(folder: Path, name: str, remedy: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise ValueError(f"source: no {name} or {name}.gz at {folder}; {remedy}")
+    raise DataError(f"source: no {name} or {name}.gz at {folder}; {remedy}")
 
 
 def count_rows(path: Path) -> int:
@@ -113,7 +114,7 @@ class Csv:
         names = first.decode("utf-8", "replace").rstrip("\r").split(self.delimiter)
         absent = [name for name in self.columns if name not in names]
         if absent:
-            raise ValueError(f"{self.path.name}: no column {absent[0]!r} in its first line; {GIVE_IT_AS_IT_IS}")
+            raise DataError(f"{self.path.name}: no column {absent[0]!r} in its first line; {GIVE_IT_AS_IT_IS}")
         return names
 
     def _read(self, names: list[str], use_threads: bool) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -182,7 +183,7 @@ class SplitWriter:
         progress: Progress = unseen,
     ) -> None:
         if row_group_rows < 1:
-            raise ValueError(f"row_group_rows: {row_group_rows} is not positive; {ROW_GROUP_ROWS} is usual")
+            raise DataError(f"row_group_rows: {row_group_rows} is not positive; {ROW_GROUP_ROWS} is usual")
         writing.prepare_folder(out)
         self.out, self.row_group_rows, self.progress = out, row_group_rows, progress
         self.rows = dict.fromkeys(writing.SPLITS, 0)

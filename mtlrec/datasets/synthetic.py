@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from mtlrec.datasets import planted, writing
 from mtlrec.datasets.planted import TASKS, World
+from mtlrec.errors import ConfigError
 
 CHUNK_ROWS = 131_072
 ROW_GROUP_ROWS = 32_768
@@ -66,7 +67,7 @@ def feed(
     _check(rows, users, items, seed, correlation, rows_per_file, splits, history)
     unknown = sorted(set(rates or {}) - set(TASKS))
     if unknown:
-        raise ValueError(f"rates: {unknown[0]} is no task of the feed; tasks are {', '.join(TASKS)}")
+        raise ConfigError(f"rates: {unknown[0]} is no task of the feed; tasks are {', '.join(TASKS)}")
     world = World(users, items, seed, correlation, rates)
     writing.prepare_folder(out)
     ends = [round(rows * splits[0]), round(rows * (splits[0] + splits[1])), rows]
@@ -247,10 +248,10 @@ def _check(
     least |= {"seed": (seed, 0), "rows_per_file": (rows_per_file, 1), "history": (history, 1)}
     for name, (value, smallest) in least.items():
         if value < smallest:
-            raise ValueError(f"{name}: {value} is too small; give {smallest} or more")
+            raise ConfigError(f"{name}: {value} is too small; give {smallest} or more")
     if not -1.0 <= correlation <= 1.0:
-        raise ValueError(f"correlation: {correlation} is outside [-1, 1]; 0.5 is the default")
+        raise ConfigError(f"correlation: {correlation} is outside [-1, 1]; 0.5 is the default")
     if len(splits) != 3 or not min(splits) >= 0 or not abs(sum(splits) - 1) <= 1e-6 or splits[0] * rows < 1:
-        raise ValueError(
+        raise ConfigError(
             f"splits: {splits} are not three shares that sum to 1, with rows to train; give e.g. (0.8, 0.1, 0.1)"
         )

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mtlrec.errors import ConfigError
+
 SPLITS = ("train", "valid", "test")
 # Small enough that a small data set still has several row groups to hand out to ranks and readers.
 ROW_GROUP_ROWS = 8192
@@ -40,11 +42,11 @@ def prepare_folder(out: Path) -> None:
         ValueError: `out` is a file, or holds Parquet files without a schema.json beside them.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"out: {out} is a file; name a folder to write the data set to")
+        raise ConfigError(f"out: {out} is a file; name a folder to write the data set to")
     schema_path = out / "schema.json"
     existing = [path for split in SPLITS for path in sorted((out / split).glob("*.parquet"))]
     if existing and not schema_path.exists():
-        raise ValueError(
+        raise ConfigError(
             f"out: {out} holds {existing[0].relative_to(out)} but no schema.json, so it is not (or not completely) "
             "ours; choose an empty folder or delete it"
         )

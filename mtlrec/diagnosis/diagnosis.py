@@ -86,7 +86,7 @@ def diagnose_run(
 ) -> Diagnosis:
     """Collective. Looks at a split's rows, or its first batches; the model is left as it was, its tables too.
 
-    `slice_by` is a column that the loader keeps. Raises NonFinite where the model's output is, naming the files.
+    `slice_by` is a column that the loader keeps. Raises NonFiniteError where the model's output is, naming the files.
     """
     steps = loader.steps_per_epoch if most_batches is None else min(most_batches, loader.steps_per_epoch)
     slices = SliceRows(slice_by, job) if slice_by is not None else None

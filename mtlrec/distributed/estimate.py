@@ -19,6 +19,7 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption, Sta
 from mtlrec.config import JobConfig
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.sharding import GIB, planned
+from mtlrec.errors import ConfigError
 
 PHASES = ("input_dist_comms", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "prefetch_compute")
 
@@ -111,7 +112,7 @@ def estimate(
     try:
         plan = planned(module, job, topology, stats=seen)
     except (PlannerError, RuntimeError) as error:
-        raise ValueError(_what_does_not_fit(job, nodes * per_node, device, hbm_gb, ddr_gb, error)) from None
+        raise ConfigError(_what_does_not_fit(job, nodes * per_node, device, hbm_gb, ddr_gb, error)) from None
     return Estimate(
         tables=sorted(map(_table, seen.options), key=lambda one: -(one.hbm_gb + one.ddr_gb)),
         ranks=_loads(seen.options, nodes * per_node),

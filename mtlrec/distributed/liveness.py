@@ -22,14 +22,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mtlrec.errors import RankMissing
+
 PACKAGE = str(Path(__file__).parents[1])
 TIMED_OUT = "(?i)timed out waiting|wait timeout|(connect|application) timeout"  # gloo, where some rank did not come
 BEAT_S = 2.0
 NO_STORE = "the store that the ranks share, rank 0's or torchrun's, does not answer"
-
-
-class RankMissing(RuntimeError):
-    """A collective took longer than `train.timeout_s`; the message tells where every rank stood."""
 
 
 class Liveness(AbstractContextManager["Liveness"]):

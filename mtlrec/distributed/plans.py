@@ -22,6 +22,7 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.training import Kernel, LoadFactor
 from mtlrec.config.training import ShardingType as ShardingKind
+from mtlrec.errors import ConfigError
 
 
 class PlannedShard(Strict):
@@ -105,26 +106,26 @@ class Plan(Strict):
         try:
             plan = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"sharding.plan: {path}: {error.strerror}") from None
+            raise ConfigError(f"sharding.plan: {path}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"sharding.plan: {path}: not a plan (not UTF-8)") from None
+            raise ConfigError(f"sharding.plan: {path}: not a plan (not UTF-8)") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"sharding.plan: {path}: not a plan ({where}: {first['msg']})") from None
+            raise ConfigError(f"sharding.plan: {path}: not a plan ({where}: {first['msg']})") from None
         if plan.world_size != world_size:
-            raise ValueError(
+            raise ConfigError(
                 f"sharding.plan: {path} is for {plan.world_size} ranks, the job has {world_size}; make one for these "
                 "with `mtlrec plan --output`, or do without: --set sharding.plan=null"
             )
         if plan.tables.keys() != job.tables.keys():
             odd = ", ".join(sorted(plan.tables.keys() ^ job.tables.keys()))
-            raise ValueError(f"sharding.plan: {path} is of other tables than the job's: {odd}")
+            raise ConfigError(f"sharding.plan: {path} is of other tables than the job's: {odd}")
         for name, table in plan.tables.items():
             try:
                 table.check(job.tables[name].rows, job.tables[name].dim, world_size)
             except ValueError as error:
-                raise ValueError(f"sharding.plan: {path}: {name}: {error}") from None
+                raise ConfigError(f"sharding.plan: {path}: {name}: {error}") from None
         return plan
 
     def dump(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ launch components set it) has torchrun make a new store for every attempt.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ import torch.distributed as dist
 
 from mtlrec.distributed.allocator import keep_freed_memory
 from mtlrec.distributed.liveness import Liveness
+from mtlrec.errors import ConfigError, PeerEnded
 
 T = TypeVar("T")
+PEER_IS_GONE = "(?i)connection closed by peer|connection reset by peer|broken pipe"
+"""What gloo says of a rank that has ended."""
 START_S = 600
 """How long ranks wait for one another at the start."""
 
@@ -46,7 +50,7 @@ class Ranks:
 def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]:
     """Joins the job's processes (torchrun's environment; alone without it) and leaves them on every path.
 
-    Raises RankMissing where a collective took longer than `timeout_s`.
+    Raises RankMissing where a collective took longer than `timeout_s`, PeerEnded where another rank went away.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -67,6 +71,10 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
     with Liveness(store, rank, world_size, timeout_s) as liveness:
         try:
             yield Ranks(rank, world_size, local_world_size, chosen, store, liveness)
+        except RuntimeError as error:
+            if world_size > 1 and re.search(PEER_IS_GONE, str(error)):
+                raise PeerEnded("another rank has ended; its own message says why") from error
+            raise
         finally:
             dist.destroy_process_group()
 
@@ -104,7 +112,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("train.device is cuda, but torch sees no CUDA device; set train.device=cpu")
+        raise ConfigError("train.device is cuda, but torch sees no CUDA device; set train.device=cpu")
     return torch.device("cuda", local_rank)
 
 

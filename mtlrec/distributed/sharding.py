@@ -20,6 +20,7 @@ from mtlrec.config import JobConfig, TableConstraint
 from mtlrec.distributed.halved_lookup import halved_lookups
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.errors import ConfigError
 
 GIB = 1024**3
 BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
@@ -45,7 +46,7 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         for name, table in plan.tables.items():
             reason = _refused(job, name, size, ranks.device.type).get(table.sharding_type)
             if reason is not None:
-                raise ValueError(f"sharding.plan: {path}: {name}: {reason}")
+                raise ConfigError(f"sharding.plan: {path}: {name}: {reason}")
         (sharder,) = sharders(job, ranks.device)
         return plan.of_module(module, sharder, ranks.device.type, ranks.local_world_size)
     topology = Topology(
@@ -61,7 +62,7 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
             return planned(module, job, topology)
         except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
             reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
+            raise ConfigError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
 
     return on_first_rank(ranks, made)
 
@@ -166,7 +167,7 @@ def _types(job: JobConfig, table: str, world_size: int, device: str, by_default:
     types = by_default or TableSharder().sharding_types(device) if wanted is None else list(wanted.types)
     left = [kind for kind in types if kind not in refused]
     if not left:
-        raise ValueError(f"sharding.constraints.{table}: {refused[types[0]]}")
+        raise ConfigError(f"sharding.constraints.{table}: {refused[types[0]]}")
     return left
 
 

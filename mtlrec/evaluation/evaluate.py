@@ -10,6 +10,7 @@ from torch import nn
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.errors import ConfigError, NonFiniteError
 from mtlrec.metrics.calibration import Calibration, Method, fit
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
@@ -33,7 +34,7 @@ def evaluate(
         progress: what to call this on the screen; nothing is shown without it
         after_batch: is given what the model made of each batch; may raise, to end the evaluation
 
-    Raises NonFinite where the model's output is, naming the batch's files.
+    Raises NonFiniteError where the model's output is, naming the batch's files.
     """
     metrics = TaskMetrics.of(job, ranks.device)
     was_training = model.training
@@ -57,13 +58,9 @@ def fit_calibration(metrics: TaskMetrics, method: Method) -> Calibration:
     maps = {name: fit(method, tally.histogram_of_rows()) for name, tally in tallies.items()}
     fitted = {name: one for name, one in maps.items() if one is not None}
     if not fitted:
-        raise ValueError("--calibrate: no binary task has rows of both labels in the valid split; nothing was stored")
+        raise ConfigError("--calibrate: no binary task has rows of both labels in the valid split; nothing was stored")
     rows = max(int(tallies[name].totals[0].item()) for name in fitted)
     return Calibration(method=method, rows=rows, maps=fitted)
-
-
-class NonFinite(RuntimeError):
-    """A loss or an output became NaN or infinite; the message names the tasks and the files."""
 
 
 def check_finite(values: torch.Tensor, job: JobConfig, origin: str) -> None:
@@ -71,4 +68,4 @@ def check_finite(values: torch.Tensor, job: JobConfig, origin: str) -> None:
     fine = torch.isfinite(values).all(dim=0).tolist()
     if not all(fine):
         tasks = ", ".join(task.name for task, finite in zip(job.tasks, fine, strict=True) if not finite)
-        raise NonFinite(f"the model's output for {tasks} is not finite; rows from {origin}")
+        raise NonFiniteError(f"the model's output for {tasks} is not finite; rows from {origin}")

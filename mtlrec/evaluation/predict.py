@@ -15,12 +15,12 @@ from torch import Tensor
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
 from mtlrec.data.sources.dataset import Dataset, common_schema, list_row_groups, read_schema
 from mtlrec.data.sources.files import split_root, store_of
 from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.errors import DataError
 from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.binary import logit_of

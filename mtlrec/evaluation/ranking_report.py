@@ -12,6 +12,7 @@ import numpy as np
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.errors import ConfigError
 from mtlrec.evaluation.evaluate import evaluate
 from mtlrec.metrics.fused_score import FusedScore, as_array, may_be_scored, named, search
 from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
@@ -79,7 +80,7 @@ def ranked_rows(
     metrics = evaluate(model.module, loader, job, ranks, progress, after_batch=rows.update)
     users, logs = rows.compute()
     if not users.users:
-        raise ValueError(
+        raise ConfigError(
             f"--rank-metric: in this split no group of {job.metrics.group_by} has rows of different worth, so that any "
             f"order is as good; see --relevance and metrics.group_by ({progress})"
         )

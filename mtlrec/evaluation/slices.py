@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from mtlrec.config import JobConfig
 from mtlrec.data.sources.dataset import Reader, list_row_groups, plain
+from mtlrec.errors import ConfigError
 from mtlrec.metrics.grouped_auc import auc_of_groups, rows_of_all_ranks
 from mtlrec.models.train_module import StepOutput
 
@@ -106,7 +107,7 @@ def check_column(job: JobConfig, split: str, column: str) -> None:
     """Raises DataError, naming file and column, where a split's files have no such column to slice by, and ValueError
     where no task is binary."""
     if not any(task.is_binary for task in job.tasks):
-        raise ValueError(f"--slice {column}: shows the AUC of binary tasks, and the job has none")
+        raise ConfigError(f"--slice {column}: shows the AUC of binary tasks, and the job has none")
     patterns = getattr(job.data, split)
     list_row_groups(job.data.root, patterns, kept_for_slices(column), job.data.on_error, job.data.retries)
 

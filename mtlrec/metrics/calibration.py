@@ -18,8 +18,8 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 from torch import Tensor
 
-from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config.base import Strict
+from mtlrec.errors import CheckpointError
 from mtlrec.metrics.binary import bin_logits
 
 Method = Literal["platt", "isotonic"]

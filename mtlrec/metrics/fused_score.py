@@ -16,10 +16,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
-from mtlrec.evaluation.evaluate import NonFinite
+from mtlrec.errors import CheckpointError, ConfigError, NonFiniteError
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.ranking import PerUser, RankMetric, log_scores
 
@@ -53,10 +52,10 @@ class FusedScore(Strict):
         return self
 
     def of(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
-        """[B] float64, in which many small factors do not vanish. Raises NonFinite where it is too large even so."""
+        """[B] float64, so that many small factors do not vanish. Raises NonFiniteError where it overflows."""
         score = self.product(outputs, job)
         if not torch.isfinite(score).all():
-            raise NonFinite(
+            raise NonFiniteError(
                 f"fused_score: {self} is too large a number; take smaller exponents, in the same proportion"
             )
         return score
@@ -108,7 +107,7 @@ def relevance_of(text: str, job: JobConfig) -> dict[str, float]:
     found = _by_task("--relevance", text, job, default=1.0)
     for name, worth in found.items():
         if worth < 0:
-            raise ValueError(f"--relevance {name}={worth:g}: what an impression is worth is at least 0")
+            raise ConfigError(f"--relevance {name}={worth:g}: what an impression is worth is at least 0")
     return found
 
 
@@ -117,20 +116,20 @@ def _by_task(option: str, text: str, job: JobConfig, default: float = math.nan) 
     for word in filter(None, (word.strip() for word in text.split(","))):
         name, given, number = word.partition("=")
         if name not in [task.name for task in job.tasks]:
-            raise ValueError(f"{option} {word}: no such task; tasks are {', '.join(task.name for task in job.tasks)}")
+            raise ConfigError(f"{option} {word}: no such task; tasks are {', '.join(task.name for task in job.tasks)}")
         if name not in may_be_scored(job):
-            raise ValueError(f"{option} {word}: {name} is a regression, which may be negative; take the others")
+            raise ConfigError(f"{option} {word}: {name} is a regression, which may be negative; take the others")
         if name in found:
-            raise ValueError(f"{option} {word}: {name} is named twice")
+            raise ConfigError(f"{option} {word}: {name} is named twice")
         try:
             value = float(number) if given else default
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ValueError(f"{option} {word}: TASK=NUMBER, as in {name}=0.5")
+            raise ConfigError(f"{option} {word}: TASK=NUMBER, as in {name}=0.5")
         found[name] = value
     if not any(found.values()):
-        raise ValueError(f"{option} {text}: names no task with a number other than 0")
+        raise ConfigError(f"{option} {text}: names no task with a number other than 0")
     return found
 
 

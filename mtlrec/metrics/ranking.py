@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mtlrec.batch import NO_GROUP
 from mtlrec.config import JobConfig
+from mtlrec.errors import ConfigError
 from mtlrec.heads import HeadOutput
 from mtlrec.heads.funnel import Kind
 from mtlrec.metrics.grouped_auc import rows_of_all_ranks
@@ -38,7 +39,7 @@ class RankMetric:
         """Raises ValueError for anything else."""
         found = re.fullmatch(r"(ndcg|hit_rate)@([1-9]\d{0,5})", text)
         if found is None:
-            raise ValueError(f"--rank-metric {text}: ndcg@K or hit_rate@K, as in ndcg@10")
+            raise ConfigError(f"--rank-metric {text}: ndcg@K or hit_rate@K, as in ndcg@10")
         return RankMetric(found[1], int(found[2]))
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mtlrec import config as cfg
+from mtlrec.errors import ConfigError
 from mtlrec.losses import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
 
 SMALLEST_NORM = 1e-8
@@ -45,6 +46,6 @@ def _torchjd_weighting(weighting: cfg.GradientWeighting | cfg.CAGradWeighting) -
             case _:
                 return aggregation.AlignedMTLWeighting()
     except ImportError as error:
-        raise ValueError(
+        raise ConfigError(
             f"loss.weighting.kind = {weighting.kind!r}: {' '.join(str(error).split())}; {REMEDY}"
         ) from None

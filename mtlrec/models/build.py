@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -9,6 +12,7 @@ from mtlrec import config as cfg
 from mtlrec import heads, layers, losses
 from mtlrec.config import JobConfig
 from mtlrec.config.expression import renamed
+from mtlrec.errors import ConfigError, UserError
 from mtlrec.layers.fusion import FusionLayer
 from mtlrec.layers.interaction import Bottom
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
@@ -21,14 +25,18 @@ from mtlrec.models.train_module import TrainModule
 
 def build_model(job: JobConfig, table_device: torch.device | None = None) -> MultiTaskModel:
     """The whole model. By default its tables are on meta, to be made where they are sharded; the rest is real."""
-    bottom = build_bottom(job)
-    fusion = build_fusion(job.model.fusion, bottom.output_dim, len(job.tasks))
+    with config_errors("model.bottom"):
+        bottom = build_bottom(job)
+    with config_errors("model.fusion"):
+        fusion = build_fusion(job.model.fusion, bottom.output_dim, len(job.tasks))
+    with config_errors("model.heads"):
+        tower_heads = build_heads(job, fusion.output_dim)
     over_arch = OverArch(
         pooled=PooledFeatures(job.features.sparse),
         inputs=build_slot_inputs(job, fusion),
         bottom=bottom,
         fusion=fusion,
-        heads=build_heads(job, fusion.output_dim),
+        heads=tower_heads,
     )
     tables = embedding_tables(job.tables, job.features.sparse, table_device or torch.device("meta"))
     return MultiTaskModel(tables, over_arch)
@@ -36,14 +44,26 @@ def build_model(job: JobConfig, table_device: torch.device | None = None) -> Mul
 
 def build_train_module(job: JobConfig, table_device: torch.device | None = None) -> TrainModule:
     model = build_model(job, table_device)
-    loss = MultiTaskLoss(
-        tasks=[build_task_loss(task) for task in job.tasks],
-        spaces=build_spaces(job, conditional=bool(model.over_arch.heads.conditional)),
-        weights=[task.weight for task in job.tasks],
-        balancing=build_balancing(job.loss.weighting, len(job.tasks)),
-        funnel_term=build_funnel_term(job),
-    )
+    with config_errors("tasks"):
+        loss = MultiTaskLoss(
+            tasks=[build_task_loss(task) for task in job.tasks],
+            spaces=build_spaces(job, conditional=bool(model.over_arch.heads.conditional)),
+            weights=[task.weight for task in job.tasks],
+            balancing=build_balancing(job.loss.weighting, len(job.tasks)),
+            funnel_term=build_funnel_term(job),
+        )
     return TrainModule(model, loss)
+
+
+@contextmanager
+def config_errors(key: str) -> Iterator[None]:
+    """Turn a constructor's ValueError into a ConfigError that names the key: layers, heads and losses know no keys."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def build_bottom(job: JobConfig) -> Bottom:

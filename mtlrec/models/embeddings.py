@@ -17,6 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from mtlrec.config import SparseFeature, TableConfig
+from mtlrec.errors import ConfigError
 
 INITIAL_STD = 0.05
 
@@ -30,7 +31,7 @@ def embedding_tables(
     """
     for name in tables:
         if hasattr(nn.ModuleDict(), name):
-            raise ValueError(f"tables.{name}: torch.nn.ModuleDict has an attribute so named; call the table {name}_id")
+            raise ConfigError(f"tables.{name}: torch.nn.ModuleDict has an attribute so named; call the table {name}_id")
     configs = [
         EmbeddingBagConfig(
             name=name,

@@ -1,4 +1,4 @@
-"""From a run to an artefact: gathered, frozen, compiled, held against the checkpoint, and only then given its name."""
+"""From a run to an artifact: gathered, frozen, compiled, held against the checkpoint, and only then given its name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.vocabulary import place_of
 from mtlrec.data.sources.dataset import item_type
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.errors import ArtifactError, ParityError
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import TrainModule
-from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import FrozenTables, Precision
 from mtlrec.serving.manifest import (
     MANIFEST,
@@ -37,7 +37,7 @@ from mtlrec.serving.manifest import (
     input_specs,
     vocabulary_of,
 )
-from mtlrec.serving.parity import Parity, ParityError, compare
+from mtlrec.serving.parity import Parity, compare
 from mtlrec.serving.predictor import Predictor
 from mtlrec.serving.program import PARTS, ServedModule, ServingProgram, compiled, exported, loaded
 from mtlrec.serving.sample import example_of, first_rows, write_sample
@@ -57,7 +57,7 @@ def export(
     most_auc_change: float = 5e-4,
     overwrite: bool = False,
 ) -> Parity:
-    """Writes the artefact of a run's checkpoint to the folder `output`.
+    """Writes the artifact of a run's checkpoint to the folder `output`.
 
     Computes in float32 whatever `train.precision`; quantised are the tables alone. For the ranks' device.
 
@@ -67,11 +67,11 @@ def export(
         split: whose rows are compared; see `parity.py` for the two limits
         overwrite: replace `output`
 
-    Raises ArtefactError for what cannot be exported, ParityError where the artefact is not what the checkpoint is;
+    Raises ArtifactError for what cannot be exported, ParityError where the artifact is not what the checkpoint is;
     neither leaves anything behind.
     """
     if ranks.world_size > 1:
-        raise ArtefactError("export runs on one rank, whatever the number that trained; start it without torchrun")
+        raise ArtifactError("export runs on one rank, whatever the number that trained; start it without torchrun")
     checkpoint = Checkpoints(run, keep_best=job.train.keep_best).named(which)
     state = read_job_state(checkpoint)
     check_tasks(checkpoint, state, [task.name for task in job.tasks])
@@ -86,7 +86,7 @@ def export(
         found = compare(
             checkpoint=module,
             uncompiled=module if precision == "fp32" else ServedModule(program, module.loss.multitask),
-            artefact=ServedModule(function, module.loss.multitask),
+            artifact=ServedModule(function, module.loss.multitask),
             loader=loader_of(job, split, ranks, trained_on=state.inputs),
             job=job,
             ranks=ranks,
@@ -123,13 +123,13 @@ def serving_program(module: TrainModule, job: JobConfig, precision: Precision, d
 def _written(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that gets its name when it is whole; what had it before is there until then."""
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise ArtefactError(f"--out {output}: is a {'link' if output.is_symlink() else 'file'}; name a folder")
+        raise ArtifactError(f"--out {output}: is a {'link' if output.is_symlink() else 'file'}; name a folder")
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
-            raise ArtefactError(f"--out {output}: is not empty; --overwrite replaces it")
+            raise ArtifactError(f"--out {output}: is not empty; --overwrite replaces it")
         others = {path.name for path in output.iterdir()} - {MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES}
         if others or not (output / MANIFEST).is_file() or not (output / MODEL).is_file():
-            raise ArtefactError(f"--out {output}: is no artefact, or more than one, and is not replaced; name another")
+            raise ArtifactError(f"--out {output}: is no artifact, or more than one, and is not replaced; name another")
     final = output.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as beside:

@@ -21,7 +21,7 @@ from torchrec.quant.embedding_modules import quantize_state_dict
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.config import SparseFeature
-from mtlrec.serving.errors import ArtefactError
+from mtlrec.errors import ArtifactError
 
 Precision = Literal["fp32", "fp16", "int8"]
 SPARSE_TYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8}
@@ -55,7 +55,7 @@ class FrozenTables(nn.Module):
         quantize_state_dict(tables, rows, dict.fromkeys(names, DATA_TYPES[precision]))
         large = [config.name for config in configs if config.num_embeddings > 2**31]
         if device.type == "cuda" and large:
-            raise ArtefactError(f"tables.{large[0]}: FBGEMM's lookup on CUDA counts to 2^31 rows; export for the CPU")
+            raise ArtifactError(f"tables.{large[0]}: FBGEMM's lookup on CUDA counts to 2^31 rows; export for the CPU")
         place = EmbeddingLocation.HOST if device.type == "cpu" else EmbeddingLocation.DEVICE
         # In a list, lest its script objects, a counter among them, be traced: torch.export has no fakes of them.
         self._kernels = [

@@ -1,4 +1,4 @@
-"""What lies beside an artefact's program: everything that a caller must know, as JSON, and the files' checksums.
+"""What lies beside an artifact's program: everything that a caller must know, as JSON, and the files' checksums.
 
 DIR/model.pt2                 the program (`program.py` says what it takes and gives)
 DIR/manifest.json             this
@@ -22,9 +22,9 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.file import parse_config
 from mtlrec.data.features.columns import Columns
+from mtlrec.errors import ArtifactError
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import FusedScore
-from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import Precision
 
 MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES = (
@@ -88,21 +88,21 @@ class Manifest(Strict):
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """Raises ArtefactError where there is none, or another format's."""
+        """Raises ArtifactError where there is none, or another format's."""
         path = folder / MANIFEST
         if not path.is_file():
-            raise ArtefactError(
-                f"{folder}: no artefact (it has no {MANIFEST}); `mtlrec export RUN --out DIR` makes one"
+            raise ArtifactError(
+                f"{folder}: no artifact (it has no {MANIFEST}); `mtlrec export RUN --out DIR` makes one"
             )
         try:
             return Manifest.model_validate_json(path.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ArtefactError(f"{path}: {where}: {first['msg']}; export the run again") from None
+            raise ArtifactError(f"{path}: {where}: {first['msg']}; export the run again") from None
 
     def job_config(self, folder: Path, overrides: Sequence[str] = ()) -> JobConfig:
-        """The run's job, reading the artefact's own vocabularies. Raises ConfigError for an override."""
+        """The run's job, reading the artifact's own vocabularies. Raises ConfigError for an override."""
         job = parse_config(yaml.safe_dump(self.job), str(folder / MANIFEST), overrides)
         sparse = [
             one.model_copy(update={"vocabulary": str(vocabulary_of(folder.resolve(), one.name))})
@@ -113,21 +113,21 @@ class Manifest(Strict):
         return job.model_copy(update={"features": job.features.model_copy(update={"sparse": sparse})})
 
     def check_files(self, folder: Path) -> None:
-        """Raises ArtefactError where a file is not the one that was exported."""
+        """Raises ArtifactError where a file is not the one that was exported."""
         if self.digest != self._digest():
-            raise ArtefactError(f"{folder / MANIFEST}: is not as it was exported; copy it again")
+            raise ArtifactError(f"{folder / MANIFEST}: is not as it was exported; copy it again")
         for name, expected in self.sha256.items():
             path = folder / name
             if not path.is_file():
-                raise ArtefactError(f"{path}: is missing; copy the artefact's whole folder")
+                raise ArtifactError(f"{path}: is missing; copy the artifact's whole folder")
             if checksum(path) != expected:
-                raise ArtefactError(f"{path}: is not the file that was exported (its SHA-256 differs); copy it again")
+                raise ArtifactError(f"{path}: is not the file that was exported (its SHA-256 differs); copy it again")
 
     def check_machine(self, folder: Path) -> None:
-        """Raises ArtefactError where this machine lacks what compiled code may be made of."""
+        """Raises ArtifactError where this machine lacks what compiled code may be made of."""
         lacking = set(self.capabilities) - set(capabilities(torch.device(self.device)))
         if lacking:
-            raise ArtefactError(
+            raise ArtifactError(
                 f"{folder}: was compiled on a {'CPU' if self.device == 'cpu' else 'GPU'} that has "
                 f"{', '.join(sorted(lacking))}, which this one has not; export it on a machine like this one"
             )

@@ -1,4 +1,4 @@
-"""Whether an artefact says what its checkpoint says, on every row of a split.
+"""Whether an artifact says what its checkpoint says, on every row of a split.
 
 Two comparisons. The compiled program against the same computed in eager mode must agree row by row: in a binary task's
 p(task) to `tolerance`, in its logarithm, which calibration and fused scores are made of, to ten times that (a small
@@ -35,7 +35,7 @@ MOST_OF_LOSS = 0.005
 
 
 Figures = dict[str, dict[str, tuple[float | None, float | None]]]
-"""By task and metric, of the checkpoint and of the artefact; None where the rows cannot give the figure."""
+"""By task and metric, of the checkpoint and of the artifact; None where the rows cannot give the figure."""
 
 
 class Parity(Strict):
@@ -53,21 +53,13 @@ class Parity(Strict):
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-class ParityError(RuntimeError):
-    """The artefact would not be the checkpoint; `parity` has the figures."""
-
-    def __init__(self, message: str, parity: Parity) -> None:
-        super().__init__(message)
-        self.parity = parity
-
-
 Model = Callable[[Batch], tuple[Tensor, StepOutput]]
 
 
 def compare(
     checkpoint: nn.Module,
     uncompiled: Model,
-    artefact: Model,
+    artifact: Model,
     loader: Loader,
     job: JobConfig,
     ranks: Ranks,
@@ -79,8 +71,8 @@ def compare(
 
     Args:
         checkpoint: the train module with float32 tables, in eager mode
-        uncompiled: what the artefact is to equal row by row; `checkpoint` itself where nothing is quantised
-        artefact: the compiled program
+        uncompiled: what the artifact is to equal row by row; `checkpoint` itself where nothing is quantised
+        artifact: the compiled program
     """
     is_quantised = uncompiled is not checkpoint
     kinds = [task.kind for task in job.tasks]
@@ -89,13 +81,13 @@ def compare(
     with torch.no_grad():
         for batch in watched(loader.epoch(), loader.steps_per_epoch, "parity", ranks.is_first):
             batch = batch.to(ranks.device)
-            (_, of_checkpoint), (_, of_artefact) = checkpoint(batch), artefact(batch)
+            (_, of_checkpoint), (_, of_artifact) = checkpoint(batch), artifact(batch)
             of_same = uncompiled(batch)[1] if is_quantised else of_checkpoint
             check_finite(of_checkpoint.outputs.predictions(kinds), job, batch.origin)
             before.update(of_checkpoint)
-            after.update(of_artefact)
+            after.update(of_artifact)
             real = batch.weights > 0
-            found = apart(of_artefact.outputs, of_same.outputs, kinds)
+            found = apart(of_artifact.outputs, of_same.outputs, kinds)
             largest = torch.maximum(largest, found[real].amax(0).cpu() if real.any() else largest)
             rows += int(real.sum())
             ranks.liveness.tick()

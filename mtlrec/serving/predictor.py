@@ -1,4 +1,4 @@
-"""Raw rows in, a prediction per task out: the artefact's program behind the transforms that training used."""
+"""Raw rows in, a prediction per task out: the artifact's program behind the transforms that training used."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import torch
 
 from mtlrec.config import FeaturesConfig
 from mtlrec.data.block import Block
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.faults import RowFaults
 from mtlrec.data.loader import check_inputs
 from mtlrec.data.sources.dataset import is_number, item_type
+from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.metrics.fused_score import COLUMN
-from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.files import Counts, score_files
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
@@ -60,17 +59,17 @@ class Scores:
 
 
 class Predictor:
-    """An artefact, loaded. Any number of threads may call `predict` at once; they take turns, each with all cores.
+    """An artifact, loaded. Any number of threads may call `predict` at once; they take turns, each with all cores.
 
     Args:
         folder: what `mtlrec export` wrote. It holds compiled code: take it from whom you would take a program
         check: whether to hold its files against their checksums, and its sample against what the export saw; whether
             this machine has the instructions that it was compiled to is looked at in any case
 
-    Raises ArtefactError where it cannot be used here.
+    Raises ArtifactError where it cannot be used here.
 
     Example:
-        >>> predictor = Predictor("artefact")                                                   # doctest: +SKIP
+        >>> predictor = Predictor("artifact")                                                   # doctest: +SKIP
         >>> predictor.predict({"item_id": [3, 7]}, shared={"user_id": 17, "age": 31}).predictions  # doctest: +SKIP
         {'click': array([0.12, 0.08], dtype=float32), 'buy': array([0.01, 0.02], dtype=float32)}
     """
@@ -121,8 +120,8 @@ class Predictor:
         check_inputs(self.manifest.ids_depend_on, self.columns.vocabulary_inputs)
         outputs = [task.name for task in self.job.tasks]
         if input_specs(self.columns) != self.manifest.inputs or outputs != self.manifest.outputs[0].columns:
-            raise ArtefactError(
-                f"{self.folder / MANIFEST}: its job is not that of its program; copy the artefact again"
+            raise ArtifactError(
+                f"{self.folder / MANIFEST}: its job is not that of its program; copy the artifact again"
             )
 
     def _loaded(self) -> Function:
@@ -132,7 +131,7 @@ class Predictor:
         except (RuntimeError, OSError) as error:
             made, here = self.manifest.versions.get("torch"), torch.__version__
             reason = " ".join(str(error).split())[:200]
-            raise ArtefactError(f"{path}: cannot be loaded ({reason}); torch {made} made it, {here} is here") from None
+            raise ArtifactError(f"{path}: cannot be loaded ({reason}); torch {made} made it, {here} is here") from None
 
     def _check_division(self, given: Mapping[str, Any], common: Mapping[str, Any]) -> None:
         for name in common:
@@ -198,20 +197,20 @@ class Predictor:
             faults.rows = overflown if faults.rows is None else faults.rows | overflown
 
     def _check_sample(self) -> None:
-        """Raises ArtefactError where the sample's rows do not give what the export saw."""
+        """Raises ArtifactError where the sample's rows do not give what the export saw."""
         given, count = columns_of(pq.read_table(self.folder / SAMPLE), self._readers)
         faults = RowFaults(count)
         batch = self.columns.batch(self._converted(self.columns.features, given, count, faults))
         for row, reason in faults.reasons.items():
-            raise ArtefactError(f"{self.folder / SAMPLE}: row {row}: {reason}; export it again")
+            raise ArtifactError(f"{self.folder / SAMPLE}: row {row}: {reason}; export it again")
         seen = self.manifest.sample.predictions
         if [len(row) for row in seen] != [len(self.job.tasks)] * count:
-            raise ArtefactError(f"{self.folder}: its sample has {count} rows, its manifest others; export it again")
+            raise ArtifactError(f"{self.folder}: its sample has {count} rows, its manifest others; export it again")
         expected = torch.tensor(seen)
         found = self.function(*arguments(batch.to(self.device)))["predictions"].cpu()
         apart = float(differences(found, expected).max())
         if not apart <= SAMPLE_TOLERANCE:
-            raise ArtefactError(f"{self.folder}: its sample's predictions are {apart:.2g} off here; export it again")
+            raise ArtifactError(f"{self.folder}: its sample's predictions are {apart:.2g} off here; export it again")
 
 
 def as_logged(column: pa.ChunkedArray, kind: str | None) -> pa.ChunkedArray:

@@ -26,12 +26,12 @@ from torch._inductor.exc import CppCompileError, InductorError
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
+from mtlrec.errors import ArtifactError
 from mtlrec.heads import HeadOutput
 from mtlrec.heads.funnel import Kind
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
-from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.lookup import FrozenTables
 
 # Every KeyedJaggedTensor asks torch 2.13 what its next release will answer otherwise; no log of a server needs that.
@@ -76,7 +76,7 @@ def exported(program: ServingProgram, example: tuple[Tensor, ...]) -> torch.expo
 
 
 def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Writes the AOTInductor package. Raises ArtefactError where there is no C++ compiler that does."""
+    """Writes the AOTInductor package. Raises ArtifactError where there is no C++ compiler that does."""
     try:
         with _quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
@@ -84,7 +84,7 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
         reason = " ".join(str(error).split())[:200]
         if "InvalidCxxCompiler" not in str(error) and "CppCompileError" not in repr(error):
             raise
-        raise ArtefactError(
+        raise ArtifactError(
             f"the model cannot be compiled ({reason}); export needs a C++ compiler, g++ or one named in CXX, and room "
             "on the disk"
         ) from None

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.faults import Faults
 from mtlrec.data.sources.dataset import Reader, common_schema, item_type, plain
+from mtlrec.errors import DataError
 
 Rows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table
 NO_HOLDERS = (str, bytes, bytearray, memoryview)

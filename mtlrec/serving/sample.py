@@ -1,4 +1,4 @@
-"""Rows of a split that are in order: a model is traced with them, and an artefact tried with them where it runs."""
+"""Rows of a split that are in order: a model is traced with them, and an artifact tried with them where it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.faults import RowFaults
 from mtlrec.data.sources.dataset import Reader
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.serving.errors import ArtefactError
+from mtlrec.errors import ArtifactError
 from mtlrec.serving.manifest import SAMPLE, Sample, input_specs
 from mtlrec.serving.program import Function, arguments
 from mtlrec.training.loading import loader_of
@@ -35,7 +35,7 @@ def first_rows(job: JobConfig, split: str, ranks: Ranks, state: JobState) -> tup
         table = table.filter(pa.array(weights[: len(table)].numpy() > 0))
         if len(table):
             return replace(loader.columns, labels={}, group_by=None), table
-    raise ArtefactError(f"data.{split}: no row of it is in order; name another --split")
+    raise ArtifactError(f"data.{split}: no row of it is in order; name another --split")
 
 
 def inputs_of(columns: Columns, table: pa.Table, device: torch.device) -> tuple[Tensor, ...]:
@@ -48,7 +48,7 @@ def example_of(columns: Columns, rows: pa.Table, device: torch.device) -> tuple[
     """Several rows with several ids: tracing takes what it sees one of for a constant."""
     tensors = inputs_of(columns, rows if len(rows) > 1 else pa.concat_tables([rows, rows]), device)
     if len(tensors[1]) < 2:
-        raise ArtefactError("data: the first batch has no ids, to trace the model with; name another --split")
+        raise ArtifactError("data: the first batch has no ids, to trace the model with; name another --split")
     return tensors
 
 

@@ -12,6 +12,7 @@ from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
 from mtlrec.data.sources.dataset import Reader, list_row_groups
 from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.errors import ConfigError
 from mtlrec.training.telemetry import say
 
 
@@ -31,7 +32,7 @@ def loader_of(
     """
     data, patterns = job.data, getattr(job.data, split)
     if not patterns:
-        raise ValueError(f"data.{split} is empty; there is nothing to evaluate")
+        raise ConfigError(f"data.{split} is empty; there is nothing to evaluate")
     columns = on_first_rank(ranks, lambda: Columns.of(job, with_groups=not training))
     readers = columns.readers
     for column, of in (keep or {}).items():

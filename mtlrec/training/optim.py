@@ -24,6 +24,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from mtlrec.checkpoints.table_states import Columns, by_piece, columns_of
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
+from mtlrec.errors import ConfigError
 
 EPS = 1e-8
 """FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""
@@ -57,7 +58,7 @@ def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptim, device: torch.
     Raises ValueError for Adam on CPU, which FBGEMM does not have.
     """
     if config.kind == "adam" and device.type == "cpu":
-        raise ValueError("optim.sparse.kind = 'adam': FBGEMM has no Adam on CPU; use rowwise_adagrad, adagrad or sgd")
+        raise ConfigError("optim.sparse.kind = 'adam': FBGEMM has no Adam on CPU; use rowwise_adagrad, adagrad or sgd")
     kind, options = _sparse_optimizer(config)
     apply_optimizer_in_backward(kind, tables.parameters(), options)
 

@@ -13,14 +13,6 @@ from mtlrec.distributed.process_group import Ranks
 KEY = "mtlrec/stop_at"
 
 
-class Preempted(Exception):
-    """The job has saved and stopped as asked; `step` is the last that was taken."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step} as SIGTERM asked; --resume goes on from there")
-        self.step = step
-
-
 class Preemption:
     """Takes SIGTERM for as long as it is entered; a second one, a second or more later, ends the process as ever.
 

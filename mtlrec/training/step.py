@@ -11,7 +11,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.evaluation.evaluate import NonFinite
+from mtlrec.errors import NonFiniteError
 from mtlrec.losses import DynamicWeightAverage, MultiTaskLoss, decayed_weights
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.optim import Optimizers
@@ -40,7 +40,7 @@ class TrainingStep:
     def __call__(self, batches: Iterator[Batch], step: int, epoch: int = 0) -> StepOutput:
         """Takes the step after `step` others, in `epoch` (from 0).
 
-        Raises StopIteration where `batches` has come to its end, NonFinite where a loss is not finite.
+        Raises StopIteration where `batches` has come to its end, NonFiniteError where a loss is not finite.
         """
         self.optimizers.set_learning_rates(step)
         set_task_weights(self.model.loss, self.job, step, epoch)
@@ -59,7 +59,7 @@ class TrainingStep:
         everywhere: list[str | None] = [None] * self.ranks.world_size
         dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
         files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
-        raise NonFinite(
+        raise NonFiniteError(
             f"step {step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
             "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
         )

@@ -11,15 +11,7 @@ import torch
 import yaml
 
 from mtlrec.batch import Batch
-from mtlrec.checkpoints.folder import (
-    CheckpointError,
-    Checkpoints,
-    JobState,
-    check_tasks,
-    differences,
-    load_tensors,
-    read_job_state,
-)
+from mtlrec.checkpoints.folder import Checkpoints, JobState, check_tasks, differences, load_tensors, read_job_state
 from mtlrec.checkpoints.table_states import Columns, take_other_cuts
 from mtlrec.checkpoints.warm_start import WarmStart, warm_start
 from mtlrec.config import JobConfig
@@ -28,12 +20,13 @@ from mtlrec.data.order import Position
 from mtlrec.diagnosis.board import write_diagnosis
 from mtlrec.diagnosis.diagnosis import diagnose_batches
 from mtlrec.distributed.process_group import Ranks, on_first_rank
+from mtlrec.errors import CheckpointError, Preempted
 from mtlrec.evaluation.evaluate import evaluate
 from mtlrec.metrics.task_metrics import Metrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.optim import learning_rate
-from mtlrec.training.preemption import Preempted, Preemption
+from mtlrec.training.preemption import Preemption
 from mtlrec.training.step import TrainingStep
 from mtlrec.training.telemetry import Telemetry, say
 

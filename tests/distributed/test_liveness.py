@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mtlrec.distributed.liveness import RankMissing
 from mtlrec.distributed.process_group import process_group
+from mtlrec.errors import RankMissing
 from tests.jobs import write_job
 from tests.ranks import free_port, run_ranks
 from tests.toy import write_toy

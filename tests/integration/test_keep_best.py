@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mtlrec.checkpoints.folder import Checkpoints, NotSaved, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints, read_job_state
+from mtlrec.errors import CheckpointNotSaved
 from tests.jobs import curve, killed_after, write_job
 from tests.ranks import run_cli, run_ranks
 
@@ -69,7 +70,7 @@ def test_figures_that_were_not_kept_are_made_again(data: Path, tmp_path: Path, m
     assert run_cli("train", config, "-o", whole) == 0
 
     def fail(*_: Any) -> None:
-        raise NotSaved("the disk is full")
+        raise CheckpointNotSaved("the disk is full")
 
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "evaluated", fail)

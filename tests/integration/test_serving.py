@@ -22,9 +22,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mtlrec.data.errors import DataError
+from mtlrec.errors import ArtifactError, DataError
 from mtlrec.serving import Predictor, Scores
-from mtlrec.serving.errors import ArtefactError
 from mtlrec.serving.manifest import Manifest, Sample
 from tests.ranks import free_port, run_cli, run_ranks
 from tests.serving import serving_table, write_serving_job
@@ -56,14 +55,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def artefact(run: Path) -> Path:
-    assert run_cli("export", run, "--out", run.parent / "artefact") == 0
-    return run.parent / "artefact"
+def artifact(run: Path) -> Path:
+    assert run_cli("export", run, "--out", run.parent / "artifact") == 0
+    return run.parent / "artifact"
 
 
 @pytest.fixture(scope="module")
-def predictor(artefact: Path) -> Predictor:
-    return Predictor(artefact)
+def predictor(artifact: Path) -> Predictor:
+    return Predictor(artifact)
 
 
 def columns(*rows: dict[str, Any]) -> dict[str, list[Any]]:
@@ -82,31 +81,31 @@ def same(found: Scores, expected: Scores, rows: slice = slice(None)) -> None:
 # ---- the same numbers
 
 
-def test_evaluate_gives_the_checkpoints_metrics(run: Path, artefact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_gives_the_checkpoints_metrics(run: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
-    for of in ((run,), ("--artefact", artefact)):
+    for of in ((run,), ("--artifact", artifact)):
         assert run_cli("evaluate", *of, "--split", "test", "--json") == 0
         found.append(json.loads(capsys.readouterr().out)["test"])
-    of_run, of_artefact = found
+    of_run, of_artifact = found
     assert of_run["click"]["calibrated_ece"] != of_run["click"]["ece"]
     for task in TASKS:
-        assert of_artefact[task] == pytest.approx(of_run[task], rel=1e-5, nan_ok=True)
+        assert of_artifact[task] == pytest.approx(of_run[task], rel=1e-5, nan_ok=True)
 
 
-def test_predict_writes_what_the_run_writes(run: Path, artefact: Path) -> None:
+def test_predict_writes_what_the_run_writes(run: Path, artifact: Path) -> None:
     tables = []
-    for name, of in (("run", (run,)), ("artefact", ("--artefact", artefact))):
+    for name, of in (("run", (run,)), ("artifact", ("--artifact", artifact))):
         out = run.parent / f"{name}.parquet"
         assert run_cli("predict", *of, "--input", run.parent / "data" / "test", "-o", out) == 0
         tables.append(pq.read_table(out))
-    of_run, of_artefact = tables
-    assert of_artefact.schema.names == [*of_run.schema.names, "error"]
-    assert of_artefact["error"].null_count == len(of_artefact) == 101
+    of_run, of_artifact = tables
+    assert of_artifact.schema.names == [*of_run.schema.names, "error"]
+    assert of_artifact["error"].null_count == len(of_artifact) == 101
     for name in of_run.schema.names:
         if not name.startswith(("pred_", "fused_")):
-            assert of_artefact[name].equals(of_run[name])
+            assert of_artifact[name].equals(of_run[name])
         else:
-            np.testing.assert_allclose(of_artefact[name], of_run[name], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(of_artifact[name], of_run[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("quantize", ["int8", "fp16"])
@@ -129,10 +128,10 @@ def test_quantised_tables_say_nearly_the_same(
 def test_tables_of_two_ranks_are_gathered(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = write_serving_job(tmp_path, sharding={"constraints": {"user": {"types": ["row_wise"]}}})
     assert run_ranks(2, run_cli, "train", config, "-o", tmp_path / "run", "--set", "train.epochs=1") == [0, 0]
-    assert run_cli("export", tmp_path / "run", "--out", tmp_path / "artefact", "--split", "test") == 0
+    assert run_cli("export", tmp_path / "run", "--out", tmp_path / "artifact", "--split", "test") == 0
     capfd.readouterr()
     found = []
-    for of in ((tmp_path / "run",), ("--artefact", tmp_path / "artefact")):
+    for of in ((tmp_path / "run",), ("--artifact", tmp_path / "artifact")):
         assert run_cli("evaluate", *of, "--json") == 0
         found.append(json.loads(capfd.readouterr().out)["test"])
     for task in TASKS:
@@ -145,22 +144,22 @@ def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_it_runs_without_mtlrec_and_torchrec(artefact: Path) -> None:
+def test_it_runs_without_mtlrec_and_torchrec(artifact: Path) -> None:
     without = "import sys\nsys.modules['mtlrec'] = sys.modules['torchrec'] = None\n"
     apart = (
         "print(float((model(*inputs)['predictions'] - torch.tensor(manifest['sample']['predictions'])).abs().max()))"
     )
     command = [sys.executable, "-c", f"{without}{examples()[2]}\n{apart}"]
-    ran = subprocess.run(command, cwd=artefact.parent, capture_output=True, text=True, check=True)
+    ran = subprocess.run(command, cwd=artifact.parent, capture_output=True, text=True, check=True)
     assert float(ran.stdout.splitlines()[-1]) <= 1e-6
 
 
-def test_the_documents_server_serves(artefact: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_the_documents_server_serves(artifact: Path, predictor: Predictor, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the server of docs/serving.md is FastAPI's")
     (tmp_path / "serve.py").write_text(examples()[1])
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "serve:app", "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"ARTEFACT": str(artefact)}
+    environment = os.environ | {"ARTIFACT": str(artifact)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as server:
         try:
             user = {name: GOOD[name] for name in ("user_id", "age", "city", "recent_items", "recent_weights")}
@@ -394,9 +393,9 @@ def test_anything_is_scored_or_has_a_reason(row: dict[str, Any], predictor: Pred
     assert np.isfinite(found.predictions["click"][1]) != (1 in found.errors)
 
 
-def test_files_that_cannot_be_read_are_not_passed_over(run: Path, artefact: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_not_passed_over(run: Path, artifact: Path, tmp_path: Path) -> None:
     """Whatever the job made of them in training."""
-    lenient = shutil.copytree(artefact, tmp_path / "artefact")
+    lenient = shutil.copytree(artifact, tmp_path / "artifact")
     manifest = Manifest.read(lenient)
     manifest.job["data"]["on_error"] = "skip_row"
     manifest.write(lenient)
@@ -415,14 +414,14 @@ def test_a_first_batch_of_bad_rows_is_passed_over(tmp_path: Path, capsys: pytest
     table = pq.read_table(path)
     ids = pa.array([9999] * 64 + table["item_id"].to_pylist()[64:], pa.int32())
     pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", ids), path)
-    of = ("export", tmp_path / "run", "--out", tmp_path / "artefact", "--json")
+    of = ("export", tmp_path / "run", "--out", tmp_path / "artifact", "--json")
     assert run_cli(*of) == 2
     assert "holds id 9999" in capsys.readouterr().err
     assert run_cli(*of, "--set", "data.on_error=skip_row") == 0
     out, said = capsys.readouterr()
     assert json.loads(out)["rows"] == 150 - 64
     assert "64 of 150 rows were left out" in said
-    predictor = Predictor(tmp_path / "artefact")
+    predictor = Predictor(tmp_path / "artifact")
     assert predictor.manifest.calibration is predictor.manifest.fused_score is None
     found = predictor.predict(columns(GOOD, GOOD | {"item_id": 9999}))
     assert found.fused_score is None
@@ -451,7 +450,7 @@ def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) ->
 # ---- what is refused
 
 
-def test_an_artefact_that_would_not_be_the_checkpoint_is_not_written(
+def test_an_artifact_that_would_not_be_the_checkpoint_is_not_written(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = ("export", run, "--out", tmp_path / "a", "--json")
@@ -469,17 +468,17 @@ def test_an_artefact_that_would_not_be_the_checkpoint_is_not_written(
 
 
 def test_export_refuses_what_it_cannot_do(
-    run: Path, artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     for arguments, message in (
-        (("--out", artefact), "is not empty; --overwrite replaces it"),
+        (("--out", artifact), "is not empty; --overwrite replaces it"),
         (("--out", tmp_path / "file"), "is a file; name a folder"),
         (("--out", tmp_path / "link"), "is a link; name a folder"),
-        (("--out", tmp_path / "mine", "--overwrite"), "is no artefact, or more than one, and is not replaced"),
+        (("--out", tmp_path / "mine", "--overwrite"), "is no artifact, or more than one, and is not replaced"),
         (("--out", tmp_path / "x", "--split", "most"), "--split most: no such split"),
         (("--out", tmp_path / "x", "--set", "data.valid=[]"), "data.valid is empty"),
         (("--out", tmp_path / "x", "--checkpoint", "99"), "no complete checkpoint '99'"),
@@ -493,11 +492,11 @@ def test_export_refuses_what_it_cannot_do(
     assert not (tmp_path / "x").exists()
 
 
-def test_an_artefact_can_be_replaced(
-    run: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_artifact_can_be_replaced(
+    run: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one that is whole; also the folder that one stands in."""
-    copy = shutil.copytree(artefact, tmp_path / "copy")
+    copy = shutil.copytree(artifact, tmp_path / "copy")
     monkeypatch.chdir(copy)
     assert run_cli("export", run, "--out", ".", "--overwrite", "--tolerance", "0") == 1
     assert Predictor(copy).manifest.precision == "fp32"
@@ -507,7 +506,7 @@ def test_an_artefact_can_be_replaced(
 
 
 def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mtlrec", "export", str(run), "--out", str(tmp_path / "artefact")]
+    command = [sys.executable, "-m", "mtlrec", "export", str(run), "--out", str(tmp_path / "artifact")]
     caches = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     ran = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
@@ -518,33 +517,33 @@ def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
 
-def test_commands_want_a_run_or_an_artefact(
-    run: Path, artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_commands_want_a_run_or_an_artifact(
+    run: Path, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ("--input", run.parent / "data" / "test", "-o", tmp_path / "x.parquet")
     for arguments, message in (
         (("evaluate",), "one of them"),
-        (("evaluate", run, "--artefact", artefact), "one of them"),
-        (("evaluate", "--artefact", artefact, "--calibrate", "platt"), "--calibrate: is for a run"),
+        (("evaluate", run, "--artifact", artifact), "one of them"),
+        (("evaluate", "--artifact", artifact, "--calibrate", "platt"), "--calibrate: is for a run"),
         (("predict", *files), "one of them"),
-        (("predict", "--artefact", artefact, "--raw", *files), "--raw: is for a run"),
+        (("predict", "--artifact", artifact, "--raw", *files), "--raw: is for a run"),
         (
-            ("evaluate", "--artefact", artefact, "--set", "tables.city.rows=20"),
-            "an artefact's tables cannot be changed",
+            ("evaluate", "--artifact", artifact, "--set", "tables.city.rows=20"),
+            "an artifact's tables cannot be changed",
         ),
-        (("evaluate", "--artefact", tmp_path), "no artefact (it has no manifest.json)"),
+        (("evaluate", "--artifact", tmp_path), "no artifact (it has no manifest.json)"),
     ):
         assert run_cli(*arguments) == 2, arguments
         assert message in capsys.readouterr().err
 
 
-def test_a_damaged_artefact_is_refused(artefact: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(artefact, tmp_path / "copy")
+def test_a_damaged_artifact_is_refused(artifact: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(artifact, tmp_path / "copy")
     (copy / "vocabularies" / "segment.txt").write_text("old\nnew\n")
-    with pytest.raises(ArtefactError, match=r"segment.txt: is not the file that was exported \(its SHA-256 differs\)"):
+    with pytest.raises(ArtifactError, match=r"segment.txt: is not the file that was exported \(its SHA-256 differs\)"):
         Predictor(copy)
     (copy / "vocabularies" / "segment.txt").unlink()
-    with pytest.raises(ArtefactError, match=r"segment.txt: is missing"):
+    with pytest.raises(ArtifactError, match=r"segment.txt: is missing"):
         Predictor(copy)
     for change, message in (
         ({"capabilities": ["sve2"]}, "was compiled on a CPU that has sve2, which this one has not"),
@@ -553,29 +552,29 @@ def test_a_damaged_artefact_is_refused(artefact: Path, tmp_path: Path) -> None:
         ({"sample": Sample(inputs={}, predictions=[[0.5] * 5] * 7)}, "its sample has 8 rows"),
         ({"inputs": []}, "its job is not that of its program"),
     ):
-        copy = shutil.copytree(artefact, tmp_path / message[-9:])
+        copy = shutil.copytree(artifact, tmp_path / message[-9:])
         Manifest.read(copy).model_copy(update=change).write(copy)
-        with pytest.raises(ArtefactError, match=message):
+        with pytest.raises(ArtifactError, match=message):
             Predictor(copy)
-    text = (artefact / "manifest.json").read_text()
+    text = (artifact / "manifest.json").read_text()
     for change_of_text, message in (
         (('"format": 1', '"format": 2'), "format"),
         (('"format": 1', '"format": 1, "surprise": 1'), "surprise"),
         (('"run_step": ', '"run_step": 1'), "is not as it was exported"),
         (("{", ""), "Invalid JSON"),
     ):
-        copy = shutil.copytree(artefact, tmp_path / message[-9:], dirs_exist_ok=True)
+        copy = shutil.copytree(artifact, tmp_path / message[-9:], dirs_exist_ok=True)
         (copy / "manifest.json").write_text(text.replace(*change_of_text, 1))
-        with pytest.raises(ArtefactError, match=message):
+        with pytest.raises(ArtifactError, match=message):
             Predictor(copy)
-    copy = shutil.copytree(artefact, tmp_path / "no_program")
+    copy = shutil.copytree(artifact, tmp_path / "no_program")
     (copy / "model.pt2").write_bytes(b"not a program")
-    with pytest.raises(ArtefactError, match="cannot be loaded"):
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
         Predictor(copy, check=False)
 
 
-def test_the_manifest_tells_a_stranger_everything(artefact: Path) -> None:
-    manifest = json.loads((artefact / "manifest.json").read_text())
+def test_the_manifest_tells_a_stranger_everything(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
     assert [task["name"] for task in manifest["tasks"]] == TASKS
     assert [spec["name"] for spec in manifest["inputs"]] == ["dense", "values", "lengths", "weights"]
     assert manifest["inputs"][2]["columns"][3] == "city"
@@ -586,4 +585,4 @@ def test_the_manifest_tells_a_stranger_everything(artefact: Path) -> None:
     assert {"model.pt2", "parity.json", "sample.parquet", "vocabularies/segment.txt"} == set(manifest["sha256"])
     assert manifest["versions"]["torch"].startswith("2.")
     assert manifest["job"]["features"]["sparse"][3]["transform"] == "hash"
-    assert pq.read_table(artefact / "sample.parquet").num_rows == 8 == len(manifest["sample"]["predictions"])
+    assert pq.read_table(artifact / "sample.parquet").num_rows == 8 == len(manifest["sample"]["predictions"])

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mtlrec.data.errors import DataError
 from mtlrec.data.sources.dataset import Dataset
 from mtlrec.data.sources.parquet import Rows
+from mtlrec.errors import DataError
 
 
 class Faults:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtlrec.config import SparseFeature
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.hashing import hash_text
 from mtlrec.data.sources.files import Store, one_line, store_of
+from mtlrec.errors import DataError
 
 
 class Vocabulary:

@@ -14,7 +14,6 @@ from pyarrow.fs import FileType
 from mtlrec.config import DenseFeature, JobConfig, SparseFeature
 from mtlrec.config.moments import Moments
 from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.columns import Columns, floats, through
 from mtlrec.data.features.faults import Faults, FileFaults, Skipped
 from mtlrec.data.features.ids import flat_values
@@ -22,6 +21,7 @@ from mtlrec.data.features.vocabulary import place_of
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.sources.dataset import list_row_groups
 from mtlrec.data.sources.parquet import RowGroupReader, Rows
+from mtlrec.errors import DataError
 
 SAMPLE = 1_000_000
 """Values of which boundaries are taken; exact up to so many rows."""

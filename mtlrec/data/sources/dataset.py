@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtlrec.data.ahead import read_ahead
-from mtlrec.data.errors import DataError
 from mtlrec.data.sources.files import File, Store, find_files, one_line, persistently, store_of
+from mtlrec.errors import DataError
 
 OnError = Literal["fail", "skip_file", "skip_row"]
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mtlrec.config.base import without_secrets
-from mtlrec.data.errors import DataError
+from mtlrec.errors import DataError
 
 PARQUET = ("", ".parquet", ".parq", ".pq")
 """Endings of the files that are taken of a folder; a vocabulary may lie beside them."""

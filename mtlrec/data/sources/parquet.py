@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
 from mtlrec.data.ahead import read_ahead
-from mtlrec.data.errors import DataError
 from mtlrec.data.order import Piece, Window
 from mtlrec.data.sources.dataset import Dataset, OnError, RowGroup, common_schema, is_text
 from mtlrec.data.sources.files import File, one_line, persistently, store_of
+from mtlrec.errors import DataError
 
 Item = TypeVar("Item")
 

@@ -13,20 +13,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import ShardedTensorMetadata, TensorProperties
 from torch.distributed._shard.sharding_spec import ShardMetadata
 
-from mtlrec.checkpoints.folder import (
-    CheckpointError,
-    Checkpoints,
-    JobState,
-    NotSaved,
-    differences,
-    load_tensors,
-    read_job_state,
-    saved_shapes,
-)
+from mtlrec.checkpoints.folder import Checkpoints, JobState, differences, load_tensors, read_job_state, saved_shapes
 from mtlrec.checkpoints.staging import on_host
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
+from mtlrec.errors import CheckpointError, CheckpointNotSaved
 
 
 def state(step: int) -> JobState:
@@ -110,7 +102,9 @@ def test_a_save_that_fails_is_told_and_the_one_before_is_there(tmp_path: Path, m
         folder = tmp_path / "checkpoints" / ".writing_step_00000002"
         monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", folder)))
         checkpoints.save(tensors, state(2))
-        with pytest.raises(NotSaved, match=r"No space left; this checkpoint was not saved, those before it are whole"):
+        with pytest.raises(
+            CheckpointNotSaved, match=r"No space left; this checkpoint was not saved, those before it are whole"
+        ):
             checkpoints.save(tensors, state(3))
         monkeypatch.undo()
         checkpoints.save(tensors, state(4))
@@ -133,7 +127,7 @@ def test_an_error_of_training_comes_before_one_of_saving(tmp_path: Path) -> None
     with process_group("cpu"):
         with pytest.raises(ZeroDivisionError):
             saved(tmp_path, fail)
-        with pytest.raises(NotSaved, match="checkpoints"):
+        with pytest.raises(CheckpointNotSaved, match="checkpoints"):
             saved(tmp_path, lambda: None)
 
 
@@ -210,6 +204,6 @@ def test_figures_that_cannot_be_kept(tmp_path: Path) -> None:
     shutil.rmtree(checkpoints.folder)
     with (
         process_group("cpu"),
-        pytest.raises(NotSaved, match=r"valid\.json: No such file or directory; .*figures were not"),
+        pytest.raises(CheckpointNotSaved, match=r"valid\.json: No such file or directory; .*figures were not"),
     ):
         checkpoints.evaluated(1, {"click": {"auc": 0.6}})

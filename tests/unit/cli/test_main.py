@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mtlrec.cli.main.main import app
 from typer.testing import CliRunner
 
+from mtlrec.cli.main import app
 from mtlrec.config import JobConfig
 from tests.ranks import run_cli
 

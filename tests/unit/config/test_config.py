@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from mtlrec.config import JobConfig
-from mtlrec.config.errors import ConfigError
 from mtlrec.config.file import load_config, parse_config, recipes
+from mtlrec.errors import ConfigError
 from mtlrec.models.build import build_model
 from tests.toy import FUSIONS, toy_job, toy_tree
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from mtlrec.data.errors import DataError
+from mtlrec.errors import DataError
 from tests.toy import collated, toy_job, toy_table
 
 

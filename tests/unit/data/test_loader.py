@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
-from mtlrec.data.errors import DataError
 from mtlrec.data.loader import Loader
 from mtlrec.data.order import Position
+from mtlrec.errors import DataError
 from tests.toy import loader_of, toy_job, toy_table, toy_tree, write_toy
 
 ROW_JOB = {

@@ -11,8 +11,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mtlrec.checkpoints.folder import CheckpointError
 from mtlrec.distributed.process_group import process_group
+from mtlrec.errors import CheckpointError
 from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
 from mtlrec.metrics.calibration import Calibration, Map, fit
 from mtlrec.metrics.grouped_auc import GroupedAUC, grouped_auc

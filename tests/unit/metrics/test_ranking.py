@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import ndcg_score
 
-from mtlrec.checkpoints.folder import CheckpointError
-from mtlrec.evaluation.evaluate import NonFinite
+from mtlrec.errors import CheckpointError, NonFiniteError
 from mtlrec.evaluation.ranking_report import mean_of
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
@@ -123,7 +122,9 @@ def test_the_score_is_the_product_of_powers(tmp_path: Path) -> None:
     assert str(score) == "like^2 x watch^0.5 x click^-1"
     small = FusedScore(exponents={"like": 100.0}).of(outputs, job)
     assert (small > 0).all(), "orders by what float32 has no numbers for"
-    with pytest.raises(NonFinite, match="fused_score: like\\^-100000 is too large a number; take smaller exponents"):
+    with pytest.raises(
+        NonFiniteError, match="fused_score: like\\^-100000 is too large a number; take smaller exponents"
+    ):
         FusedScore(exponents={"like": -1e5}).of(outputs, job)
     assert FusedScore.read(tmp_path, job) is None
     score.write(tmp_path)

@@ -29,7 +29,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
 
 
 def found_of(job: JobConfig, change: Change, quantised: bool = False, split: str = "valid") -> Parity:
-    """Where the artefact is the checkpoint but for `change`, a part by name."""
+    """Where the artifact is the checkpoint but for `change`, a part by name."""
     torch.manual_seed(0)
     module = build_train_module(job, torch.device("cpu")).eval()
 

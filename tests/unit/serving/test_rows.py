@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtlrec.data.errors import DataError
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.faults import RowFaults
 from mtlrec.data.sources.dataset import Reader
+from mtlrec.errors import DataError
 from mtlrec.serving.rows import arrow_column, columns_of, shown
 from tests.toy import toy_job, toy_tree
 

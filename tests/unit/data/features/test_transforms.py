@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import collate
-from mtlrec.data.errors import DataError
 from mtlrec.data.features import vocabulary
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.hashing import hash_text
+from mtlrec.errors import DataError
 from tests.toy import rows_of, toy_tree
 
 ROWS = 10

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from mtlrec.config.file import parse_config
-from mtlrec.data.errors import DataError
 from mtlrec.data.profiling.inspect import inspect
 from mtlrec.data.profiling.propose import propose, render
 from mtlrec.data.sources.files import split_root
+from mtlrec.errors import DataError
 from tests.ranks import run_cli
 from tests.toy import toy_table, write_toy
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mtlrec.data.errors import DataError
 from mtlrec.data.sources.files import find_files, store_of
+from mtlrec.errors import DataError
 
 
 def found(root: Path, *patterns: str) -> list[str]:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.data.ahead import read_ahead
-from mtlrec.data.errors import DataError
 from mtlrec.data.order import EpochOrder, Phase, Piece, Window
 from mtlrec.data.sources.dataset import Dataset, Reader, is_number, list_row_groups
 from mtlrec.data.sources.parquet import RowGroupReader
+from mtlrec.errors import DataError
 
 NUMBER = {"row": [Reader("features.dense.row", is_number, "numbers")]}
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from mtlrec.batch import Batch
-from mtlrec.data.errors import DataError
 from mtlrec.data.sources import files
 from mtlrec.data.sources.files import persistently, store_of
+from mtlrec.errors import DataError
 from tests.ranks import run_cli
 from tests.toy import loader_of, toy_job, toy_tree, write_toy
 

@@ -13,15 +13,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mtlrec.config.base import LocatedError, without_secrets
+from mtlrec.config.base import without_secrets
 from mtlrec.config.job import JobConfig
+from mtlrec.errors import LocatedError
 
 Key = str | int
 """A step of a path through the YAML: a mapping's key or a list's index."""
-
-
-class ConfigError(ValueError):
-    """The user's mistake, in one line."""
 
 
 def describe(error: ValidationError, tree: Any, written: Any, root: yaml.Node | None, where: str) -> list[str]:
