@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from mtlrec.checkpoints.folder import Checkpoints, JobState
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import JobState
 from mtlrec.cli.main import quiet_libraries
 from mtlrec.config.file import load_config
 from mtlrec.data.order import Position

@@ -1,25 +1,15 @@
-"""Checkpoints through torch.distributed.checkpoint: written beside, renamed when whole, the last N and the best kept.
+"""Saving checkpoints through torch.distributed.checkpoint (DCP). `run_folder.py` says what lies where.
 
-    checkpoints/step_00000400/   one file per rank, DCP's metadata, job.json (position, config, plan), and once it
-                                 was evaluated valid.json
-    checkpoints/.writing_...     what a crash leaves; removed by the next save
-
-A folder with its final name is complete, because the rename comes last. Everything saved is a tensor; the metadata,
-which DCP keeps as a pickle, is read by an unpickler that knows DCP's own classes and nothing else, so loading runs no
-code.
+A checkpoint is written beside its place and renamed once it is complete. The last N are kept, and the best.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
-import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -28,37 +18,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint import FileSystemWriter
 
+from mtlrec.checkpoints.job_state import JobState
 from mtlrec.checkpoints.pieces import in_pieces
+from mtlrec.checkpoints.reader import failure_reason
 from mtlrec.checkpoints.staging import Staging
 from mtlrec.config import METRIC_DIRECTIONS
-from mtlrec.data.order import Position
-from mtlrec.distributed.plans import Plan
 from mtlrec.errors import CheckpointError, CheckpointNotSaved, Preempted
+from mtlrec.io import sync, write_text
+from mtlrec.run_folder import JOB_STATE, VALID_METRICS, WRITING, RunFolder, checkpoint_name, step_of
 
-STEP = "step_{:08d}"
-EVALUATION = "valid.json"
 KEPT = "this checkpoint was not saved, those before it are whole: mend the folder and --resume"
 WORST = -math.inf
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What is saved beside the tensors, as JSON: steps done, the position in the data and what it counts in, and what
-    the features' ids hang on (`Loader.inputs`)."""
-
-    step: int
-    position: Position
-    files: str
-    ranks: int
-    inputs: dict[str, str]
-    config: dict[str, Any]
-    plan: Plan
-
-    def text(self) -> str:
-        return json.dumps(asdict(self) | {"plan": self.plan.dump()}, indent=1)
 
 
 class Checkpoints:
@@ -76,7 +48,8 @@ class Checkpoints:
         in_background: bool = True,
         timeout_s: int = 300,
     ) -> None:
-        self.folder = run / "checkpoints"
+        self._run = RunFolder(run)
+        self.folder = self._run.checkpoints
         self.keep, self.keep_best = keep, keep_best
         self.in_background, self._timeout = in_background, timedelta(seconds=timeout_s)
         self._staging = Staging()
@@ -96,10 +69,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Oldest first."""
-        folders = self.folder.glob("step_*")
-        return sorted(
-            path for path in folders if re.fullmatch(r"step_\d{8,}", path.name) and (path / "job.json").is_file()
-        )
+        return self._run.complete_checkpoints()
 
     def latest(self) -> Path | None:
         return next(reversed(self.complete()), None)
@@ -119,7 +89,7 @@ class Checkpoints:
             case _:
                 found = next((path for path in self.complete() if path.name == f"step_{which:0>8}"), None)
         if found is None:
-            there = ", ".join(str(int(path.name.removeprefix("step_"))) for path in self.complete())
+            there = ", ".join(str(step_of(path)) for path in self.complete())
             what = f"there are those of steps {there}" if there else "train it first"
             hint = "; the best is known where train.keep_best names a metric" if which == "best" and there else ""
             raise CheckpointError(f"{self.folder}: no complete checkpoint '{which}': {what}{hint}")
@@ -130,10 +100,9 @@ class Checkpoints:
         self.wait()
         if dist.get_rank() == 0:
             text = json.dumps({task: {k: v for k, v in of.items() if math.isfinite(v)} for task, of in metrics.items()})
-            path = self.folder / STEP.format(step) / EVALUATION
+            path = self.folder / checkpoint_name(step) / VALID_METRICS
             try:
-                _write_synced(path.with_suffix(".part"), text)
-                path.with_suffix(".part").rename(path)
+                write_text(path, text)
                 self._remove_old()
             except OSError as error:
                 raise CheckpointNotSaved(
@@ -144,7 +113,7 @@ class Checkpoints:
         """Higher is better."""
         task, _, metric = (self.keep_best or "").partition("/")
         try:
-            value = float(json.loads((checkpoint / EVALUATION).read_text(encoding="utf-8"))[task][metric])
+            value = float(json.loads((checkpoint / VALID_METRICS).read_text(encoding="utf-8"))[task][metric])
         except (OSError, ValueError, LookupError, TypeError):
             return WORST
         if not math.isfinite(value):
@@ -178,11 +147,11 @@ class Checkpoints:
 
     def _write(self, tensors: dict[str, Any], state: JobState) -> None:
         """Collective, over the group if there is one."""
-        name = STEP.format(state.step)
-        writing = self.folder / f".writing_{name}"
+        name = checkpoint_name(state.step)
+        writing = self.folder / f"{WRITING}{name}"
         try:
             if dist.get_rank() == 0:
-                for left in self.folder.glob(".writing_*"):
+                for left in self.folder.glob(f"{WRITING}*"):
                     shutil.rmtree(left)
                 writing.mkdir(parents=True)
             dist.barrier(self._group)
@@ -191,20 +160,20 @@ class Checkpoints:
                 self._complete(writing, name, state)
             dist.barrier(self._group)
         except dcp.api.CheckpointException as error:
-            raise CheckpointNotSaved(f"{writing}: {_reason(error)}; {KEPT}") from None
+            raise CheckpointNotSaved(f"{writing}: {failure_reason(error)}; {KEPT}") from None
         except OSError as error:
             raise CheckpointNotSaved(f"{error.filename or writing}: {error.strerror}; {KEPT}") from None
 
     def _complete(self, writing: Path, name: str, state: JobState) -> None:
         """Gives what is written its name, which says that it is whole, and removes what it supersedes."""
-        _write_synced(writing / "job.json", state.text())
-        _sync_folder(writing)
+        write_text(writing / JOB_STATE, state.text())
+        sync(writing)
         final = self.folder / name
         if final.exists():
-            final.rename(self.folder / f".writing_{name}_before")
+            final.rename(self.folder / f"{WRITING}{name}_before")
         writing.rename(final)
-        _sync_folder(self.folder)
-        for left in self.folder.glob(".writing_*"):
+        sync(self.folder)
+        for left in self.folder.glob(f"{WRITING}*"):
             shutil.rmtree(left)
         self._remove_old()
 
@@ -212,7 +181,7 @@ class Checkpoints:
         best = self.best()
         for old in self.complete()[: -self.keep]:
             if old != best:
-                going = self.folder / f".writing_{old.name}_old"  # a name that says it is not whole
+                going = self.folder / f"{WRITING}{old.name}_old"  # a name that says it is not whole
                 old.rename(going)
                 shutil.rmtree(going)
 
@@ -226,134 +195,3 @@ def _run(done: Future[None], gpu: int | None, work: Callable[..., None], *argume
         done.set_exception(error)
     else:
         done.set_result(None)
-
-
-def read_job_state(checkpoint: Path) -> JobState:
-    try:
-        raw = json.loads((checkpoint / "job.json").read_text(encoding="utf-8"))
-        position, plan = Position.of(raw.pop("position")), Plan.model_validate(raw.pop("plan"))
-        return JobState(position=position, plan=plan, **raw)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / 'job.json'}: not the state of a job ({_one_line(error)})") from None
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Of two dumped configs: `train.epochs 6, now 2`, a line for every key."""
-    found: list[str] = []
-    for key in dict.fromkeys([*before, *now]):
-        one, other, name = before.get(key), now.get(key), f"{prefix}{key}"
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differences(one, other, f"{name}.")
-        elif one != other:
-            found.append(f"{name} {_short(one)}, now {_short(other)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(repr(error).split())[:200]
-
-
-def check_tasks(checkpoint: Path, saved: JobState, names: Sequence[str]) -> None:
-    """Raises CheckpointError unless the tasks are the checkpoint's, in its order: experts are kept by position."""
-    before = [str(task["name"]) for task in saved.config["tasks"]]
-    if before != list(names):
-        raise CheckpointError(
-            f"{checkpoint}: its tasks are {', '.join(before)}, the job's {', '.join(names)}; name the same in the same "
-            "order, or start a new run with --init-from, which moves weights by name"
-        )
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Names are the folder's: without this a power cut may keep a file and lose its name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: dcp.api.CheckpointException) -> str:
-    """One line; CheckpointException is a BaseException, which an `except Exception` would miss."""
-    reasons = dict.fromkeys(str(failure[0]) or repr(failure[0]) for failure in error.failures.values())
-    return " ".join("; ".join(reasons).split())[:300]
-
-
-def _why_not_loaded(reason: str) -> str:
-    if "Missing key" in reason or "ize mismatch" in reason:
-        return f"{reason}; the job is not the one that was saved: --init-from takes from it what fits"
-    return f"{reason}; where the checkpoint is damaged, remove its folder and the one before is taken"
-
-
-def load_tensors(tensors: dict[str, Any], checkpoint: Path) -> None:
-    """Collective. Fills `tensors` in place, resharding as needed."""
-    try:
-        dcp.load(tensors, storage_reader=SafeReader(checkpoint))
-    except dcp.api.CheckpointException as error:
-        raise CheckpointError(f"{checkpoint}: {_why_not_loaded(_reason(error))}") from None
-
-
-def saved_shapes(checkpoint: Path) -> dict[str, torch.Size]:
-    """Names and shapes of the saved tensors, without reading them."""
-    saved = SafeReader(checkpoint).read_metadata().state_dict_metadata
-    return {name: entry.size for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
-
-
-class SafeReader(FileSystemReader):
-    """DCP's reader with an unpickler that builds DCP's metadata and nothing else."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(str(self.path)) / ".metadata"
-        try:
-            with path.open("rb") as file:
-                metadata: Metadata = _MetadataUnpickler(file).load()
-        except (OSError, EOFError, LookupError, AttributeError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path}: not a checkpoint's metadata ({error})") from None
-        if not isinstance(metadata, Metadata):
-            raise CheckpointError(f"{path}: not a checkpoint's metadata (a {type(metadata).__name__})")
-        odd = [
-            name for name, entry in metadata.state_dict_metadata.items() if not isinstance(entry, TensorStorageMetadata)
-        ]
-        if odd:
-            raise CheckpointError(f"{path}: holds {odd[0]}, which is no tensor; only tensors are loaded")
-        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    ALLOWED = {
-        "torch.distributed.checkpoint.metadata": {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        },
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch": {"Size", "device"},
-        "torch.serialization": {"_get_layout"},
-        "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath"},
-        "collections": {"OrderedDict"},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = "pathlib" if module == "pathlib._local" else module  # where Python 3.13 keeps its paths
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if name in self.ALLOWED.get(module, set()) or is_dtype:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no business there")

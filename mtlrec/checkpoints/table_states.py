@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
 from torch.distributed._shard.sharding_spec import ShardMetadata
 
-from mtlrec.checkpoints.folder import load_tensors, saved_shapes
+from mtlrec.checkpoints.reader import load_tensors, saved_shapes
 
 STATES = "optimizer.tables"
 """Stands before their names in a checkpoint."""

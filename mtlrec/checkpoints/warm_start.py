@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from mtlrec.checkpoints.folder import Checkpoints, load_tensors, read_job_state, saved_shapes
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import read_job_state
+from mtlrec.checkpoints.reader import load_tensors, saved_shapes
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError

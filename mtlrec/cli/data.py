@@ -189,7 +189,6 @@ def prepare_stats(
             job,
             min_count,
             progress=lambda done, rows: bar.update(task, completed=done, total=rows),
-            say=lambda line: print(line, file=sys.stderr),
         )
     written = statistics.write(found, job, out)
     described = {"rows": found.rows, "written": written} | found.statistics.model_dump()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
-import shutil
 import sys
 import traceback
 import warnings
@@ -35,7 +33,10 @@ from mtlrec.cli.score import Json, Set
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config, recipe_text
 from mtlrec.config.file import recipes as recipe_names
-from mtlrec.errors import ConfigError, JobFailed, UserError
+from mtlrec.errors import JobFailed, UserError
+from mtlrec.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Multi-task recommender training on TorchRec.",
@@ -102,13 +103,12 @@ def train(
     """Train a job and report the metrics of its valid and test splits."""
     from mtlrec.distributed.process_group import on_first_rank, process_group, restarts
     from mtlrec.errors import Preempted
-    from mtlrec.training.telemetry import say
     from mtlrec.training.trainer import Trainer
 
     job = load_config(config, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks, ExitStack() as stack:
-        restarted = restarts(ranks) > 0
-        resume = on_first_rank(ranks, lambda: _check_folder(output, resume, restarted, overwrite, init_from))
+        folder, restarted = RunFolder(output), restarts(ranks) > 0
+        resume = on_first_rank(ranks, lambda: folder.prepare(resume, restarted, overwrite, init_from))
         trainer = stack.enter_context(closing(Trainer(job, output, ranks)))
         changed = trainer.resume() if resume else []
         if trainer.step:
@@ -120,19 +120,19 @@ def train(
         else:
             message = f"{output}: no checkpoint yet, starting from the beginning" if resume else ""
         if ranks.is_first and message:
-            say(message)
+            logger.info(message)
         if overwrite and not resume:
-            on_first_rank(ranks, lambda: _remove_run(output))
+            on_first_rank(ranks, folder.clear)
         trainer.describe()
-        on_first_rank(ranks, lambda: _mark(output))
+        on_first_rank(ranks, folder.mark)
         try:
             final = trainer.fit()
         except Preempted as stopped:
             if ranks.is_first:
-                say(str(stopped))
+                logger.info(str(stopped))
             return
         except KeyboardInterrupt:
-            say(f"interrupted after step {trainer.step}; --resume goes on from the last checkpoint")
+            logger.info(f"interrupted after step {trainer.step}; --resume goes on from the last checkpoint")
             raise
         if ranks.is_first:
             cli_score.report(final, as_json)
@@ -194,56 +194,6 @@ def schema() -> None:
 # ---- the parts
 
 
-RUN_FILES = ("plan.json", "metrics.jsonl", "events.out.tfevents.*", "checkpoints/step_*", "checkpoints/.writing_*")
-"""What a run puts into its folder beside config.yaml, which it replaces."""
-
-
-MARK = ".launch"
-"""Holds the launch that began the run: only its own restarts go on with it unasked."""
-
-
-def _mark(output: Path) -> None:
-    (output / MARK).write_text(_launch(), encoding="utf-8")
-
-
-def _launch() -> str:
-    """What torchrun's ranks have in common with those that it starts in their stead, and with no others."""
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return run_id if run_id != "none" else f"{platform.node()} {os.getppid()}"
-
-
-def _check_folder(output: Path, resume: bool, restarted: bool, overwrite: bool, init_from: Path | None) -> bool:
-    """Makes the run's folder, and removes nothing yet: the job is not known to work. Returns whether to resume."""
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite: take one of them (--max_retries of a launch implies --resume)")
-    mark = output / MARK
-    if restarted and mark.is_file() and mark.read_text(encoding="utf-8") == _launch():
-        return True
-    if any(path.exists() and not path.is_dir() for path in (output, output / "checkpoints")):
-        raise ConfigError(f"--output {output}: is a file, or its checkpoints are; name a folder")
-    if not resume and (_run_files(output) or (output / "config.yaml").exists()):
-        if not overwrite:
-            raise ConfigError(f"--output {output}: already holds a run; --resume continues it, --overwrite removes it")
-        if init_from is not None and init_from.resolve() == output.resolve():
-            raise ConfigError(
-                f"--init-from {init_from}: is the run that --overwrite would remove; name another --output"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    return resume
-
-
-def _run_files(output: Path) -> list[Path]:
-    return [path for pattern in RUN_FILES for path in output.glob(pattern)]
-
-
-def _remove_run(output: Path) -> None:
-    for path in _run_files(output):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
 def main() -> None:
     """The console script."""
     raise SystemExit(run_command(app))
@@ -252,6 +202,7 @@ def main() -> None:
 def run_command(command: Callable[[], Any]) -> int:
     """Run a command and return its exit status: 2 for a UserError, 1 for every failure, with a traceback for a bug."""
     quiet_libraries()
+    _log_to_stderr()
     try:
         command()
     except SystemExit as exit_:
@@ -279,6 +230,20 @@ def _report_bug(error: Exception) -> int:
         "Please open an issue at mtlrec with the lines above, the job and `mtlrec --version`."
     )
     return 1
+
+
+def _log_to_stderr() -> None:
+    """Print what mtlrec logs as plain lines, to whatever stderr is when a line is logged."""
+    log = logging.getLogger("mtlrec")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
+        log.addHandler(_StderrHandler())
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

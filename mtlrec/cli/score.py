@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,8 @@ from mtlrec.cli.data import check_split, print_, wide_console
 from mtlrec.config import JobConfig
 from mtlrec.config.file import job_of
 from mtlrec.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
@@ -190,15 +193,14 @@ def _keep_calibration(
     """Collective."""
     from mtlrec.distributed.process_group import on_first_rank
     from mtlrec.evaluation.evaluate import fit_calibration
-    from mtlrec.training.telemetry import say
 
     fitted = fit_calibration(valid, method.value)
     on_first_rank(ranks, lambda: fitted.write(checkpoint))
     left_out = [task.name for task in job.tasks if task.is_binary and task.name not in fitted.maps]
     if left_out and ranks.is_first:
-        say(f"not calibrated, one label only in the valid split: {', '.join(left_out)}")
+        logger.info(f"not calibrated, one label only in the valid split: {', '.join(left_out)}")
     if ranks.is_first:
-        say(f"{method.value} fitted on {fitted.rows:,} valid rows, kept in {checkpoint}; predict applies it")
+        logger.info(f"{method.value} fitted on {fitted.rows:,} valid rows, kept in {checkpoint}; predict applies it")
 
 
 class _Wanted:

@@ -9,13 +9,12 @@ from pathlib import Path
 from mtlrec.compare.comparison import Comparison
 from mtlrec.compare.differences import seeds_in_words
 from mtlrec.compare.report import answer, edge
+from mtlrec.io import write_text
 
 
 def write_markdown(comparison: Comparison, path: Path, title: str) -> None:
     """`path` has its name only when it is whole."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("\n".join(_lines(comparison, title)) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, "\n".join(_lines(comparison, title)) + "\n")
 
 
 def _lines(comparison: Comparison, title: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ from mtlrec.compare.latency import ROWS
 from mtlrec.diagnosis.diagnosis import Diagnosis
 from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.diagnosis.warnings import warnings_of
+from mtlrec.io import write_text
 
 
 def write_report(
@@ -67,9 +68,7 @@ def write_report(
         diagnoses=[_diagnosed(name, one) for name, one in (diagnoses or {}).items()],
         plotly_js=Markup(get_plotlyjs()),
     )
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    write_text(path, page)
 
 
 def answer(comparison: Comparison) -> list[str]:

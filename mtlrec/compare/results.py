@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mtlrec.compare.comparison import Comparison
 from mtlrec.compare.trials import Result
+from mtlrec.io import replacing
 
 SCHEMA = pa.schema(
     [
@@ -36,9 +37,8 @@ SCHEMA = pa.schema(
 
 def write_results(comparison: Comparison, path: Path) -> None:
     """`path` has its name only when it is whole."""
-    part = path.with_name(f".{path.name}.part")
-    pq.write_table(pa.Table.from_pylist(list(_rows(comparison)), schema=SCHEMA), part)
-    part.replace(path)
+    with replacing(path) as part:
+        pq.write_table(pa.Table.from_pylist(list(_rows(comparison)), schema=SCHEMA), part)
 
 
 def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:

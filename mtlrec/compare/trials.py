@@ -25,6 +25,8 @@ import yaml
 
 from mtlrec.compare.candidates import Contender
 from mtlrec.errors import ConfigError, TrialFailed
+from mtlrec.io import write_text
+from mtlrec.run_folder import RunFolder
 
 Metrics = dict[str, dict[str, float]]
 """By task, by metric."""
@@ -83,7 +85,7 @@ class Cells:
             path, text = self._job(one.name), yaml.safe_dump(one.job.dump(), sort_keys=False)
             if path.exists() and path.read_text(encoding="utf-8") != text:
                 raise ConfigError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
 
     def __enter__(self) -> Self:
         """Take the folder. Raises TrialFailed if another process holds it, or a training that such a process left."""
@@ -109,7 +111,7 @@ class Cells:
             whole = bool(result.diverged) or {"valid", "test"} <= result.metrics.keys()
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        has_model = cell.seed > 0 or bool(result.diverged) or any(run.glob("checkpoints/step_*"))
+        has_model = cell.seed > 0 or bool(result.diverged) or bool(RunFolder(run).complete_checkpoints())
         return result if whole and has_model else None
 
     def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result, bool], None]) -> None:
@@ -160,10 +162,8 @@ class Cells:
             places.put(place)
         result = self._read(cell, run, process.returncode, printed)
         if cell.seed > 0:
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of tables that may fill a disk, once is enough
-        part = run / "result.json.part"
-        part.write_text(json.dumps(vars(result)), encoding="utf-8")
-        part.rename(run / "result.json")
+            shutil.rmtree(RunFolder(run).checkpoints, ignore_errors=True)  # tables may fill a disk
+        write_text(run / "result.json", json.dumps(vars(result)))
         return result
 
     def _read(self, cell: Cell, run: Path, status: int, printed: str) -> Result:
@@ -173,7 +173,7 @@ class Cells:
             if "is not finite" in last:
                 return Result({}, 0.0, diverged=last)
             raise TrialFailed(f"{cell}: ended with status {status}: {last} ({run / 'train.log'})")
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()]
         rates = [one["samples_per_s"] for one in records if one["kind"] == "train" and "samples_per_s" in one]
         metrics = {
             split: {

@@ -15,6 +15,7 @@ from mtlrec.config.explain import describe, is_kind, line_of, models_at
 from mtlrec.config.job import STATISTICS_TO_COME, JobConfig
 from mtlrec.config.statistics import fill_in
 from mtlrec.errors import ConfigError, LocatedError
+from mtlrec.run_folder import RunFolder
 
 
 def recipes() -> list[str]:
@@ -63,7 +64,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = (), statistics_to
 
 def job_of(run: Path, overrides: Sequence[str] = ()) -> JobConfig:
     """The job of a run's folder. Raises ConfigError where there is none."""
-    path = run / "config.yaml"
+    path = RunFolder(run).config
     if not path.is_file():
         raise ConfigError(f"{run}: no run (it has no config.yaml)")
     return parse_config(path.read_text(encoding="utf-8"), str(path), overrides)

@@ -6,7 +6,7 @@ GIL while they read and copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from mtlrec.batch import Batch
@@ -30,7 +30,6 @@ class Loader:
     Args:
         dataset: `list_row_groups`' answer, the same on every rank
         columns: what is read
-        say: takes a line for every file of which something is left out
         trained_on: `inputs` of the loader that the model was trained with; raises DataError where ids would be others
         keep: columns that blocks have as Arrow too (`Block.table`), beside those that are read; None keeps all
 
@@ -50,7 +49,6 @@ class Loader:
         shuffle: Shuffle = "none",
         seed: int = 0,
         pin_memory: bool = False,
-        say: Callable[[str], None] = lambda line: None,
         keep: Sequence[str] | None = (),
         trained_on: Mapping[str, str] | None = None,
     ) -> None:
@@ -59,7 +57,7 @@ class Loader:
         self.inputs = columns.inputs(dataset)
         check_inputs(trained_on or {}, self.inputs)
         self.wait_s = 0.0
-        self.skipped = Skipped(dataset, data.max_skipped, say, rank, world_size)
+        self.skipped = Skipped(dataset, data.max_skipped, rank, world_size)
         self._data, self._rank, self._pin_memory = data, rank, pin_memory
         self._settings = Phase(
             world_size, data.batch_size, shuffle, data.shuffle_buffer if shuffle == "rows" else 1, seed

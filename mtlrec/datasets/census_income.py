@@ -28,6 +28,7 @@ import pyarrow.csv as pa_csv
 
 from mtlrec.datasets import writing
 from mtlrec.errors import DataError
+from mtlrec.io import one_line
 
 URL = "https://archive.ics.uci.edu/static/public/117/census+income+kdd.zip"
 # The order of census-income.names; the files carry no header.
@@ -141,7 +142,7 @@ def _read(name: str, content: bytes) -> pa.Table:
             ),
         )
     except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as error:
-        message = " ".join(str(error).split())[:200]
+        message = one_line(error)
         raise DataError(f"{name}: not UCI's Census-Income format ({message}); give the publisher's file") from error
     strip = [c for c in COLUMNS if table.schema.field(c).type == pa.string()]
     for column in strip:

@@ -28,6 +28,7 @@ import pyarrow.csv as pa_csv
 
 from mtlrec.datasets import writing
 from mtlrec.errors import DataError
+from mtlrec.io import one_line
 
 PAGE = "https://zenodo.org/records/10439422"
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -262,7 +263,7 @@ def _read(path: Path) -> pa.Table:
             ),
         )
     except (pa.ArrowInvalid, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        message = " ".join(str(error).split())[:200]
+        message = one_line(error)
         raise DataError(f"{path.name}: cannot be read as a log of KuaiRand's ({message})") from error
     table = table.rename_columns([*OTHER_COLUMNS, *LABELS.values()])
     clock = table["hourmin"].to_numpy()

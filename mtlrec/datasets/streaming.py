@@ -19,6 +19,7 @@ import pyarrow.csv as pa_csv
 from mtlrec.config.moments import Moments
 from mtlrec.datasets import writing
 from mtlrec.errors import DataError
+from mtlrec.io import one_line
 
 Progress = Callable[[str, int], None]
 """Takes what is being read or written, and the rows of it so far."""
@@ -93,7 +94,7 @@ class Csv:
             raise _unreadable(self.path, error) from error
 
     def error(self, row: int, column: str, what: str) -> ValueError:
-        return ValueError(f"{self.path.name}: row {row + 1 + self.header}, {column}: {what}")
+        return DataError(f"{self.path.name}: row {row + 1 + self.header}, {column}: {what}")
 
     def check_flags(self, first: int, batch: pa.RecordBatch, columns: Sequence[str]) -> None:
         """Raises ValueError where one of `columns` holds anything but 0 and 1."""
@@ -145,7 +146,7 @@ class Csv:
                 pass
         except pa.ArrowInvalid as again:
             error = again
-        message = " ".join(str(error).split())[:200]
+        message = one_line(error)
         if "straddl" in message:
             return ValueError(f"{self.path.name}: a line is longer than {self.block_bytes} bytes; {GIVE_IT_AS_IT_IS}")
         place = re.search(r"(?:column #(\d+): )?Row #(\d+): (.*)", message)
@@ -157,7 +158,7 @@ class Csv:
 
 
 def _unreadable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{path.name}: {' '.join(str(error).split())[:200]}; copy or download it again")
+    return ValueError(f"{path.name}: {one_line(error)}; copy or download it again")
 
 
 class SplitWriter:

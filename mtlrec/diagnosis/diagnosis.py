@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from mtlrec.batch import Batch
-from mtlrec.checkpoints.folder import read_job_state
+from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader

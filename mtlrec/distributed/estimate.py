@@ -20,6 +20,7 @@ from mtlrec.config import JobConfig
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.sharding import GIB, planned
 from mtlrec.errors import ConfigError
+from mtlrec.io import one_line
 
 PHASES = ("input_dist_comms", "fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "prefetch_compute")
 
@@ -186,5 +187,5 @@ def _what_does_not_fit(job: JobConfig, ranks: int, device: str, hbm_gb: float, d
     if total > ranks * (ddr_gb + (hbm_gb if device == "cuda" else 0)):
         return f"{what}; take more ranks or memory, or lower tables' rows or dim"
     least = "row_wise" + (" and fused_uvm_caching" if device == "cuda" else "")
-    reason = " ".join(str(error).split())[:160]
+    reason = one_line(error, 160)
     return f"{what}; loosen sharding.constraints ({least} ask least of a rank) or lower data.batch_size ({reason})"

@@ -8,6 +8,7 @@ half of the time that a collective may take, and once more in the error that end
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,8 @@ from typing import Any
 import torch.distributed as dist
 
 from mtlrec.errors import RankMissing
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = str(Path(__file__).parents[1])
 TIMED_OUT = "(?i)timed out waiting|wait timeout|(connect|application) timeout"  # gloo, where some rank did not come
@@ -110,7 +113,7 @@ class Liveness(AbstractContextManager["Liveness"]):
     def _warn(self, waited: float) -> None:
         silent, standing = self._look()
         if self._rank == min((rank for ranks in standing.values() for rank in ranks), default=self._rank):
-            _say(f"no step for {waited:.0f} s: {_sentence(silent, standing)}")
+            logger.warning(f"no step for {waited:.0f} s: {_sentence(silent, standing)}")
 
     # ---- the thread that watches the other one
 
@@ -121,9 +124,9 @@ class Liveness(AbstractContextManager["Liveness"]):
             unanswered = time.monotonic() - self._answered
             if unanswered > self._timeout / 2 and not self._told:
                 self._told = True
-                _say(f"no step for {time.monotonic() - self._ticked:.0f} s: {NO_STORE}")
+                logger.warning(f"no step for {time.monotonic() - self._ticked:.0f} s: {NO_STORE}")
             if min(unanswered, time.monotonic() - self._ticked) > 1.5 * self._timeout:
-                _say(f"mtlrec (rank {self._rank}): {NO_STORE} for {unanswered:.0f} s, ended")
+                logger.warning(f"mtlrec (rank {self._rank}): {NO_STORE} for {unanswered:.0f} s, ended")
                 os._exit(1)
 
     # ---- looking
@@ -186,7 +189,3 @@ def _at(stack: list[FrameType]) -> str:
 
 def _line(frame: FrameType) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from mtlrec.distributed.halved_lookup import halved_lookups
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import ConfigError
+from mtlrec.io import one_line
 
 GIB = 1024**3
 BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
@@ -61,7 +62,7 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         try:
             return planned(module, job, topology)
         except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise ConfigError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
 
     return on_first_rank(ranks, made)

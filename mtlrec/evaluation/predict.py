@@ -30,7 +30,7 @@ from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.training.loading import say_what_was_skipped
 from mtlrec.training.sharded import ShardedModel, autocast
-from mtlrec.training.telemetry import say, watched
+from mtlrec.training.telemetry import watched
 
 ROW_GROUP_ROWS = 131_072
 
@@ -64,7 +64,6 @@ def predict(
         columns,
         ranks.rank,
         ranks.world_size,
-        say=say,
         keep=[field.name for field in kept],
         trained_on=model.trained_on,
     )

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from mtlrec.config.base import Strict
 from mtlrec.errors import CheckpointError
+from mtlrec.io import one_line, write_text
 from mtlrec.metrics.binary import bin_logits
+from mtlrec.run_folder import CALIBRATION
 
 Method = Literal["platt", "isotonic"]
-FILE = "calibration.json"
 SMALLEST = 1e-7
 """Of the probabilities an isotonic map may give: a 0 would be infinitely wrong once."""
 
@@ -60,21 +61,20 @@ class Calibration(Strict):
         return self.maps.get(task, torch.sigmoid)
 
     def write(self, checkpoint: Path) -> None:
-        part = checkpoint / f".{FILE}.part"
-        part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(checkpoint / FILE)
+        write_text(checkpoint / CALIBRATION, self.model_dump_json(indent=1) + "\n")
 
     @staticmethod
     def read(checkpoint: Path) -> Calibration | None:
         """None where none was fitted. Raises CheckpointError for a file that is no calibration."""
-        path = checkpoint / FILE
+        path = checkpoint / CALIBRATION
         if not path.is_file():
             return None
         try:
             return Calibration.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path}: not a calibration ({reason}); fit it again, or remove it") from None
+            raise CheckpointError(
+                f"{path}: not a calibration ({one_line(error)}); fit it again, or remove it"
+            ) from None
 
 
 def fit(method: Method, histogram: Tensor) -> Map | None:

@@ -20,9 +20,10 @@ from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.errors import CheckpointError, ConfigError, NonFiniteError
 from mtlrec.heads import HeadOutput
+from mtlrec.io import one_line, write_text
 from mtlrec.metrics.ranking import PerUser, RankMetric, log_scores
+from mtlrec.run_folder import FUSED_SCORE
 
-FILE = "fused_score.json"
 COLUMN = "fused_score"
 RANDOM_STARTS = 200
 WIDTHS = (0.4, 0.4, 0.2, 0.2, 0.1, 0.1, 0.05, 0.05, 0.02, 0.02, 0.01, 0.01)
@@ -68,14 +69,12 @@ class FusedScore(Strict):
         return torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()
 
     def write(self, checkpoint: Path) -> None:
-        part = checkpoint / f".{FILE}.part"
-        part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.replace(checkpoint / FILE)
+        write_text(checkpoint / FUSED_SCORE, self.model_dump_json(indent=1) + "\n")
 
     @staticmethod
     def read(checkpoint: Path, job: JobConfig) -> FusedScore | None:
         """None where there is none. Raises CheckpointError for a file that holds something else, or other tasks."""
-        path = checkpoint / FILE
+        path = checkpoint / FUSED_SCORE
         if not path.is_file():
             return None
         try:
@@ -85,8 +84,9 @@ class FusedScore(Strict):
                     raise ValueError(f"the job has no task {name} whose predictions are positive")
             return found
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path}: no exponents of a score ({reason}); search again, or remove it") from None
+            raise CheckpointError(
+                f"{path}: no exponents of a score ({one_line(error)}); search again, or remove it"
+            ) from None
 
 
 def may_be_scored(job: JobConfig) -> list[str]:

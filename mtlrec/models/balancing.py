@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtlrec import config as cfg
 from mtlrec.errors import ConfigError
+from mtlrec.io import one_line
 from mtlrec.losses import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
 
 SMALLEST_NORM = 1e-8
@@ -46,6 +47,4 @@ def _torchjd_weighting(weighting: cfg.GradientWeighting | cfg.CAGradWeighting) -
             case _:
                 return aggregation.AlignedMTLWeighting()
     except ImportError as error:
-        raise ConfigError(
-            f"loss.weighting.kind = {weighting.kind!r}: {' '.join(str(error).split())}; {REMEDY}"
-        ) from None
+        raise ConfigError(f"loss.weighting.kind = {weighting.kind!r}: {one_line(error)}; {REMEDY}") from None

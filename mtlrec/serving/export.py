@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -11,7 +12,9 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import torch
 
-from mtlrec.checkpoints.folder import Checkpoints, check_tasks, load_tensors, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import check_tasks, read_job_state
+from mtlrec.checkpoints.reader import load_tensors
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.vocabulary import place_of
@@ -42,7 +45,8 @@ from mtlrec.serving.predictor import Predictor
 from mtlrec.serving.program import PARTS, ServedModule, ServingProgram, compiled, exported, loaded
 from mtlrec.serving.sample import example_of, first_rows, write_sample
 from mtlrec.training.loading import loader_of
-from mtlrec.training.telemetry import say
+
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -78,7 +82,7 @@ def export(
     with _written(output, overwrite) as folder:
         module = whole_model(job, checkpoint)
         columns, rows = first_rows(job, split, ranks, state)
-        say(f"{checkpoint.name} read; exporting and compiling, which takes some tens of seconds")
+        logger.info(f"{checkpoint.name} read; exporting and compiling, which takes some tens of seconds")
         program = serving_program(module, job, precision, ranks.device)
         compiled(exported(program, example_of(columns, rows, ranks.device)), folder / MODEL)
         function = loaded(folder / MODEL)

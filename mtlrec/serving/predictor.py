@@ -21,6 +21,7 @@ from mtlrec.data.loader import check_inputs
 from mtlrec.data.sources.dataset import is_number, item_type
 from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.predict import calibrated
+from mtlrec.io import one_line
 from mtlrec.metrics.fused_score import COLUMN
 from mtlrec.serving.files import Counts, score_files
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
@@ -130,7 +131,7 @@ class Predictor:
             return loaded(path)
         except (RuntimeError, OSError) as error:
             made, here = self.manifest.versions.get("torch"), torch.__version__
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ArtifactError(f"{path}: cannot be loaded ({reason}); torch {made} made it, {here} is here") from None
 
     def _check_division(self, given: Mapping[str, Any], common: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from mtlrec.batch import Batch
 from mtlrec.errors import ArtifactError
 from mtlrec.heads import HeadOutput
 from mtlrec.heads.funnel import Kind
+from mtlrec.io import one_line
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
@@ -81,7 +82,7 @@ def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
         with _quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except (InductorError, CppCompileError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         if "InvalidCxxCompiler" not in str(error) and "CppCompileError" not in repr(error):
             raise
         raise ArtifactError(

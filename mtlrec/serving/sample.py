@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mtlrec.checkpoints.folder import JobState
+from mtlrec.checkpoints.job_state import JobState
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.features.columns import Columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +14,8 @@ from mtlrec.data.loader import Loader
 from mtlrec.data.sources.dataset import Reader, list_row_groups
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import ConfigError
-from mtlrec.training.telemetry import say
+
+logger = logging.getLogger(__name__)
 
 
 def loader_of(
@@ -47,7 +49,6 @@ def loader_of(
         shuffle=data.shuffle if training else "none",
         seed=job.train.seed,
         pin_memory=ranks.device.type == "cuda",
-        say=say,
         keep=list(keep or {}),
         trained_on=trained_on,
     )
@@ -63,4 +64,4 @@ def say_what_was_skipped(loader: Loader, ranks: Ranks) -> None:
             files = len(loader.dataset.left_out)
             whole = f", those of {files} whole {'file' if files == 1 else 'files'} among them" if files else ""
             rows = loader.rows + loader.skipped.of_whole_files
-            say(f"{skipped:,} of {rows:,} rows were left out (data.on_error){whole}")
+            logger.info(f"{skipped:,} of {rows:,} rows were left out (data.on_error){whole}")

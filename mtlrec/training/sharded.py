@@ -17,7 +17,9 @@ from torch import nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from mtlrec.checkpoints.folder import Checkpoints, check_tasks, load_tensors, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import check_tasks, read_job_state
+from mtlrec.checkpoints.reader import load_tensors
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank

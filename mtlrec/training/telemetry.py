@@ -6,6 +6,7 @@ Only rank 0 speaks. Messages go to stderr, so that stdout holds nothing but what
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -21,13 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtlrec.datasets.writing import MIN_TEST_POSITIVES
 from mtlrec.metrics.task_metrics import Metrics
+from mtlrec.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def watched(items: Iterable[Item], total: int, what: str, active: bool) -> Iterator[Item]:
@@ -42,7 +42,7 @@ def watched(items: Iterable[Item], total: int, what: str, active: bool) -> Itera
             yield item
             if time.perf_counter() - told > SECONDS_BETWEEN_LINES and done < total:
                 told = time.perf_counter()
-                say(f"{what}: {done:,} of {total:,} batches")
+                logger.info(f"{what}: {done:,} of {total:,} batches")
 
 
 class Telemetry:
@@ -53,7 +53,7 @@ class Telemetry:
         if not active:
             return
         self.total_steps = total_steps
-        self._path = run / "metrics.jsonl"
+        self._path = RunFolder(run).metrics
         self._file = _open_log(self._path, start_step, total_steps)
         self._board = SummaryWriter(str(run), purge_step=start_step + 1 if start_step else None)
         self._first_step, self._started = start_step, time.perf_counter()
@@ -89,7 +89,7 @@ class Telemetry:
         else:
             done = step - self._first_step
             eta = (time.perf_counter() - self._started) / max(done, 1) * (self.total_steps - step)
-            say(f"step {step}/{self.total_steps} | {losses} | {rate} | {eta:.0f} s left")
+            logger.info(f"step {step}/{self.total_steps} | {losses} | {rate} | {eta:.0f} s left")
 
     def evaluation(self, step: int, split: str, metrics: Metrics) -> None:
         if not self.active:
@@ -99,7 +99,7 @@ class Telemetry:
         if self._bar:
             self._bar.console.print(line)
         else:
-            say(line)
+            logger.info(line)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """To TensorBoard alone; what is not finite is left out."""

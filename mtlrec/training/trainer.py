@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 import yaml
 
 from mtlrec.batch import Batch
-from mtlrec.checkpoints.folder import Checkpoints, JobState, check_tasks, differences, load_tensors, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import JobState, check_tasks, differences, read_job_state
+from mtlrec.checkpoints.reader import load_tensors
 from mtlrec.checkpoints.table_states import Columns, take_other_cuts
 from mtlrec.checkpoints.warm_start import WarmStart, warm_start
 from mtlrec.config import JobConfig
@@ -22,13 +25,17 @@ from mtlrec.diagnosis.diagnosis import diagnose_batches
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError, Preempted
 from mtlrec.evaluation.evaluate import evaluate
+from mtlrec.io import write_text
 from mtlrec.metrics.task_metrics import Metrics
 from mtlrec.models.train_module import StepOutput
+from mtlrec.run_folder import RunFolder
 from mtlrec.training.loading import loader_of, say_what_was_skipped
 from mtlrec.training.optim import learning_rate
 from mtlrec.training.preemption import Preemption
 from mtlrec.training.step import TrainingStep
-from mtlrec.training.telemetry import Telemetry, say
+from mtlrec.training.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -71,13 +78,9 @@ class Trainer:
     def describe(self) -> None:
         """Writes config.yaml and plan.json. After `resume`: a job that does not fit leaves the run as it was."""
         if self.ranks.is_first:
-            for name, text in (
-                ("plan.json", self.model.plan.text()),
-                ("config.yaml", yaml.safe_dump(self.job.dump(), sort_keys=False)),
-            ):
-                part = self.run / f".{name}.part"
-                part.write_text(text, encoding="utf-8")
-                part.replace(self.run / name)
+            folder = RunFolder(self.run)
+            write_text(folder.plan, self.model.plan.text())
+            write_text(folder.config, yaml.safe_dump(self.job.dump(), sort_keys=False))
 
     def init_from(self, run: Path) -> WarmStart:
         return warm_start(self.model.module, self.job, run, self.ranks)
@@ -169,7 +172,9 @@ class Trainer:
             self._look_inside(telemetry)
         best = self.checkpoints.best() if self.ranks.is_first and self.job.train.keep_best else None
         if best is not None:
-            say(f"best by {self.job.train.keep_best}: {best.name}; evaluate and predict take it with --checkpoint best")
+            logger.info(
+                f"best by {self.job.train.keep_best}: {best.name}; evaluate and predict take it with --checkpoint best"
+            )
         return final
 
     def _evaluation_is_missing(self, telemetry: Telemetry) -> bool:

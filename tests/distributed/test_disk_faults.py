@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtlrec.checkpoints.folder import Checkpoints, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import read_job_state
 from tests.jobs import curve, final_tensors, write_job
 from tests.ranks import run_cli, run_ranks
 from tests.toy import write_toy

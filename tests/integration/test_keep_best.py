@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mtlrec.checkpoints.folder import Checkpoints, read_job_state
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.errors import CheckpointNotSaved
 from tests.jobs import curve, killed_after, write_job
 from tests.ranks import run_cli, run_ranks

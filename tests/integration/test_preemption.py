@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtlrec.checkpoints.folder import read_job_state
+from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.evaluation import evaluate
 from mtlrec.evaluation.evaluate import check_finite
 from tests.jobs import curve, final_tensors, write_job

@@ -18,7 +18,7 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 ROOMS = (
-    ("errors", "io", "config", "recipes", "batch", "run_folder"),
+    ("errors", "io", "run_folder", "config", "recipes", "batch"),
     ("layers", "heads", "losses"),
     ("data", "models", "metrics"),
     ("distributed", "compat"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from mtlrec.data.sources.dataset import Dataset
 from mtlrec.data.sources.parquet import Rows
 from mtlrec.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class Faults:
@@ -101,23 +104,22 @@ class Skipped:
     Args:
         dataset: whose files that were left out as a whole count for every rank's share
         most: rows per rank and epoch; with more DataError is raised
-        say: takes a line for every file and column of which something is left out
 
     Attributes:
         rows: left out so far, of this rank, with its share of the files
         of_whole_files: of all ranks
     """
 
-    def __init__(self, dataset: Dataset, most: int, say: Callable[[str], None], rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, dataset: Dataset, most: int, rank: int = 0, ranks: int = 1) -> None:
         # A file whose footer tells nothing had a row at least.
         self.of_whole_files = sum(1 if one.rows is None else one.rows for one in dataset.left_out)
         self._share = -(-self.of_whole_files // ranks)
-        self._most, self._say = most, say
+        self._most = most
         self._told: set[tuple[str, str]] = set()
         self.rows = 0
         if rank == 0:
             for one in dataset.left_out:
-                say(f"left out: {one.message}")
+                logger.warning(f"left out: {one.message}")
         self.begin()
         self._check([one.message for one in dataset.left_out])
 
@@ -135,7 +137,7 @@ class Skipped:
         for key, message in messages.items():
             if key not in self._told:
                 self._told.add(key)
-                self._say(f"left out: {message}")
+                logger.warning(f"left out: {message}")
         self._check(list(messages.values()))
 
     def _check(self, messages: Sequence[str]) -> None:

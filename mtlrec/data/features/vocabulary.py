@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from mtlrec.config import SparseFeature
 from mtlrec.data.features.hashing import hash_text
-from mtlrec.data.sources.files import Store, one_line, store_of
+from mtlrec.data.sources.files import Store, store_of
 from mtlrec.errors import DataError
+from mtlrec.io import one_line
 
 
 class Vocabulary:

@@ -57,7 +57,6 @@ def find(
     min_count: int = 1,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, rows: None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Found:
     """Reads the train split once, of its columns only those that are needed, as a training would: what `data.on_error`
     leaves out is not counted, nor what `max_length` cuts off.
@@ -65,7 +64,6 @@ def find(
     Args:
         min_count: values of a vocabulary that are seen less often are left to row 0
         progress: is told the rows read and the rows there are
-        say: takes a line for every file and column of which something is left out
 
     Raises DataError for a column that has nothing to learn from, for what any reading of it would refuse, and where
     nothing is open.
@@ -83,7 +81,7 @@ def find(
             "boundaries or file"
         )
     dataset = list_row_groups(data.root, data.train, wanted, data.on_error, data.retries)
-    skipped = Skipped(dataset, data.max_skipped, say)
+    skipped = Skipped(dataset, data.max_skipped)
     moments = {one.name: Moments() for one in standardised}
     samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
     counts: dict[str, pa.Table] = {}

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtlrec.data.ahead import read_ahead
-from mtlrec.data.sources.files import File, Store, find_files, one_line, persistently, store_of
+from mtlrec.data.sources.files import File, Store, find_files, persistently, store_of
 from mtlrec.errors import DataError
+from mtlrec.io import one_line
 
 OnError = Literal["fail", "skip_file", "skip_row"]
 

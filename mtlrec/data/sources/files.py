@@ -25,6 +25,7 @@ from pyarrow import fs
 
 from mtlrec.config.base import without_secrets
 from mtlrec.errors import DataError
+from mtlrec.io import one_line
 
 PARQUET = ("", ".parquet", ".parq", ".pq")
 """Endings of the files that are taken of a folder; a vocabulary may lie beside them."""
@@ -245,7 +246,3 @@ def persistently(attempt: Callable[[], Result], store: Store, retries: int) -> R
                 raise
             time.sleep(min(FIRST_PAUSE_S * 2**tried, LONGEST_PAUSE_S))
     return attempt()
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -13,7 +13,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import ShardedTensorMetadata, TensorProperties
 from torch.distributed._shard.sharding_spec import ShardMetadata
 
-from mtlrec.checkpoints.folder import Checkpoints, JobState, differences, load_tensors, read_job_state, saved_shapes
+from mtlrec.checkpoints.folder import Checkpoints
+from mtlrec.checkpoints.job_state import JobState, differences, read_job_state
+from mtlrec.checkpoints.reader import load_tensors, saved_shapes
 from mtlrec.checkpoints.staging import on_host
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
@@ -34,7 +36,9 @@ class Bomb:
 def test_metadata_that_would_run_code_is_refused(thing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(thing))
-    with pytest.raises(CheckpointError, match=r"\.metadata: not a checkpoint's metadata .*has no business there"):
+    with pytest.raises(
+        CheckpointError, match=r"\.metadata: not a checkpoint's metadata .*is not allowed in checkpoint metadata"
+    ):
         saved_shapes(tmp_path)
     assert not (tmp_path / "exploded").exists()
 

@@ -209,7 +209,7 @@ def test_a_rate_is_planted_and_the_rest_stays_as_it_was(tmp_path: Path, feed: pa
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from pathlib import Path; from mtlrec.data import synthetic;"
+        "import resource, sys; from pathlib import Path; from mtlrec.datasets import synthetic;"
         "synthetic.feed(Path(sys.argv[1]), int(sys.argv[2]), users=2000, items=500);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
