@@ -12,7 +12,7 @@ from mtlrec.data.loader import check_inputs
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.sources.parquet import RowGroupReader
 from mtlrec.evaluation.predict import column_of, output_schema, row_groups_of, score_kinds, written
-from mtlrec.training.telemetry import watched
+from mtlrec.training.progress import watched
 
 if TYPE_CHECKING:
     from mtlrec.serving.predictor import Predictor
