@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.metrics.task_metrics import Metrics
 from mtlrec.run_folder import RunFolder
 
