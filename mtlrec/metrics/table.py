@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.metrics.task_metrics import Metrics
 
 
