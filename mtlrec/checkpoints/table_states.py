@@ -24,7 +24,7 @@ from mtlrec.checkpoints.reader import load_tensors, saved_shapes
 STATES = "optimizer.tables"
 """Stands before their names in a checkpoint."""
 
-Columns = Sequence[tuple[int, int]]
+ColumnRanges = Sequence[tuple[int, int]]
 """First column and width of every piece of a row."""
 
 
@@ -53,7 +53,7 @@ def by_piece(state: ShardedTensor, table: ShardedTensor) -> ShardedTensor:
     )
 
 
-def columns_of(table: Tensor) -> Columns:
+def columns_of(table: Tensor) -> ColumnRanges:
     if not isinstance(table, ShardedTensor):
         return [(0, table.size()[1])]
     return sorted({(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in table.metadata().shards_metadata})
@@ -65,8 +65,8 @@ class OtherCut:
 
     name: str
     target: ShardedTensor | Tensor
-    columns: Columns
-    saved_columns: Columns
+    columns: ColumnRanges
+    saved_columns: ColumnRanges
 
     def load(self, checkpoint: Path) -> None:
         """Collective. Reads the whole state, on every rank."""
@@ -82,7 +82,7 @@ class OtherCut:
 
 
 def take_other_cuts(
-    states: dict[str, dict[str, Any]], columns: Mapping[str, tuple[Columns, Columns]], checkpoint: Path
+    states: dict[str, dict[str, Any]], columns: Mapping[str, tuple[ColumnRanges, ColumnRanges]], checkpoint: Path
 ) -> list[OtherCut]:
     """Takes out of `states` (by parameter, then by name) what the checkpoint holds in other pieces.
 
@@ -101,11 +101,11 @@ def take_other_cuts(
     return found
 
 
-def _width(columns: Columns) -> int:
+def _width(columns: ColumnRanges) -> int:
     return sum(width for _, width in columns)
 
 
-def mixing(before: Columns, after: Columns) -> Tensor:
+def mixing(before: ColumnRanges, after: ColumnRanges) -> Tensor:
     """[pieces before, pieces after]: how much of a piece after lies in a piece before."""
     share = torch.zeros(len(before), len(after), dtype=torch.float64)
     for i, (first, width) in enumerate(before):

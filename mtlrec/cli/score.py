@@ -96,7 +96,7 @@ def evaluate(
         assert checkpoint is not None
 
         def loader(of: str) -> Loader:
-            return loader_of(job, of, ranks, trained_on=model.trained_on)
+            return loader_of(job, of, ranks, expected_fingerprints=model.id_fingerprints)
 
         if calibrate is not None:
             valid = evaluate_model(model.module, loader("valid"), job, ranks, "calibrate")

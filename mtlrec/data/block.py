@@ -60,8 +60,8 @@ class Ids:
 class Block:
     """N rows, column by column.
 
-    dense, labels: [N] float32 each; known: for each label [N] float32, or None where all are; weights: [N] float32, or
-    None where all are 1; groups: [N] int64, or None. Rows that were left out, because of what `messages` say of
+    dense, labels: [N] float32 each; known: for each label [N] float32, or None where all are; row_mask: [N] float32, or
+    None where all are 1; group_ids: [N] int64, or None. Rows that were left out, because of what `messages` say of
     files and columns, weigh nothing and have nothing in them. `table` has the rows as Arrow, where they are wanted too.
     """
 
@@ -70,9 +70,9 @@ class Block:
     labels: Sequence[np.ndarray]
     known: Sequence[np.ndarray | None]
     ids: Sequence[Ids]
-    groups: np.ndarray | None = None
+    group_ids: np.ndarray | None = None
     files: tuple[str, ...] = ()
-    weights: np.ndarray | None = None
+    row_mask: np.ndarray | None = None
     messages: Mapping[tuple[str, str], str] = field(default_factory=dict)
     table: pa.Table | None = None
 
@@ -89,8 +89,8 @@ class Block:
             labels=[_taken(column, rows) for column in self.labels],
             known=[None if column is None else _taken(column, rows) for column in self.known],
             ids=[one.taken(rows) for one in self.ids],
-            groups=None if self.groups is None else _taken(self.groups, rows),
-            weights=None if self.weights is None else _taken(self.weights, rows),
+            group_ids=None if self.group_ids is None else _taken(self.group_ids, rows),
+            row_mask=None if self.row_mask is None else _taken(self.row_mask, rows),
             table=None if self.table is None else self.table.take(pa.array(rows)),
         )
 
@@ -102,7 +102,7 @@ class Block:
             dense=[np.where(rows, np.float32(0), column) for column in self.dense],
             labels=[np.where(rows, np.float32(0), column) for column in self.labels],
             known=[kept if column is None else kept * column for column in self.known],
-            weights=kept,
+            row_mask=kept,
             ids=[one.without(rows) for one in self.ids],
             messages=messages,
         )

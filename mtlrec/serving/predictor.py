@@ -17,7 +17,7 @@ from mtlrec.config import FeaturesConfig
 from mtlrec.data.block import Block
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.faults import RowFaults
-from mtlrec.data.loader import check_inputs
+from mtlrec.data.loader import check_id_fingerprints
 from mtlrec.data.sources.dataset import is_number, item_type
 from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.predict import calibrated
@@ -26,7 +26,7 @@ from mtlrec.metrics.fused_score import COLUMN
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded
-from mtlrec.serving.rows import Rows, arrow_column, columns_of, python_value
+from mtlrec.serving.rows import RawRows, arrow_column, columns_of, python_value
 
 SAMPLE_TOLERANCE = 1e-5
 """Between the machine that exported and this one, which may add up in another order."""
@@ -81,15 +81,17 @@ class Predictor:
         if check:
             self.manifest.check_files(self.folder)
         self.job = self.manifest.job_config(self.folder)
-        self.columns = replace(Columns.of(self.job, with_labels=False), trained_on=self.manifest.ids_depend_on)
+        self.columns = replace(
+            Columns.of(self.job, with_labels=False), expected_fingerprints=self.manifest.id_fingerprints
+        )
         self._check_job()
         self.device = torch.device(self.manifest.device)
-        self._readers = self.columns.readers
+        self._readers = self.columns.column_uses
         self.function = self._loaded()
         if check:
             self._check_sample()
 
-    def predict(self, rows: Rows, shared: Mapping[str, Any] | None = None) -> Scores:
+    def predict(self, rows: RawRows, shared: Mapping[str, Any] | None = None) -> Scores:
         """Scores rows, each for itself: one that cannot be scored gets an error, the others their predictions.
 
         Args:
@@ -112,7 +114,7 @@ class Predictor:
 
     def _check_job(self) -> None:
         """Raises where the manifest's job is not what the program was made of, or a vocabulary not that of training."""
-        check_inputs(self.manifest.ids_depend_on, self.columns.vocabulary_inputs)
+        check_id_fingerprints(self.manifest.id_fingerprints, self.columns.vocabulary_fingerprints)
         outputs = [task.name for task in self.job.tasks]
         if input_specs(self.columns) != self.manifest.inputs or outputs != self.manifest.outputs[0].columns:
             raise ArtifactError(
@@ -154,12 +156,12 @@ class Predictor:
         """These features of the rows."""
         columns = {}
         for name in features.columns:
-            readers = self._readers[name]
+            column_uses = self._readers[name]
             if name in given:
-                column = arrow_column(given[name], rows, name, readers, faults)
+                column = arrow_column(given[name], rows, name, column_uses, faults)
                 columns[name] = as_logged(column, self.manifest.float_columns.get(name))
             else:
-                faults.leave_out_all(f"column '{name}' is missing, which {readers[0].key} reads")
+                faults.leave_out_all(f"column '{name}' is missing, which {column_uses[0].key} reads")
                 columns[name] = pa.chunked_array([pa.nulls(rows)])
         table = pa.table(columns) if columns else pa.table({"": pa.nulls(rows)})
         return replace(self.columns, features=features).converted(table, faults)
@@ -249,5 +251,5 @@ def _merged(features: FeaturesConfig, own: FeaturesConfig, rows: Block, once: Fe
         rows,
         dense=[dense[one.name] for one in features.dense],
         ids=[sparse[one.name] for one in features.sparse],
-        weights=None,
+        row_mask=None,
     )

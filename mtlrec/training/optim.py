@@ -22,9 +22,10 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from mtlrec.checkpoints.table_states import Columns, by_piece, columns_of
+from mtlrec.checkpoints.table_states import ColumnRanges, by_piece, columns_of
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
 from mtlrec.errors import ConfigError
+from mtlrec.models.embeddings import is_table_parameter
 
 EPS = 1e-8
 """FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""
@@ -76,7 +77,7 @@ class Optimizers:
         replicated: dict[str, nn.Parameter] = {}
         dense: dict[str, nn.Parameter] = {}
         for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
-            (replicated if ".tables." in name else dense)[name] = parameter
+            (replicated if is_table_parameter(name) else dense)[name] = parameter
         kind, options = _sparse_optimizer(self._sparse)
         self.fused = model.fused_optimizer
         self.replicated = KeyedOptimizerWrapper(replicated, lambda p: kind(p, **options)) if replicated else None
@@ -121,7 +122,7 @@ class Optimizers:
         some = {part: {name: state for name, state in states.items() if state} for part, states in parts.items()}
         return {part: states for part, states in some.items() if states}
 
-    def columns(self) -> dict[str, Columns]:
+    def columns(self) -> dict[str, ColumnRanges]:
         """Of every table, by parameter: how the plan cuts a row."""
         tables: dict[Any, Any] = {**self.fused.params, **(self.replicated.params if self.replicated else {})}
         return {str(parameter): columns_of(table) for parameter, table in tables.items()}

@@ -24,17 +24,17 @@ from mtlrec.data.features.hashing import hash_text
 from mtlrec.data.features.ids import is_ids, read_ids
 from mtlrec.data.features.vocabulary import Vocabulary, read_vocabulary
 from mtlrec.data.memory import copied
-from mtlrec.data.sources.dataset import Dataset, OnError, Reader, is_number, is_text, plain
-from mtlrec.data.sources.parquet import Rows
+from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError, is_number, is_text, plain
+from mtlrec.data.sources.parquet import WindowTable
 
 
 @dataclass(frozen=True)
 class Columns:
     """What of a file a job reads, and as what.
 
-    `labels` are the columns that become `Batch.labels`, with what they may hold; `group_by` the one whose values
-    become `Batch.groups`; `vocabularies` by feature; `trained_on` what training's `inputs` were, where values are taken
-    one by one: a hash of text is another than that of the same number.
+    `labels` are the columns that become `Batch.label_columns`, with what they may hold; `group_by` the one whose values
+    become `Batch.group_ids`; `vocabularies` by feature; `expected_fingerprints` are training's `id_fingerprints`, where
+    values are taken one by one: a hash of text is another than that of the same number.
     """
 
     features: FeaturesConfig
@@ -42,7 +42,7 @@ class Columns:
     labels: Mapping[str, LabelColumn]
     vocabularies: Mapping[str, Vocabulary]
     group_by: str | None = None
-    trained_on: Mapping[str, str] = field(default_factory=dict)
+    expected_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(job: JobConfig, with_labels: bool = True, with_groups: bool = False) -> Columns:
@@ -60,41 +60,47 @@ class Columns:
         )
 
     @property
-    def readers(self) -> dict[str, list[Reader]]:
+    def column_uses(self) -> dict[str, list[ColumnUse]]:
         """The columns, each once, and what reads them."""
-        readers: dict[str, list[Reader]] = {column: [] for column in (*self.features.columns, *self.labels)}
+        column_uses: dict[str, list[ColumnUse]] = {column: [] for column in (*self.features.columns, *self.labels)}
         for dense in self.features.dense:
-            readers[dense.source].append(Reader(f"features.dense.{dense.name}", is_number, "numbers or booleans"))
+            column_uses[dense.source].append(
+                ColumnUse(f"features.dense.{dense.name}", is_number, "numbers or booleans")
+            )
         for sparse in self.features.sparse:
             key = f"features.sparse.{sparse.name}"
-            readers[sparse.source].append(Reader(key, *is_ids(sparse, self._hashed(sparse))))
+            column_uses[sparse.source].append(ColumnUse(key, *is_ids(sparse, self._hashed(sparse))))
             if sparse.weight_column is not None:
-                readers[sparse.weight_column].append(Reader(f"{key}.weights", _is_list_of_numbers, "lists of numbers"))
+                column_uses[sparse.weight_column].append(
+                    ColumnUse(f"{key}.weights", _is_list_of_numbers, "lists of numbers")
+                )
         for name, label in self.labels.items():
-            readers[name].append(Reader(label.key, is_number, "numbers or booleans"))
+            column_uses[name].append(ColumnUse(label.key, is_number, "numbers or booleans"))
         if self.group_by is not None:
-            readers.setdefault(self.group_by, []).append(Reader("metrics.group_by", _is_group, "integers or text"))
-        return readers
+            column_uses.setdefault(self.group_by, []).append(
+                ColumnUse("metrics.group_by", _is_group, "integers or text")
+            )
+        return column_uses
 
     def _hashed(self, sparse: SparseFeature) -> str | None:
         """text or numbers, where training knew."""
-        is_hash = sparse.transform == "hash" and sparse.name in self.trained_on
-        return self.trained_on[sparse.name].removeprefix("hashes of ") if is_hash else None
+        is_hash = sparse.transform == "hash" and sparse.name in self.expected_fingerprints
+        return self.expected_fingerprints[sparse.name].removeprefix("hashes of ") if is_hash else None
 
-    def inputs(self, dataset: Dataset) -> dict[str, str]:
+    def id_fingerprints(self, dataset: Dataset) -> dict[str, str]:
         """What the ids of a feature hang on beside the job: whether it hashes text or numbers, the words it knows."""
         hashes = {
             sparse.name: f"hashes of {dataset.kinds[sparse.source]}"
             for sparse in self.features.sparse
             if sparse.transform == "hash" and sparse.source in dataset.kinds
         }
-        return hashes | self.vocabulary_inputs
+        return hashes | self.vocabulary_fingerprints
 
     @property
-    def vocabulary_inputs(self) -> dict[str, str]:
+    def vocabulary_fingerprints(self) -> dict[str, str]:
         return {name: f"vocabulary {vocabulary.fingerprint}" for name, vocabulary in self.vocabularies.items()}
 
-    def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
+    def block(self, rows: WindowTable, on_error: OnError = "fail") -> Block:
         """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves out single rows."""
         block = self.converted(rows.table, FileFaults(rows, ends=on_error != "skip_row"))
         return replace(block, files=rows.files)
@@ -111,7 +117,7 @@ class Columns:
                 read_ids(table, sparse, self.tables[sparse.table].rows, self.vocabularies.get(sparse.name), faults)
                 for sparse in self.features.sparse
             ],
-            groups=None if self.group_by is None else _groups(table[self.group_by]),
+            group_ids=None if self.group_by is None else _groups(table[self.group_by]),
         )
         return block.without(faults.rows, faults.messages) if faults.rows is not None else block
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mtlrec.data.sources.dataset import Dataset
-from mtlrec.data.sources.parquet import Rows
+from mtlrec.data.sources.parquet import WindowTable
 from mtlrec.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,11 @@ class FileFaults(Faults):
         ends: whether a bad value raises, instead of leaving its row out
     """
 
-    def __init__(self, rows: Rows, ends: bool) -> None:
+    def __init__(self, rows: WindowTable, ends: bool) -> None:
         super().__init__(rows.table.num_rows)
         self._of, self._ends = rows, ends
         first = 0
-        for group, piece, fault in zip(rows.groups, rows.pieces, rows.faults, strict=True):
+        for group, piece, fault in zip(rows.row_groups, rows.pieces, rows.faults, strict=True):
             if fault is not None:
                 self._leave_out(slice(first, first + len(piece)))
                 self.messages.setdefault((group.file.name, ""), fault)
@@ -61,7 +61,7 @@ class FileFaults(Faults):
         if not wrong.any():
             return
         first = 0
-        for group, piece in zip(self._of.groups, self._of.pieces, strict=True):
+        for group, piece in zip(self._of.row_groups, self._of.pieces, strict=True):
             here = wrong[first : first + len(piece)]
             if here.any():
                 row = first + int(np.argmax(here))

@@ -20,7 +20,7 @@ from mtlrec.data.features.ids import flat_values
 from mtlrec.data.features.vocabulary import place_of
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.sources.dataset import list_row_groups
-from mtlrec.data.sources.parquet import RowGroupReader, Rows
+from mtlrec.data.sources.parquet import RowGroupReader, WindowTable
 from mtlrec.errors import DataError
 
 SAMPLE = 1_000_000
@@ -72,9 +72,9 @@ def find(
     standardised = [one for one in job.features.dense if "standardise" in one.steps and one.mean is None]
     bucketised = [one for one in job.features.sparse if one.transform == "bucketize" and one.boundaries is None]
     worded = [one for one in job.features.sparse if one.vocabulary is not None and _is_to_be_made(data.root, one)]
-    readers = Columns(job.features, job.tables, {}, {}).readers
+    column_uses = Columns(job.features, job.tables, {}, {}).column_uses
     columns = [one.source for one in standardised] + [one.source for one in (*bucketised, *worded)]
-    wanted = {column: readers[column] for column in columns}
+    wanted = {column: column_uses[column] for column in columns}
     if not wanted:
         raise DataError(
             "nothing to find: no feature has transform standardise, bucketize or vocabulary without its mean and std, "
@@ -86,13 +86,13 @@ def find(
     samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
     counts: dict[str, pa.Table] = {}
 
-    def read(rows: Rows) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], Faults]:
+    def read(rows: WindowTable) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], Faults]:
         faults = FileFaults(rows, ends=data.on_error != "skip_row")
         numbers = [_before_standardise(rows, dense, faults) for dense in standardised]
         flat = [flat_values(rows.table[sparse.source], sparse, faults) for sparse in (*bucketised, *worded)]
         return numbers, flat, faults
 
-    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 1)]).windows(0)
+    windows = EpochOrder([group.rows for group in dataset.row_groups], 0, [Phase(1, 1)]).windows(0)
     check = read if data.on_error == "skip_file" else None
     reader = RowGroupReader(dataset, list(wanted), data.on_error, data.retries, check)
     done = 0
@@ -147,7 +147,7 @@ def write(found: Found, job: JobConfig, out: Path) -> list[str]:
     return written
 
 
-def _before_standardise(rows: Rows, feature: DenseFeature, faults: Faults) -> np.ndarray:
+def _before_standardise(rows: WindowTable, feature: DenseFeature, faults: Faults) -> np.ndarray:
     """[N] float64, null as NaN."""
     given = floats(rows.table[feature.source])
     values = through(given, feature, feature.steps[: feature.steps.index("standardise")], faults)

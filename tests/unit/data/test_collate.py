@@ -24,33 +24,33 @@ def test_columns_become_tensors(start: int) -> None:
     for index, row in enumerate(rows):
         age = 0.0 if row["age"] is None else (row["age"] - 40) / 10
         assert batch.dense[index].tolist() == pytest.approx([age, math.log1p(row["price"])], abs=1e-6)
-        assert batch.weights[index] == 1
+        assert batch.row_mask[index] == 1
         for column, name in enumerate(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"]):
-            assert batch.label_mask[index, column] == (row[name] is not None)
-            assert batch.labels[index, column].item() == pytest.approx(float(row[name] or 0))
+            assert batch.label_known[index, column] == (row[name] is not None)
+            assert batch.label_columns[index, column].item() == pytest.approx(float(row[name] or 0))
     ids = batch.sparse.to_dict()
     lists = {name: [one.tolist() for one in jagged.to_dense()[: len(rows)]] for name, jagged in ids.items()}
     assert lists["user_id"] == [[] if row["user_id"] is None else [row["user_id"]] for row in rows]
     assert lists["item_id"] == [[row["item_id"]] for row in rows]
     assert lists["recent_items"] == [row["recent_items"][-5:] for row in rows]
     padding = slice(len(rows), 55)
-    assert not batch.weights[padding].any()
-    assert not batch.label_mask[padding].any()
+    assert not batch.row_mask[padding].any()
+    assert not batch.label_known[padding].any()
     assert not batch.dense[padding].any()
     assert all(ids[name].lengths()[padding].sum() == 0 for name in ids)
 
 
 def test_no_rows_at_all_is_padding_only() -> None:
     batch = collated(toy_table(5).slice(0, 0), 3)
-    assert batch.weights.tolist() == [0, 0, 0]
+    assert batch.row_mask.tolist() == [0, 0, 0]
     assert batch.sparse.values().numel() == 0
     assert batch.sparse.values().dtype == torch.int64
 
 
 def test_null_and_nan_labels_are_unknown() -> None:
     batch = collated(changed("watch_ratio", pa.array([1.0, None, math.nan, 2.0])))
-    assert batch.label_mask[:, 3].tolist() == [1, 0, 0, 1]
-    assert batch.labels[:, 3].tolist() == [1, 0, 0, 2]
+    assert batch.label_known[:, 3].tolist() == [1, 0, 0, 1]
+    assert batch.label_columns[:, 3].tolist() == [1, 0, 0, 2]
 
 
 def test_null_lists_are_empty() -> None:

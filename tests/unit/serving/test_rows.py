@@ -9,13 +9,13 @@ import pytest
 
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.faults import RowFaults
-from mtlrec.data.sources.dataset import Reader
+from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.errors import DataError
 from mtlrec.serving.rows import arrow_column, columns_of, shown
 from tests.toy import toy_job, toy_tree
 
-READERS = Columns.of(toy_job(), with_labels=False).readers
-IDS, LISTS, NUMBERS = READERS["user_id"], READERS["recent_items"], READERS["age"]
+COLUMN_USES = Columns.of(toy_job(), with_labels=False).column_uses
+IDS, LISTS, NUMBERS = COLUMN_USES["user_id"], COLUMN_USES["recent_items"], COLUMN_USES["age"]
 
 
 NAN = float("nan")
@@ -28,15 +28,15 @@ class Missing(list[Any]):
         return [value != value for value in self]
 
 
-def words() -> list[Reader]:
+def words() -> list[ColumnUse]:
     tree = toy_tree()
     tree["features"]["sparse"][0] |= {"transform": "hash"}
-    return Columns.of(type(toy_job()).model_validate(tree), with_labels=False).readers["user_id"]
+    return Columns.of(type(toy_job()).model_validate(tree), with_labels=False).column_uses["user_id"]
 
 
-def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[int, str]]:
+def converted(values: Any, column_uses: Sequence[ColumnUse]) -> tuple[list[Any], dict[int, str]]:
     faults = RowFaults(len(values))
-    column = arrow_column(values, len(values), "c", readers, faults)
+    column = arrow_column(values, len(values), "c", column_uses, faults)
     return column.to_pylist(), faults.reasons
 
 
@@ -62,8 +62,8 @@ def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[i
         (Missing(["a", NAN]), words(), ["a", None]),
     ],
 )
-def test_what_features_take(values: Any, readers: list[Reader], expected: list[Any]) -> None:
-    assert converted(values, readers) == (expected, {})
+def test_what_features_take(values: Any, column_uses: list[ColumnUse], expected: list[Any]) -> None:
+    assert converted(values, column_uses) == (expected, {})
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,14 @@ def test_what_features_take(values: Any, readers: list[Reader], expected: list[A
         ([np.zeros((2, 2)), [1]], LISTS, {0: "array"}),
     ],
 )
-def test_what_they_do_not_take_is_their_rows_fault(values: Any, readers: list[Reader], wrong: dict[int, str]) -> None:
-    column, reasons = converted(values, readers)
+def test_what_they_do_not_take_is_their_rows_fault(
+    values: Any, column_uses: list[ColumnUse], wrong: dict[int, str]
+) -> None:
+    column, reasons = converted(values, column_uses)
     assert reasons.keys() == wrong.keys()
     for row, words_ in wrong.items():
         assert words_ in reasons[row]
-        assert f"{readers[0].key} takes {readers[0].wants}" in reasons[row]
+        assert f"{column_uses[0].key} takes {column_uses[0].wants}" in reasons[row]
         assert column[row] is None
     for row, value in enumerate(values):
         is_missing = value is None or value is np.ma.masked or value is NAN or str(value) == "None"
