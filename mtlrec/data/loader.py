@@ -170,6 +170,6 @@ def check_id_fingerprints(expected_fingerprints: Mapping[str, str], now: Mapping
         before = expected_fingerprints.get(feature, fingerprint)
         if before != fingerprint:
             raise DataError(
-                f"features.sparse.{feature}: its ids are {fingerprint} here and were {before} in training, so the model "
-                "would take one value for another; give it what it was trained with"
+                f"features.sparse.{feature}: its ids are {fingerprint} here and were {before} in training, so the "
+                "model would take one value for another; give it what it was trained with"
             )
