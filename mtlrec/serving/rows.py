@@ -65,7 +65,7 @@ def _length(name: str, values: Any) -> int:
 def arrow_column(
     values: Any, rows: int, name: str, column_uses: Sequence[ColumnUse], faults: Faults
 ) -> pa.ChunkedArray:
-    """A column that all of `readers` take, null where a value is no such thing."""
+    """A column that all of `column_uses` take, null where a value is no such thing."""
     found = _as_a_whole(values)
     if found is not None and _is_taken(found.type, column_uses):
         column = pa.chunked_array([found]) if isinstance(found, pa.Array) else found

@@ -41,7 +41,7 @@ def converted(values: Any, column_uses: Sequence[ColumnUse]) -> tuple[list[Any],
 
 
 @pytest.mark.parametrize(
-    ("values", "readers", "expected"),
+    ("values", "column_uses", "expected"),
     [
         ([3, None, 4], IDS, [3, None, 4]),
         (np.array([3, 4], np.uint8), IDS, [3, 4]),
@@ -67,7 +67,7 @@ def test_what_features_take(values: Any, column_uses: list[ColumnUse], expected:
 
 
 @pytest.mark.parametrize(
-    ("values", "readers", "wrong"),
+    ("values", "column_uses", "wrong"),
     [
         ([3, "x", 4], IDS, {1: "'x'"}),
         ([2**63, "x", 5, -1], IDS, {1: "'x'", 3: "-1"}),
