@@ -15,7 +15,7 @@ from mtlrec.data.batches import Batches
 from mtlrec.data.block import Block
 from mtlrec.data.collate import Cut, collate, cut
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import Skipped
+from mtlrec.data.features.row_errors import Skipped
 from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
 from mtlrec.data.sources.dataset import Dataset
 from mtlrec.data.sources.parquet import RowGroupReader, WindowTable
@@ -157,7 +157,7 @@ class Loader:
         block = self.columns.block(rows, self._data.on_error)
         if self._has_table:
             block = replace(block, table=rows.table)
-        return block if window.order is None else block.taken(window.order)
+        return block if window.order is None else block.take(window.order)
 
     def _nothing(self) -> Block:
         table = self._reader.nothing()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtlrec.data.features.faults import Faults
+from mtlrec.data.features.row_errors import RowErrors
 from mtlrec.data.sources.dataset import ColumnUse, common_schema, item_type, plain
 from mtlrec.errors import DataError
 
@@ -63,14 +63,14 @@ def _length(name: str, values: Any) -> int:
 
 
 def arrow_column(
-    values: Any, rows: int, name: str, column_uses: Sequence[ColumnUse], faults: Faults
+    values: Any, rows: int, name: str, column_uses: Sequence[ColumnUse], row_errors: RowErrors
 ) -> pa.ChunkedArray:
     """A column that all of `column_uses` take, null where a value is no such thing."""
     found = _as_a_whole(values)
     if found is not None and _is_taken(found.type, column_uses):
         column = pa.chunked_array([found]) if isinstance(found, pa.Array) else found
     else:
-        column = _one_by_one(list(_values(values)), name, column_uses, faults)
+        column = _one_by_one(list(_values(values)), name, column_uses, row_errors)
     if len(column) != rows:
         raise DataError(f"rows: column '{name}' says that it has {rows} values and gives {len(column)}; give a list")
     return column
@@ -144,13 +144,15 @@ def _takes_single_values_alone(reader: ColumnUse) -> bool:
     return any(reader.takes(kind) and not reader.takes(pa.list_(kind)) for kind in SCALARS)
 
 
-def _one_by_one(values: list[Any], name: str, column_uses: Sequence[ColumnUse], faults: Faults) -> pa.ChunkedArray:
+def _one_by_one(
+    values: list[Any], name: str, column_uses: Sequence[ColumnUse], row_errors: RowErrors
+) -> pa.ChunkedArray:
     singles: list[pa.Array | None] = [_single(value, column_uses) for value in values]
     common = _common_type([one for one in singles if one is not None], column_uses)
     cast = [None if one is None else _cast(one, common) for one in singles]
     wrong = np.array([one is None for one in cast], bool)
     wants = "; ".join(f"{reader.key} takes {reader.wants}" for reader in column_uses)
-    faults.found(wrong, name, lambda row: f"holds {shown(values[row])}; {wants}")
+    row_errors.add(wrong, name, lambda row: f"holds {shown(values[row])}; {wants}")
     nothing = pa.nulls(1, common)
     return pa.chunked_array([nothing if one is None else one for one in cast], common)
 

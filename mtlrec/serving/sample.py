@@ -14,7 +14,7 @@ from mtlrec.checkpoints.job_state import JobState
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import RowFaults
+from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ArtifactError
@@ -40,7 +40,7 @@ def first_rows(job: JobConfig, split: str, ranks: Ranks, state: JobState) -> tup
 
 def inputs_of(columns: Columns, table: pa.Table, device: torch.device) -> tuple[Tensor, ...]:
     """Rows that are in order, as the program takes them."""
-    block = columns.converted(table, RowFaults(len(table)))
+    block = columns.converted(table, RawRowErrors(len(table)))
     return arguments(columns.batch(block).to(device))
 
 

@@ -31,7 +31,7 @@ class WindowTable:
     table: pa.Table
     row_groups: tuple[RowGroup, ...]
     pieces: tuple[Piece, ...]
-    faults: tuple[str | None, ...]
+    piece_errors: tuple[str | None, ...]
     """What kept a piece from being read; its rows are null."""
 
     @property
@@ -83,9 +83,9 @@ class RowGroupReader:
             read.close()
 
     def _rows(self, window: Window, pieces: Sequence[tuple[pa.Table, str | None]]) -> WindowTable:
-        tables, faults = zip(*pieces, strict=True)
+        tables, row_errors = zip(*pieces, strict=True)
         groups = tuple(self.dataset.row_groups[piece.group] for piece in window.pieces)
-        return WindowTable(stacked(tables), groups, window.pieces, faults)
+        return WindowTable(stacked(tables), groups, window.pieces, row_errors)
 
     def nothing(self) -> pa.Table:
         """The columns without rows, of types that nobody knows."""

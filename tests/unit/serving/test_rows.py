@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import RowFaults
+from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.errors import DataError
 from mtlrec.serving.rows import arrow_column, columns_of, shown
@@ -35,9 +35,9 @@ def words() -> list[ColumnUse]:
 
 
 def converted(values: Any, column_uses: Sequence[ColumnUse]) -> tuple[list[Any], dict[int, str]]:
-    faults = RowFaults(len(values))
-    column = arrow_column(values, len(values), "c", column_uses, faults)
-    return column.to_pylist(), faults.reasons
+    row_errors = RawRowErrors(len(values))
+    column = arrow_column(values, len(values), "c", column_uses, row_errors)
+    return column.to_pylist(), row_errors.reasons
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_column_whose_length_lies_is_refused() -> None:
             return 3
 
     with pytest.raises(DataError, match="says that it has 3 values"):
-        arrow_column(Liar([1, 2]), 3, "c", IDS, RowFaults(3))
+        arrow_column(Liar([1, 2]), 3, "c", IDS, RawRowErrors(3))
 
 
 def test_lists_that_have_no_end_are_their_rows_fault() -> None:
@@ -143,9 +143,9 @@ def test_lists_that_have_no_end_are_their_rows_fault() -> None:
     view["a"] = view.values()
     _, reasons = converted([[1], endless, {"a": endless}, view["a"]], LISTS)
     assert reasons.keys() == {1, 2, 3}
-    faults = RowFaults(2)
-    assert arrow_column([deep, [2]], 2, "c", LISTS, faults).to_pylist() == [None, [2]]
-    assert faults.reasons.keys() == {0}
+    row_errors = RawRowErrors(2)
+    assert arrow_column([deep, [2]], 2, "c", LISTS, row_errors).to_pylist() == [None, [2]]
+    assert row_errors.reasons.keys() == {0}
 
 
 def test_messages_stay_short_and_one_line() -> None:
