@@ -104,7 +104,7 @@ def test_bad_values_name_file_row_column_and_value(column: str, value: pa.Array,
 def test_equal_values_are_one_group_whatever_their_type(values: pa.Array, same: list[tuple[int, int]]) -> None:
     job = toy_job(metrics={"group_by": "who"})
     table = toy_table(4).append_column("who", values)
-    groups = collated(table, 6, job).groups
+    groups = collated(table, 6, job).group_ids
     assert groups is not None
     assert groups.dtype == torch.int64
     assert len(groups) == 6
@@ -112,10 +112,10 @@ def test_equal_values_are_one_group_whatever_their_type(values: pa.Array, same: 
     assert set(same) <= set(pairs)
     if len(same) < 3:
         assert pairs == same
-    swapped = collated(table.slice(2), 2, job).groups
+    swapped = collated(table.slice(2), 2, job).group_ids
     assert swapped is not None
     assert swapped.tolist() == groups[2:4].tolist()  # the same in every batch and on every rank
-    assert collated(table, 6).groups is None
+    assert collated(table, 6).group_ids is None
 
 
 def test_negative_weights_are_refused() -> None:
