@@ -15,6 +15,7 @@ import torch
 
 from mtlrec.batch import Batch
 from mtlrec.checkpoints.job_state import read_job_state
+from mtlrec.compat.fused_lookups import uncounted
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader
@@ -29,7 +30,7 @@ from mtlrec.metrics.binary import BinaryTally, calibration_curve, sum_over_ranks
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import say_what_was_skipped
-from mtlrec.training.sharded import ShardedModel, autocast, uncounted
+from mtlrec.training.sharded import ShardedModel, autocast
 from mtlrec.training.step import set_task_weights
 from mtlrec.training.telemetry import watched
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mtlrec.compat.fused_lookups import uncounted
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
@@ -15,7 +16,7 @@ from mtlrec.metrics.calibration import Calibration, Method, fit
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import say_what_was_skipped
-from mtlrec.training.sharded import autocast, uncounted
+from mtlrec.training.sharded import autocast
 from mtlrec.training.telemetry import watched
 
 
