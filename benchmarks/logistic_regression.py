@@ -27,7 +27,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 
 
 @dataclass

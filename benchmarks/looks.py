@@ -62,7 +62,8 @@ def measure(recipe: str, steps: int, rounds: int) -> dict[str, Any]:
         made = random_batches(job, 8, seed=0)
         batches = itertools.cycle(made)
         step_ms, looks = [], []
-        with Telemetry(Path(folder), EVERY, 0, active=True) as telemetry:
+        with Telemetry(Path(folder), ranks) as telemetry:
+            telemetry.open(0, EVERY)
             for number in range(rounds + 1):  # the first warms up
                 started = time.perf_counter()
                 for _ in range(steps):

@@ -21,7 +21,7 @@ from typing import Any
 import trials
 
 from mtlrec.config.file import recipes
-from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 
 HERE = Path(__file__).parent
 

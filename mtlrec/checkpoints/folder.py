@@ -48,8 +48,7 @@ class Checkpoints:
         in_background: bool = True,
         timeout_s: int = 300,
     ) -> None:
-        self._run = RunFolder(run)
-        self.folder = self._run.checkpoints
+        self.folder = RunFolder(run).checkpoints
         self.keep, self.keep_best = keep, keep_best
         self.in_background, self._timeout = in_background, timedelta(seconds=timeout_s)
         self._staging = Staging()
@@ -69,7 +68,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Oldest first."""
-        return self._run.complete_checkpoints()
+        return RunFolder(self.folder.parent).complete_checkpoints()
 
     def latest(self) -> Path | None:
         return next(reversed(self.complete()), None)

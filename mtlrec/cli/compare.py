@@ -97,7 +97,7 @@ def compare(
     from mtlrec.compare.comparison import compare as run
     from mtlrec.compare.trials import Cells
     from mtlrec.evaluation.slices import check_column
-    from mtlrec.training.telemetry import jsonable
+    from mtlrec.metrics.table import jsonable
 
     if slice_by is not None:
         check_column(job, "valid", slice_by)
@@ -202,10 +202,10 @@ class Progress:
             self._live.stop()
 
     def ended(self, cell: Cell, result: Result, kept: bool) -> None:
-        from mtlrec.training.telemetry import one_line
+        from mtlrec.metrics.table import metrics_line
 
         self._done[cell.contender] += 1
-        said = "diverged" if result.diverged else f"valid: {one_line(result.metrics['valid'])}"
+        said = "diverged" if result.diverged else f"valid: {metrics_line(result.metrics['valid'])}"
         self._last[cell.contender] = said
         total = self._each * len(self._done)
         self._show(f"{sum(self._done.values())} of {total}: {cell}{' (kept)' if kept else ''}: {said}")

@@ -39,7 +39,7 @@ def diagnose(
     agree, which rows its tables are asked for, whether its probabilities hold; and what may be done about it."""
     from mtlrec.diagnosis.warnings import warnings_of
     from mtlrec.evaluation.slices import check_column
-    from mtlrec.training.telemetry import jsonable
+    from mtlrec.metrics.table import jsonable
 
     check_split(split)
     if slice_by is not None:

@@ -109,10 +109,11 @@ def evaluate_artifact(artifact: Path, split: str, overrides: list[str]) -> Metri
 
 
 def predict_with_artifact(artifact: Path, source: str, output: Path, as_json: bool) -> None:
+    from mtlrec.serving.files import score_files
     from mtlrec.serving.predictor import Predictor
 
     predictor = Predictor(artifact)
-    rows, errors = predictor.predict_files(source, output)
+    rows, errors = score_files(predictor, source, output)
     calibration, score = predictor.manifest.calibration, predictor.manifest.fused_score
     by = f", calibrated ({calibration.method})" if calibration else ""
     by += f"; fused_score is {score}" if score else ""

@@ -101,32 +101,44 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a job and report the metrics of its valid and test splits."""
+    from mtlrec.checkpoints.warm_start import warm_start
+    from mtlrec.diagnosis.callback import PeriodicDiagnosis
     from mtlrec.distributed.process_group import on_first_rank, process_group, restarts
     from mtlrec.errors import Preempted
-    from mtlrec.training.trainer import Trainer
+    from mtlrec.evaluation.callback import Evaluation
+    from mtlrec.training.loading import loader_of
+    from mtlrec.training.saving import Saving
+    from mtlrec.training.telemetry import Telemetry
+    from mtlrec.training.trainer import Callback, Trainer
 
     job = load_config(config, set_ or [])
     with process_group(job.train.device, job.train.timeout_s) as ranks, ExitStack() as stack:
         folder, restarted = RunFolder(output), restarts(ranks) > 0
         resume = on_first_rank(ranks, lambda: folder.prepare(resume, restarted, overwrite, init_from))
-        trainer = stack.enter_context(closing(Trainer(job, output, ranks)))
-        changed = trainer.resume() if resume else []
+        loader = loader_of(job, "train", ranks, training=True)
+        telemetry, saving = Telemetry(output, ranks), Saving(job, output, ranks)
+        evaluation = Evaluation(job, ranks, loader, telemetry)
+        callbacks: list[Callback] = [telemetry, saving, evaluation]
+        if "valid" in evaluation.loaders:
+            callbacks.append(PeriodicDiagnosis(evaluation.loaders["valid"], telemetry))
+        trainer = stack.enter_context(closing(Trainer(job, ranks, loader, callbacks)))
+        changed = saving.resume(trainer) if resume else []
         if trainer.step:
             epoch = min(trainer.position.epoch + 1, job.train.epochs)
             message = f"resumed after step {trainer.step} (epoch {epoch} of {job.train.epochs})"
             message += "".join(f"\n  changed since: {change}" for change in changed)
         elif init_from is not None:
-            message = f"started from {init_from}: {trainer.init_from(init_from)}"
+            message = f"started from {init_from}: {warm_start(trainer.model.module, job, init_from, ranks)}"
         else:
             message = f"{output}: no checkpoint yet, starting from the beginning" if resume else ""
         if ranks.is_first and message:
             logger.info(message)
         if overwrite and not resume:
             on_first_rank(ranks, folder.clear)
-        trainer.describe()
+        saving.write_description(trainer)
         on_first_rank(ranks, folder.mark)
         try:
-            final = trainer.fit()
+            trainer.fit()
         except Preempted as stopped:
             if ranks.is_first:
                 logger.info(str(stopped))
@@ -135,7 +147,7 @@ def train(
             logger.info(f"interrupted after step {trainer.step}; --resume goes on from the last checkpoint")
             raise
         if ranks.is_first:
-            cli_score.report(final, as_json)
+            cli_score.report(evaluation.final, as_json)
 
 
 @app.command(epilog="Example: mtlrec plan criteo_mmoe --nodes 8 --gpus-per-node 8 --hbm-gb 80")

@@ -172,7 +172,7 @@ def predict(
 
 def report(final: Mapping[str, Metrics], as_json: bool, of: str = "", ranking: RankingReport | None = None) -> None:
     """Prints the metrics by split, and the ranking where there is one."""
-    from mtlrec.training.telemetry import jsonable, metrics_table
+    from mtlrec.metrics.table import jsonable, metrics_table
 
     if as_json:
         print(json.dumps(jsonable({**final, **({"ranking": _described(ranking)} if ranking else {})})))

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from mtlrec.compare.candidates import BASELINE, Contender
 from mtlrec.compare.differences import Gain, Verdict, gain, judge
 from mtlrec.compare.trials import Cell, Cells, Metrics, Result
-from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.errors import ConfigError
 
 HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": False, "mse": False, "mae": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 
 from mtlrec.config.base import Name, Positive, Strict, without_secrets
 from mtlrec.errors import LocatedError
@@ -53,15 +53,6 @@ class DataConfig(Strict):
 class TableConfig(Strict):
     rows: PositiveInt
     dim: PositiveInt = Field(multiple_of=4, description="FBGEMM wants multiples of 4")
-    managed_collisions: bool = Field(False, description="not to be had; says why")
-
-    @field_validator("managed_collisions")
-    @classmethod
-    def _not_to_be_had(cls, wanted: bool) -> bool:
-        if wanted:
-            why = "TorchRec shards them on CUDA only (meta-pytorch/torchrec#2958), and mtlrec does not build them"
-            raise ValueError(f"{why}; let the features that read this table have transform: hash, or a vocabulary")
-        return wanted
 
 
 class DenseFeature(Strict):

@@ -11,6 +11,10 @@ from mtlrec.config import expression
 from mtlrec.config.base import Name, NonNegative, Positive, Strict, listed
 from mtlrec.errors import LocatedError
 
+MIN_TEST_POSITIVES = 200
+"""A binary task with fewer positives in the test split is reported and not compared: the standard error of its AUC is
+near 0.02, too wide to tell two models apart."""
+
 ColumnRule = Literal["flag", "non_negative", "number"]
 """What a label column may hold, beside null: 0 and 1, a number that is not negative, any number."""
 

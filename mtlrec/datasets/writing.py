@@ -21,13 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
 # Small enough that a small data set still has several row groups to hand out to ranks and readers.
 ROW_GROUP_ROWS = 8192
-# An AUC on fewer positives than this has a standard error near 0.02: too wide to tell two models apart.
-MIN_TEST_POSITIVES = 200
 
 Schema = dict[str, Any]
 

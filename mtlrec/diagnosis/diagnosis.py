@@ -29,10 +29,10 @@ from mtlrec.layers import diagnose
 from mtlrec.metrics.binary import BinaryTally, calibration_curve, sum_over_ranks
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.loading import say_what_was_skipped
+from mtlrec.training.loading import log_skipped_rows
+from mtlrec.training.progress import watched
 from mtlrec.training.sharded import ShardedModel, autocast
 from mtlrec.training.step import set_task_weights
-from mtlrec.training.telemetry import watched
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def diagnose_run(
             model.loss, job, max(0, saved.step - 1), max(0, saved.position.epoch - 1 + bool(saved.position.steps))
         )
     found = diagnose_batches(model, batches(), job, ranks, add, together=True)
-    say_what_was_skipped(loader, ranks)
+    log_skipped_rows(loader, ranks)
     curves = {task.name: _curve(metrics.predicted(index)) for index, task in enumerate(job.tasks) if task.is_binary}
     return replace(found, curves=curves, slices=slices.compute() if slices else None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from mtlrec.datasets.writing import MIN_TEST_POSITIVES
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.diagnosis.diagnosis import Diagnosis
 from mtlrec.diagnosis.level_sums import PEAK, Level
 

@@ -15,9 +15,9 @@ from mtlrec.errors import ConfigError, NonFiniteError
 from mtlrec.metrics.calibration import Calibration, Method, fit
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.loading import say_what_was_skipped
+from mtlrec.training.loading import log_skipped_rows
+from mtlrec.training.progress import watched
 from mtlrec.training.sharded import autocast
-from mtlrec.training.telemetry import watched
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
             ranks.liveness.tick()
             after_batch(step)
     model.train(was_training)
-    say_what_was_skipped(loader, ranks)
+    log_skipped_rows(loader, ranks)
     return metrics
 
 

@@ -28,9 +28,9 @@ from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import COLUMN as FUSED
 from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.models.multitask import MultiTaskModel
-from mtlrec.training.loading import say_what_was_skipped
+from mtlrec.training.loading import log_skipped_rows
+from mtlrec.training.progress import watched
 from mtlrec.training.sharded import ShardedModel, autocast
-from mtlrec.training.telemetry import watched
 
 ROW_GROUP_ROWS = 131_072
 
@@ -85,7 +85,7 @@ def predict(
             rows += scored.num_rows
             ranks.liveness.tick()
     dist.all_reduce(rows)
-    say_what_was_skipped(loader, ranks)
+    log_skipped_rows(loader, ranks)
     return int(rows.item())
 
 

@@ -1,7 +1,13 @@
 """What each task is trained on, and how the losses add up. Torch only."""
 
-from mtlrec.losses.balancing import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
-from mtlrec.losses.decay import decayed_weights
+from mtlrec.losses.balancing import (
+    Balancing,
+    DynamicWeightAverage,
+    GradientBalancing,
+    Static,
+    Uncertainty,
+    decayed_weights,
+)
 from mtlrec.losses.funnel_terms import Counterfactual, ExpectationCalibrator
 from mtlrec.losses.multitask import LossReport, MultiTaskLoss
 from mtlrec.losses.spaces import Populations, SampleSpaces

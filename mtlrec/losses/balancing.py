@@ -10,7 +10,7 @@ part and none through the tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,6 +104,11 @@ class DynamicWeightAverage(Balancing):
         """[T]; `means` holds the last window's, then those of the one before."""
         ratios = torch.nan_to_num(self.means[0] / self.means[1], nan=1.0, posinf=1.0)
         return len(ratios) * torch.softmax(ratios / self.temperature, dim=0)
+
+
+def decayed_weights(initial: Sequence[float], rate: Sequence[float], time: int) -> list[float]:
+    """w_k(t) = w_k0 * rate_k ** t (Tang et al., RecSys 2020, section 4.3), t counted in epochs or steps."""
+    return [first * gamma**time for first, gamma in zip(initial, rate, strict=True)]
 
 
 def gradients_on(pooled: Tensor, parts: Tensor) -> Tensor:

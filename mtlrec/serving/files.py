@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -12,10 +12,8 @@ from mtlrec.data.loader import check_inputs
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.sources.parquet import RowGroupReader
 from mtlrec.evaluation.predict import column_of, output_schema, row_groups_of, score_kinds, written
-from mtlrec.training.telemetry import watched
-
-if TYPE_CHECKING:
-    from mtlrec.serving.predictor import Predictor
+from mtlrec.serving.predictor import Predictor
+from mtlrec.training.progress import watched
 
 ERROR = "error"
 
@@ -28,9 +26,12 @@ class Counts(NamedTuple):
 
 
 def score_files(predictor: Predictor, source: str, output: Path) -> Counts:
-    """The input's columns (or data.keys), the scores, and why a row has none; in the input's order.
+    """Score a file, folder, glob or URI of Parquet files into the Parquet file `output`, in the input's order.
 
-    Raises DataError for a file that cannot be read, or lacks a column: that is no matter of rows.
+    `output` has the input's columns (or data.keys), `pred_TASK` per task, `fused_score` if the artifact has one, and
+    `error`: why a row has no scores.
+
+    Raises DataError if a file cannot be read or lacks a column.
     """
     data = predictor.job.data.model_copy(update={"on_error": "fail"})
     job, columns = predictor.job.model_copy(update={"data": data}), replace(predictor.columns, trained_on={})

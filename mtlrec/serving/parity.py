@@ -26,8 +26,8 @@ from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.heads.funnel import HeadOutput, Kind
 from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from mtlrec.training.loading import say_what_was_skipped
-from mtlrec.training.telemetry import watched
+from mtlrec.training.loading import log_skipped_rows
+from mtlrec.training.progress import watched
 
 JUDGED = {"binary": ("auc", "entire_auc", "log_loss"), "regression": ("mse",), "watch_time": ("mse",)}
 MOST_OF_LOSS = 0.005
@@ -91,7 +91,7 @@ def compare(
             largest = torch.maximum(largest, found[real].amax(0).cpu() if real.any() else largest)
             rows += int(real.sum())
             ranks.liveness.tick()
-    say_what_was_skipped(loader, ranks)
+    log_skipped_rows(loader, ranks)
     by_task = dict(zip([task.name for task in job.tasks], largest.tolist(), strict=True))
     metrics = _beside(job, before.compute(), after.compute())
     failures = [f"data.{split}: no row of it was compared, all were left out"] if not rows else []

@@ -23,7 +23,6 @@ from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.io import one_line
 from mtlrec.metrics.fused_score import COLUMN
-from mtlrec.serving.files import Counts, score_files
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded
@@ -108,11 +107,6 @@ class Predictor:
         self._check_division(given, common)
         faults = RowFaults(count)
         return self._scored(self._block(given, count, common, faults), faults)
-
-    def predict_files(self, source: str, output: Path) -> Counts:
-        """Scores a file, folder, glob or URI of Parquet files into the file `output`: the input's columns (or
-        data.keys), `pred_TASK` per task, fused_score where there is one, and `error`. See `serving/files.py`."""
-        return score_files(self, source, output)
 
     # ---- the parts
 

@@ -54,7 +54,7 @@ def loader_of(
     )
 
 
-def say_what_was_skipped(loader: Loader, ranks: Ranks) -> None:
+def log_skipped_rows(loader: Loader, ranks: Ranks) -> None:
     """Collective. The rows of this epoch that data.on_error has left out, of all ranks."""
     if loader.may_skip:
         within_files = torch.tensor([loader.skipped.within_files], device=ranks.device)

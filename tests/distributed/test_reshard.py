@@ -14,7 +14,9 @@ from mtlrec.batch import Batch
 from mtlrec.checkpoints import pieces
 from mtlrec.checkpoints.table_states import mixing
 from mtlrec.config import JobConfig
-from mtlrec.distributed.process_group import process_group
+from mtlrec.distributed.process_group import Ranks, process_group
+from mtlrec.training.loading import loader_of
+from mtlrec.training.saving import Saving
 from mtlrec.training.trainer import Trainer
 from tests.jobs import final_tensors
 from tests.ranks import run_ranks
@@ -72,10 +74,14 @@ def steps(trainer: Trainer, which: range) -> list[list[float]]:
     return losses
 
 
-def save(trainer: Trainer, step: int) -> None:
+def trainer_and_saving(job: JobConfig, run: Path, ranks: Ranks) -> tuple[Trainer, Saving]:
+    return Trainer(job, ranks, loader_of(job, "train", ranks, training=True)), Saving(job, run, ranks)
+
+
+def save(trainer: Trainer, saving: Saving, step: int) -> None:
     trainer.step = step
-    trainer._save()
-    trainer.checkpoints.wait()
+    saving.save(trainer)
+    saving.checkpoints.wait()
 
 
 def train_and_go_on(kinds: dict[str, Plan], folder: Path, root: Path) -> dict[str, list[list[float]]]:
@@ -84,12 +90,12 @@ def train_and_go_on(kinds: dict[str, Plan], folder: Path, root: Path) -> dict[st
     with process_group("cpu", 60) as ranks:
         for sparse, plan in kinds.items():
             pieces.PIECE_BYTES = 500 if sparse == "adagrad" else 2**28  # of seven rows each
-            trainer = Trainer(job_of(plan, sparse, root), folder / sparse, ranks)
+            trainer, saving = trainer_and_saving(job_of(plan, sparse, root), folder / sparse, ranks)
             steps(trainer, range(BEFORE))
-            save(trainer, BEFORE)
+            save(trainer, saving, BEFORE)
             losses[sparse] = steps(trainer, range(BEFORE, BEFORE + AFTER))
-            trainer.checkpoints.folder = folder / f"{sparse}_end" / "checkpoints"
-            save(trainer, BEFORE + AFTER)
+            saving.checkpoints.folder = folder / f"{sparse}_end" / "checkpoints"
+            save(trainer, saving, BEFORE + AFTER)
     return losses
 
 
@@ -100,14 +106,14 @@ def resume_and_go_on(
     losses, types = {}, {}
     with process_group("cpu", 60) as ranks:
         for sparse, plan in kinds.items():
-            trainer = Trainer(job_of(plan, sparse, root), folder / sparse, ranks)
-            trainer.resume()
-            trainer.checkpoints.folder = folder / f"{sparse}_{name}" / "checkpoints"
-            save(trainer, BEFORE)
+            trainer, saving = trainer_and_saving(job_of(plan, sparse, root), folder / sparse, ranks)
+            saving.resume(trainer)
+            saving.checkpoints.folder = folder / f"{sparse}_{name}" / "checkpoints"
+            save(trainer, saving, BEFORE)
             types[sparse] = {table.sharding_type for table in trainer.model.plan.tables.values()}
             losses[sparse] = steps(trainer, range(BEFORE, BEFORE + AFTER))
-            trainer.checkpoints.folder = folder / f"{sparse}_{name}_end" / "checkpoints"
-            save(trainer, BEFORE + AFTER)
+            saving.checkpoints.folder = folder / f"{sparse}_{name}_end" / "checkpoints"
+            save(trainer, saving, BEFORE + AFTER)
     return losses, types
 
 

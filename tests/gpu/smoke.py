@@ -19,9 +19,12 @@ import torch.distributed as dist
 
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
+from mtlrec.evaluation.callback import Evaluation
 from mtlrec.evaluation.evaluate import evaluate
 from mtlrec.training.loading import loader_of
+from mtlrec.training.saving import Saving
 from mtlrec.training.sharded import load_run
+from mtlrec.training.telemetry import Telemetry
 from mtlrec.training.trainer import Trainer
 from tests.toy import toy_tree, write_toy
 
@@ -40,15 +43,18 @@ def main() -> None:
         tree["train"] |= {"device": "cuda", "precision": "bf16", "log_every": 10}
         job, run = JobConfig.model_validate(tree), root / "run"
         run.mkdir(exist_ok=True)
-        trained = Trainer(job, run, ranks).fit()
+        loader = loader_of(job, "train", ranks, training=True)
+        telemetry, saving = Telemetry(run, ranks), Saving(job, run, ranks)
+        evaluation = Evaluation(job, ranks, loader, telemetry)
+        Trainer(job, ranks, loader, [telemetry, saving, evaluation]).fit()
         model = load_run(job, run, ranks)
         evaluated = evaluate(model.module, loader_of(job, "test", ranks), job, ranks)
-        for task, metrics in trained["test"].items():
+        for task, metrics in evaluation.final["test"].items():
             name = "log_loss" if "log_loss" in metrics else "mse"
             assert math.isclose(metrics[name], evaluated[task][name], rel_tol=2e-2), (task, metrics, evaluated[task])
         if ranks.is_first:
             device = torch.cuda.get_device_name(ranks.device)
-            print(f"held on {os.environ.get('WORLD_SIZE', 1)} x {device}: {trained['test']}")
+            print(f"held on {os.environ.get('WORLD_SIZE', 1)} x {device}: {evaluation.final['test']}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtlrec.errors import ArtifactError, DataError
-from mtlrec.serving import Predictor, Scores
+from mtlrec.serving import Predictor, Scores, score_files
 from mtlrec.serving.manifest import Manifest, Sample
 from tests.ranks import free_port, run_cli, run_ranks
 from tests.serving import serving_table, write_serving_job
@@ -403,7 +403,7 @@ def test_files_that_cannot_be_read_are_not_passed_over(run: Path, artifact: Path
     pq.write_table(serving_table(9), tmp_path / "rows" / "a.parquet")
     (tmp_path / "rows" / "b.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match=r"b\.parquet: not a readable Parquet file"):
-        Predictor(lenient).predict_files(str(tmp_path / "rows"), tmp_path / "scores.parquet")
+        score_files(Predictor(lenient), str(tmp_path / "rows"), tmp_path / "scores.parquet")
     assert not (tmp_path / "scores.parquet").exists()
 
 
@@ -434,7 +434,7 @@ def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) ->
     ids[70] = 4000
     table = table.set_column(table.column_names.index("item_id"), "item_id", pa.array(ids, pa.int32()))
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=50)
-    rows, errors = predictor.predict_files(str(tmp_path / "rows.parquet"), tmp_path / "scores.parquet")
+    rows, errors = score_files(predictor, str(tmp_path / "rows.parquet"), tmp_path / "scores.parquet")
     assert (rows, errors) == (90, 1)
     scores = pq.read_table(tmp_path / "scores.parquet")
     assert scores["error"].null_count == 89
@@ -444,7 +444,7 @@ def test_files_have_a_column_of_reasons(predictor: Predictor, tmp_path: Path) ->
     skewed = table.set_column(table.column_names.index("city"), "city", pa.array(range(90)))
     pq.write_table(skewed, tmp_path / "skewed.parquet")
     with pytest.raises(DataError, match="hashes of numbers here and were hashes of text"):
-        predictor.predict_files(str(tmp_path / "skewed.parquet"), tmp_path / "more.parquet")
+        score_files(predictor, str(tmp_path / "skewed.parquet"), tmp_path / "more.parquet")
 
 
 # ---- what is refused

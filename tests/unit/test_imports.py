@@ -12,6 +12,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ ROOMS = (
     ("training",),
     ("evaluation", "diagnosis", "bench"),
     ("serving", "compare"),
+    ("datasets",),
     ("api",),
     ("cli", "__main__"),
 )
@@ -74,6 +76,8 @@ def complaints_within(own: str, module: str) -> Iterator[str]:
         yield f"the room {other!r} has no place among the arrows: give it one in ROOMS of this test"
     elif ORDER.index(other) > ORDER.index(own):
         yield f"{own} must not import {other}, which is to the right of it: it imports {module}"
+    elif own == "datasets" and other not in DATASETS_MAY_IMPORT:
+        yield f"datasets may import {', '.join(sorted(DATASETS_MAY_IMPORT))} only, it imports {module}"
     elif own in TORCH_ONLY and other not in TORCH_ONLY:
         yield f"{own} takes flat arguments and must not import {other}: it imports {module}"
 
@@ -96,6 +100,27 @@ def imported_modules(root: Path, file: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{base}.{alias.name}" if is_submodule(root, base, alias.name) else base
 
 
+def circle(root: Path) -> list[str]:
+    """The modules of a circle of imports, lazy ones included, the first repeated at the end; [] if there is none."""
+    modules = {module_of(path.relative_to(root)): path.relative_to(root) for path in root.glob("mtlrec/**/*.py")}
+    imports = {
+        module: {other for _, other in imported_modules(root, file) if other in modules and other != module}
+        for module, file in modules.items()
+    }
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        modules_of_circle: list[str] = error.args[1]
+        return modules_of_circle[::-1]
+    return []
+
+
+def module_of(file: Path) -> str:
+    """mtlrec/layers/mlp.py -> mtlrec.layers.mlp; mtlrec/layers/__init__.py -> mtlrec.layers."""
+    parts = file.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def is_submodule(root: Path, package: str, name: str) -> bool:
     """Whether `from package import name` imports a module of ours rather than a name of its __init__."""
     folder = root.joinpath(*package.split("."))
@@ -104,6 +129,28 @@ def is_submodule(root: Path, package: str, name: str) -> bool:
 
 def test_the_arrows_hold() -> None:
     assert not problems(REPO), "\n" + "\n".join(problems(REPO))
+
+
+def test_no_files_import_each_other() -> None:
+    assert not circle(REPO), " imports ".join(circle(REPO))
+
+
+@pytest.mark.parametrize("again", ["from mtlrec.layers.a import A", "def f():\n    from .a import A"])
+def test_a_circle_is_found(tmp_path: Path, again: str) -> None:
+    plant(
+        tmp_path,
+        {
+            "mtlrec/layers/__init__.py": "from mtlrec.layers.a import A",
+            "mtlrec/layers/a.py": "import mtlrec.layers.b",
+            "mtlrec/layers/b.py": "from . import c",
+            "mtlrec/layers/c.py": again,
+        },
+    )
+    modules = circle(tmp_path)
+    assert modules[0] == modules[-1]
+    assert set(modules) == {"mtlrec.layers.a", "mtlrec.layers.b", "mtlrec.layers.c"}
+    plant(tmp_path, {"mtlrec/layers/c.py": "import torch"})
+    assert circle(tmp_path) == []
 
 
 def test_importing_mtlrec_is_light() -> None:
@@ -138,6 +185,9 @@ def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
         ("mtlrec/models/build.py", "from mtlrec.distributed import sharding", "models must not import distributed"),
         ("mtlrec/batch.py", "from .data.collate import collate", "batch must not import data"),
         ("mtlrec/training/trainer.py", "from mtlrec.serving import export", "training must not import serving"),
+        ("mtlrec/datasets/kuairand.py", "from mtlrec.batch import Batch", "datasets may import config, datasets, err"),
+        ("mtlrec/data/loader.py", "from mtlrec.datasets import kuairand", "data must not import datasets"),
+        ("mtlrec/compare/comparison.py", "import mtlrec.datasets.writing", "compare must not import datasets"),
         ("mtlrec/utils.py", "import os", "the room 'utils' has no place"),
         ("mtlrec/cli/main.py", "import mtlrec.common", "the room 'common' has no place"),
         ("mtlrec/__init__.py", "import torchrec", "`import mtlrec` must stay light"),
@@ -165,7 +215,9 @@ def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
             "mtlrec/heads/esmm.py": "import torch",
             "mtlrec/models/build.py": "import torchrec\nfrom mtlrec import config, layers, __version__",
             "mtlrec/data/prepare/census.py": "from ..parquet import read\nfrom ...config import Config",
-            "mtlrec/cli/main.py": "import mtlrec.training.trainer",
+            "mtlrec/datasets/census_income.py": "import pyarrow\nfrom mtlrec.datasets import writing",
+            "mtlrec/datasets/writing.py": "from mtlrec.config.tasks import Task\nfrom mtlrec import errors, io",
+            "mtlrec/cli/main.py": "import mtlrec.training.trainer\nfrom mtlrec.datasets import census_income",
             "launch/components.py": "import torchx.specs as specs\nfrom launch.resources import h200",
         },
     )

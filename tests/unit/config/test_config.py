@@ -24,11 +24,6 @@ def test_every_recipe_is_a_job_and_survives_its_own_dump(name: str) -> None:
 # override of the toy job -> what the one line must say
 MISTAKES = {
     "train.epoch=2": ["train.epoch = 2", "unknown key", "epochs, max_steps"],
-    "tables.user.managed_collisions=true": [
-        "tables.user.managed_collisions = True",
-        "TorchRec shards them on CUDA only (meta-pytorch/torchrec#2958)",
-        "transform: hash",
-    ],
     "sharding.constraints={user: {types: [row_wise], cache_load_factor: 2}}": ["cache_load_factor = 2"],
     "sharding.communication.forward=fp8": ["sharding.communication.forward = 'fp8'", "'fp32', 'fp16' or 'bf16'"],
     "model.fusion.width=3": ["model.fusion.width = 3", "unknown key", "expert_hidden, activation", "num_task_experts"],
