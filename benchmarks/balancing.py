@@ -22,7 +22,7 @@ import torch.distributed as dist
 import trials
 
 from mtlrec.batch import Batch
-from mtlrec.cli.main import quiet_libraries
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config.file import load_config
 from mtlrec.distributed.process_group import Ranks, on_first_rank, process_group
 from mtlrec.training.loading import loader_of

@@ -21,7 +21,7 @@ import torch
 
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import JobState
-from mtlrec.cli.main import quiet_libraries
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config.file import load_config
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks, process_group

@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from mtlrec.cli.main import quiet_libraries
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader

@@ -22,7 +22,7 @@ import torch
 import trials
 
 from mtlrec.bench.random_batches import random_batches
-from mtlrec.cli.main import quiet_libraries
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import TrainConfig
 from mtlrec.config.file import load_config
 from mtlrec.diagnosis.board import write_diagnosis

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import jobs
 from benchmarks.train import BATCH, bench
 from benchmarks.trials import processor
-from mtlrec.cli.main import quiet_libraries
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.distributed.estimate import estimate

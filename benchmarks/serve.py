@@ -39,7 +39,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtlrec.checkpoints.folder import Checkpoints
-from mtlrec.cli.main import quiet_libraries
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config.file import job_of
 from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.errors import DataError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import resource
 
 import torch
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from mtlrec.batch import Batch
+from mtlrec.compat.sharded_tensor import ShardedTensor
 from mtlrec.models.embeddings import is_table_parameter
 from mtlrec.training.step import TrainingStep
 

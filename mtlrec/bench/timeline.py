@@ -12,18 +12,23 @@ another belongs to the outer one's stage unless it has one of its own.
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtlrec.compat.profiler_events import (
+    AUTOGRAD_NODE,
+    BACKWARD,
+    bytes_handed_over,
+    collective_of_event,
+    stage_of_event,
+)
+
 STEP = "mtlrec::step"
 DATA_WAIT = "mtlrec::data_wait"
 LOSS = "mtlrec::loss"
 SUM_OVER_RANKS = "mtlrec::sum_over_ranks"
-AUTOGRAD = "autograd::engine::evaluate_function"
 
 STAGES = (
     "data wait",
@@ -39,22 +44,7 @@ STAGES = (
     "other",
 )
 
-NAMES = [
-    (re.compile(pattern), stage)
-    for pattern, stage in (
-        (f"^{DATA_WAIT}$", "data wait"),
-        (f"^{LOSS}$", "loss"),
-        (f"^{SUM_OVER_RANKS}$|^c10d::allreduce_|^nccl.*AllReduce", "all-reduce"),
-        ("^## copy_batch_to_gpu|^Memcpy HtoD", "host to device"),
-        (r"^\[output_dist|All2All|ReduceScatter|AllGather|SendRecv|^## all2all_data|Awaitable wait\(\)", "all-to-all"),
-        ("^c10d::(alltoall|reduce_scatter|allgather|_?reduce_scatter)", "all-to-all"),
-        (r"^## (start|wait)_sparse_data_dist|^\[(lookup|splits_dist|input_dist)", "sparse forward"),
-        ("CppNode<Split|split_embedding.*backward|IndexSelectDim0.*Backward", "sparse update"),
-        ("^## forward", "dense forward"),
-        (f"^## backward|^{AUTOGRAD}", "backward"),
-        ("^## optimizer|^## zero_grad|^Optimizer\\.(step|zero_grad)", "dense optimizer"),
-    )
-]  # fmt: skip
+OURS = {DATA_WAIT: "data wait", LOSS: "loss", SUM_OVER_RANKS: "all-reduce"}
 HIDDEN = ("all-to-all", "all-reduce", "host to device")
 """On a GPU these are exposed only where nothing else runs, and each only where those before it do not."""
 
@@ -84,41 +74,11 @@ def read_trace(path: Path) -> list[Event]:
             end=one["ts"] + one["dur"],
             on_gpu=kinds[one["cat"]],
             correlation=one.get("args", {}).get("correlation"),
-            handed_over=_handed_over(one["name"], one.get("args", {})),
+            handed_over=bytes_handed_over(one["name"], one.get("args", {})),
         )
         for one in json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
         if one.get("ph") == "X" and one.get("cat") in kinds
     ]
-
-
-BYTES = {
-    "long int": 8,
-    "double": 8,
-    "c10::Half": 2,
-    "c10::BFloat16": 2,
-    "unsigned char": 1,
-    "signed char": 1,
-    "bool": 1,
-}
-INPUT = {  # which argument of a collective goes in
-    "allreduce_": 0,
-    "broadcast_": 0,
-    "alltoall_base_": 1,
-    "_allgather_base_": 1,
-    "allgather_": 1,
-    "_reduce_scatter_base_": 1,
-    "reduce_scatter_": 1,
-}
-
-
-def _handed_over(name: str, arguments: dict[str, Any]) -> int:
-    """Of the tensor that goes in; of a list of tensors, which are floats, of all."""
-    place = INPUT.get(name.removeprefix("c10d::"))
-    if place is None or "Input Dims" not in arguments:
-        return 0
-    shapes, kind = arguments["Input Dims"][place], arguments["Input type"][place]
-    tensors = shapes if kind == "TensorList" else [shapes]
-    return sum(math.prod(shape) for shape in tensors) * BYTES.get(kind, 4)
 
 
 class Split(NamedTuple):
@@ -145,7 +105,7 @@ def split_steps(events: Sequence[Event]) -> Split:
     handed_over: dict[str, int] = {}
     for event in events:
         if event.handed_over and any(step.start <= event.start < step.end for step in steps):
-            kind = event.name.removeprefix("c10d::").strip("_").removesuffix("_base")
+            kind = collective_of_event(event.name)
             handed_over[kind] = handed_over.get(kind, 0) + event.handed_over
     return Split(stages, handed_over, len(steps))
 
@@ -159,8 +119,8 @@ def _main_thread(events: Sequence[Event]) -> Iterable[Span]:
     What is left of `## backward` after autograd's last node is the wait for DDP's buckets, which has no event. On CUDA
     autograd has a thread of its own, and the main thread's wait for it is backward.
     """
-    nodes = [event for event in events if event.name.startswith(AUTOGRAD)]
-    backwards = [event for event in events if event.name.startswith("## backward")]
+    nodes = [event for event in events if event.name.startswith(AUTOGRAD_NODE)]
+    backwards = [event for event in events if event.name.startswith(BACKWARD)]
     ends = [max((n.end for n in nodes if b.start <= n.start and n.end <= b.end), default=b.end) for b in backwards]
     tails = [(end, backward.end) for end, backward in zip(ends, backwards, strict=True)]
     for start, end, _, stage in _innermost(events):
@@ -186,7 +146,7 @@ def _innermost(events: Iterable[Event]) -> Iterable[tuple[float, float, Event, s
 
 
 def stage_of(name: str) -> str | None:
-    return next((stage for pattern, stage in NAMES if pattern.search(name)), None)
+    return OURS.get(name) or stage_of_event(name)
 
 
 def _gpu(events: Sequence[Event]) -> Iterable[Span]:

@@ -21,9 +21,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 
 from mtlrec.checkpoints.job_state import JobState
-from mtlrec.checkpoints.pieces import in_pieces
-from mtlrec.checkpoints.reader import failure_reason
-from mtlrec.checkpoints.staging import Staging
+from mtlrec.compat.dcp_errors import CheckpointException, failure_reason
+from mtlrec.compat.pieces import in_pieces
+from mtlrec.compat.staging import Staging
 from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.errors import CheckpointError, CheckpointNotSaved, Preempted
 from mtlrec.io import sync, write_text
@@ -158,7 +158,7 @@ class Checkpoints:
             if dist.get_rank() == 0:
                 self._complete(writing, name, state)
             dist.barrier(self._group)
-        except dcp.api.CheckpointException as error:
+        except CheckpointException as error:
             raise CheckpointNotSaved(f"{writing}: {failure_reason(error)}; {KEPT}") from None
         except OSError as error:
             raise CheckpointNotSaved(f"{error.filename or writing}: {error.strerror}; {KEPT}") from None

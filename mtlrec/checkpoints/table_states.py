@@ -1,62 +1,27 @@
-"""What the tables' optimizer keeps, in a form that every plan can load.
+"""Loading what the tables' optimizer keeps under a plan that cuts tables by other columns.
 
-State of every entry (Adagrad, Adam) has the table's shape and is cut as the table is. State of a row (row-wise
-Adagrad's mean of squared gradients) exists once for every *piece* of a row: a plan that cuts a table by columns makes
-several, and TorchRec then strings them together, one name and size for every plan (also meta-pytorch/torchrec#2394).
-Here it is [rows, pieces]. Loaded under other cuts, a piece takes the mean of those that it covers, by their widths:
-the gradients' squares were added up in each, so this is what it would hold had the same gradients met this cut.
+State of every entry (Adagrad, Adam) has the table's shape and is cut as the table is: DCP reshards it. State of a row
+(row-wise Adagrad's mean of squared gradients) exists once for every *piece* of a row and is saved as [rows, pieces]
+(`compat/optimizer_states.py`). Loaded under other cuts, a piece takes the mean of those that it covers, by their
+widths: the gradients' squares were added up in each, so this is what it would hold had the same gradients met this cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
-from torch.distributed._shard.sharding_spec import ShardMetadata
 
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
+from mtlrec.compat.optimizer_states import ColumnRanges
+from mtlrec.compat.sharded_tensor import ShardedTensor
 
 STATES = "optimizer.tables"
 """Stands before their names in a checkpoint."""
-
-ColumnRanges = Sequence[tuple[int, int]]
-"""First column and width of every piece of a row."""
-
-
-def by_piece(state: ShardedTensor, table: ShardedTensor) -> ShardedTensor:
-    """[rows * pieces] as TorchRec has it -> [rows, pieces], sharing memory; other shapes as they are."""
-    if len(state.size()) != 1:
-        return state
-    columns = columns_of(table)
-    piece = {first: index for index, (first, _) in enumerate(columns)}
-
-    def placed(shard: ShardMetadata) -> ShardMetadata:
-        row, column = shard.shard_offsets
-        return ShardMetadata([row, piece[column]], [shard.shard_sizes[0], 1], shard.placement)
-
-    shards = [
-        Shard(values.tensor.view(-1, 1), placed(where.metadata))
-        for values, where in zip(state.local_shards(), table.local_shards(), strict=True)
-    ]
-    metadata = ShardedTensorMetadata(
-        shards_metadata=[placed(shard) for shard in table.metadata().shards_metadata],
-        size=torch.Size([table.size()[0], len(columns)]),
-        tensor_properties=state.metadata().tensor_properties,
-    )
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, metadata, process_group=state._process_group
-    )
-
-
-def columns_of(table: Tensor) -> ColumnRanges:
-    if not isinstance(table, ShardedTensor):
-        return [(0, table.size()[1])]
-    return sorted({(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in table.metadata().shards_metadata})
 
 
 @dataclass

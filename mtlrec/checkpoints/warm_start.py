@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
+from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, reshard_like
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError
@@ -132,7 +132,7 @@ def _first_rows(tensor: Tensor | ShardedTensor, rows: int) -> Tensor | ShardedTe
         for shard in tensor.local_shards()
         if (offset := tuple(shard.metadata.shard_offsets)) in by_offset
     ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(local, metadata)
+    return reshard_like(tensor, local, metadata)
 
 
 def transplant(old: Tensor, old_labels: Sequence[Labels], new: Tensor, new_labels: Sequence[Labels]) -> float:

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from mtlrec.cli import diagnose as cli_diagnose
 from mtlrec.cli import export as cli_serve
 from mtlrec.cli import score as cli_score
 from mtlrec.cli.score import Json, Set
+from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config, recipe_text
 from mtlrec.config.file import recipes as recipe_names
@@ -256,16 +256,6 @@ def _log_to_stderr() -> None:
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), file=sys.stderr, flush=True)
-
-
-def quiet_libraries() -> None:
-    """TorchRec 1.8 and torch 2.13 warn, on every start, of things that a user of a job can do nothing about."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
-    warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor")  # TorchRec has none yet
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
-    for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
 
 
 def _print_error(message: str) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from mtlrec.batch import Batch
 from mtlrec.checkpoints.job_state import read_job_state
+from mtlrec.compat.fused_lookups import uncounted
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader
@@ -30,7 +31,7 @@ from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
-from mtlrec.training.sharded import ShardedModel, autocast, uncounted
+from mtlrec.training.sharded import ShardedModel, autocast
 from mtlrec.training.step import set_task_weights
 
 

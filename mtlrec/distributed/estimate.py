@@ -8,14 +8,14 @@ state and the buffers of a lookup, shard by shard.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from rich.table import Table
 from torch import nn
 from torchrec.distributed.planner import Topology
-from torchrec.distributed.planner.types import PlannerError, ShardingOption, Stats
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
+from mtlrec.compat.planner_choice import PlannerChoice
 from mtlrec.config import JobConfig
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.sharding import GIB, planned
@@ -109,32 +109,19 @@ def estimate(
         hbm_cap=int(hbm_gb * GIB) if device == "cuda" else 0,
         ddr_cap=int(ddr_gb * GIB),
     )
-    seen = _Seen()
+    choice = PlannerChoice()
     try:
-        plan = planned(module, job, topology, stats=seen)
+        plan = planned(module, job, topology, stats=choice)
     except (PlannerError, RuntimeError) as error:
         raise ConfigError(_what_does_not_fit(job, nodes * per_node, device, hbm_gb, ddr_gb, error)) from None
     return Estimate(
-        tables=sorted(map(_table, seen.options), key=lambda one: -(one.hbm_gb + one.ddr_gb)),
-        ranks=_loads(seen.options, nodes * per_node),
-        usable_gb=min(one.storage.hbm if device == "cuda" else one.storage.ddr for one in seen.devices) / GIB,
+        tables=sorted(map(_table, choice.options), key=lambda one: -(one.hbm_gb + one.ddr_gb)),
+        ranks=_loads(choice.options, nodes * per_node),
+        usable_gb=min(one.storage.hbm if device == "cuda" else one.storage.ddr for one in choice.devices) / GIB,
         batch_size=job.data.batch_size,
         device=device,
         plan=Plan.of(plan, nodes * per_node),
     )
-
-
-@dataclass
-class _Seen(Stats):
-    """The planner tells its choice to whoever keeps statistics."""
-
-    options: Sequence[ShardingOption] = ()
-    devices: Sequence[Any] = field(default_factory=list)
-
-    def log(self, *, best_plan: Sequence[ShardingOption], storage_reservation: Any, **_: Any) -> None:
-        self.options = best_plan
-        left = storage_reservation.last_reserved_topology
-        self.devices = left.devices if left is not None else []
 
 
 def _spans(ranks: Sequence[int]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import threading
@@ -23,12 +22,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mtlrec.compat.gloo_errors import is_timeout
 from mtlrec.errors import RankMissing
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = str(Path(__file__).parents[1])
-TIMED_OUT = "(?i)timed out waiting|wait timeout|(connect|application) timeout"  # gloo, where some rank did not come
 BEAT_S = 2.0
 NO_STORE = "the store that the ranks share, rank 0's or torchrun's, does not answer"
 
@@ -62,8 +61,7 @@ class Liveness(AbstractContextManager["Liveness"]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
-        timed_out = isinstance(error, RuntimeError) and re.search(TIMED_OUT, str(error)) is not None
-        if self._world_size == 1 or error is None or not timed_out:
+        if self._world_size == 1 or error is None or not is_timeout(error):
             self._record["ended"] = error is not None
             self._close()
             return

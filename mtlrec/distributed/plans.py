@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from torch import nn
-from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
 from torchrec.distributed.types import (
     CacheParams,
     EmbeddingModuleShardingPlan,
@@ -18,6 +17,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
+from mtlrec.compat.sharded_tensor import EnumerableShardingSpec, ShardMetadata
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.training import Kernel, LoadFactor

@@ -1,15 +1,11 @@
 """One process or many, CPU (gloo) or CUDA (NCCL): the same code from here on.
 
-Under torchrun every attempt builds its group on a store of its own. In torch 2.13 the workers of a restarted attempt
-share the agent's store with the attempt before, and may read the dead workers' addresses and hang; a prefix prevents
-it on one node. On several nodes the agents' counts of restarts differ, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (the
-launch components set it) has torchrun make a new store for every attempt.
+Under torchrun every attempt builds its group on a part of the store of its own (`compat/attempt_store.py`).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +15,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from mtlrec.distributed.allocator import keep_freed_memory
+from mtlrec.compat.allocator import keep_freed_memory
+from mtlrec.compat.attempt_store import separate_attempts
+from mtlrec.compat.gloo_errors import is_ended_peer
 from mtlrec.distributed.liveness import Liveness
 from mtlrec.errors import ConfigError, PeerEnded
 
 T = TypeVar("T")
-PEER_IS_GONE = "(?i)connection closed by peer|connection reset by peer|broken pipe"
-"""What gloo says of a rank that has ended."""
 START_S = 600
 """How long ranks wait for one another at the start."""
 
@@ -72,7 +68,7 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
         try:
             yield Ranks(rank, world_size, local_world_size, chosen, store, liveness)
         except RuntimeError as error:
-            if world_size > 1 and re.search(PEER_IS_GONE, str(error)):
+            if world_size > 1 and is_ended_peer(error):
                 raise PeerEnded("another rank has ended; its own message says why") from error
             raise
         finally:
@@ -129,7 +125,7 @@ def _store(rank: int, world_size: int) -> dist.Store:
         timeout=timeout,
     )
     if agent_has_it:
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store = separate_attempts(store)
     store.set(f"mtlrec/came/{rank}", "")
     store.wait([f"mtlrec/came/{other}" for other in range(world_size)], timeout)
     return store

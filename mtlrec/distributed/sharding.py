@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
 from torch import nn
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
-from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
+from mtlrec.compat.cpu_kernels import has_rank_without_lookup
+from mtlrec.compat.halved_lookup import halved_lookups
+from mtlrec.compat.sharding_types import BY_ROWS, TableSharder
 from mtlrec.config import JobConfig, TableConstraint
-from mtlrec.distributed.halved_lookup import halved_lookups
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import ConfigError
 from mtlrec.io import one_line
 
 GIB = 1024**3
-BY_ROWS = ("row_wise", "table_row_wise", "grid_shard")
-
-
-class TableSharder(EmbeddingBagCollectionSharder):
-    """The stock sharder, which on CPU leaves out the row-wise types although gloo has had what they need since 2.13."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        missing = [ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value]
-        stock = super().sharding_types(compute_device_type)
-        return stock + [kind for kind in missing if kind not in stock]
 
 
 def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPlan:
@@ -119,14 +109,10 @@ def shard(module: nn.Module, plan: ShardingPlan, job: JobConfig, ranks: Ranks) -
 
 
 def sharders(job: JobConfig, device: torch.device) -> list[ModuleSharder[nn.Module]]:
-    """With what pooled embeddings travel as."""
+    """With what pooled embeddings travel as. TorchRec takes fp16 for bf16 on gloo, which has no bf16."""
     communication = job.sharding.communication
-    travel = QCommsConfig(*(_on(device, kind) for kind in (communication.forward, communication.backward)))
+    travel = QCommsConfig(CommType(communication.forward), CommType(communication.backward))
     return [TableSharder(qcomm_codecs_registry=get_qcomm_codecs_registry(travel, device=device))]  # type: ignore[list-item]
-
-
-def _on(device: torch.device, kind: str) -> CommType:
-    return CommType.FP16 if kind == "bf16" and device.type == "cpu" else CommType(kind)
 
 
 def _constraints(
@@ -180,7 +166,7 @@ def _refused(job: JobConfig, table: str, world_size: int, device: str) -> dict[s
         why = "data_parallel does not go with optim.sparse.kind adam: replicated tables would train differently"
         refused["data_parallel"] = why
     rows = job.tables[table].rows
-    if device == "cpu" and math.ceil(rows / world_size) * (world_size - 1) >= rows:
+    if has_rank_without_lookup(rows, world_size, device):
         why = f"its {rows} rows over {world_size} ranks leave one without, for which FBGEMM on CPU has no lookup"
         refused |= dict.fromkeys(BY_ROWS, f"{why}; take table_wise or data_parallel")
     return refused

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mtlrec.compat.fused_lookups import uncounted
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
@@ -16,7 +17,7 @@ from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
-from mtlrec.training.sharded import autocast, uncounted
+from mtlrec.training.sharded import autocast
 
 
 def evaluate(

@@ -1,8 +1,8 @@
 """All tables behind one FBGEMM operator, as float32, float16 or int8.
 
 Features are looked up in the order of the config, so that nothing is permuted, and no feature's ids are cut out of the
-others': of a request's time behind seven lookups a sixth. FBGEMM's own check of ids stands in the way of AOTInductor
-and is off: whoever calls checks them.
+others': of a request's time behind seven lookups a sixth. FBGEMM's own check of ids is off
+(`compat/exportable_lookup.py`): whoever calls checks them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Literal
 
 import torch
 from fbgemm_gpu.split_embedding_configs import SparseType
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation, PoolingMode
-from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.quant.embedding_modules import quantize_state_dict
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
+from mtlrec.compat.exportable_lookup import build_exportable_lookup
 from mtlrec.config import SparseFeature
 from mtlrec.errors import ArtifactError
 
@@ -57,22 +57,18 @@ class FrozenTables(nn.Module):
         if device.type == "cuda" and large:
             raise ArtifactError(f"tables.{large[0]}: FBGEMM's lookup on CUDA counts to 2^31 rows; export for the CPU")
         place = EmbeddingLocation.HOST if device.type == "cpu" else EmbeddingLocation.DEVICE
-        # In a list, lest its script objects, a counter among them, be traced: torch.export has no fakes of them.
-        self._kernels = [
-            IntNBitTableBatchedEmbeddingBagsCodegen(
-                [
-                    (config.name, config.num_embeddings, config.embedding_dim, SPARSE_TYPES[precision], place)
-                    for config in configs
-                ],
-                feature_table_map=[names.index(feature.table) for feature in features],
-                pooling_mode=PoolingMode.SUM,
-                bounds_check_mode=BoundsCheckMode.NONE,
-                device=device,
-                output_dtype=SparseType.FP32,
-                row_alignment=1 if device.type == "cpu" else 16,
-                weight_lists=[rows[name] for name in names],
-            )
-        ]
+        self._kernels = build_exportable_lookup(
+            [
+                (config.name, config.num_embeddings, config.embedding_dim, SPARSE_TYPES[precision], place)
+                for config in configs
+            ],
+            feature_table_map=[names.index(feature.table) for feature in features],
+            pooling_mode=PoolingMode.SUM,
+            device=device,
+            output_dtype=SparseType.FP32,
+            row_alignment=1 if device.type == "cpu" else 16,
+            weight_lists=[rows[name] for name in names],
+        )
         self._index_dtype = torch.int64 if device.type == "cpu" else torch.int32
         self.keys = [feature.name for feature in features]
         dims = dict(zip(names, (config.embedding_dim for config in configs), strict=True))

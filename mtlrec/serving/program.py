@@ -14,18 +14,16 @@ log_entire_p. B is 1 or more. Ids are not checked: one that is not below its tab
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.exc import CppCompileError, InductorError
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
+from mtlrec.compat.aot_inductor import CompilerFailed, compile_package, load_package
+from mtlrec.compat.quiet import quiet_export, quiet_keyed_jagged_tensors
 from mtlrec.errors import ArtifactError
 from mtlrec.heads import HeadOutput
 from mtlrec.heads.funnel import Kind
@@ -35,8 +33,7 @@ from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
 from mtlrec.serving.lookup import FrozenTables
 
-# Every KeyedJaggedTensor asks torch 2.13 what its next release will answer otherwise; no log of a server needs that.
-logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
+quiet_keyed_jagged_tensors()  # a server makes one for every request
 
 PARTS = ("value", "log_p", "log_not_p", "log_entire_p")
 Outputs = dict[str, Tensor]
@@ -69,7 +66,7 @@ def exported(program: ServingProgram, example: tuple[Tensor, ...]) -> torch.expo
     """For any number of rows and ids. `example` has several of each."""
     some = torch.export.Dim.DYNAMIC
     axes: list[dict[int, object]] = [{0: some}, {0: some}, {1: some}, {0: some}]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet_export():
         found = torch.export.export(program, example, dynamic_shapes=(*axes[: len(example)],))
     narrow = [f"{name} in [{limits.lower}, {limits.upper}]" for name, limits in found.range_constraints.items()]
     assert all(limits.lower <= 2 and limits.upper > 2**31 for limits in found.range_constraints.values()), narrow
@@ -79,22 +76,18 @@ def exported(program: ServingProgram, example: tuple[Tensor, ...]) -> torch.expo
 def compiled(program: torch.export.ExportedProgram, path: Path) -> None:
     """Writes the AOTInductor package. Raises ArtifactError where there is no C++ compiler that does."""
     try:
-        with _quiet():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    except (InductorError, CppCompileError) as error:
-        reason = one_line(error)
-        if "InvalidCxxCompiler" not in str(error) and "CppCompileError" not in repr(error):
-            raise
+        with quiet_export():
+            compile_package(program, path)
+    except CompilerFailed as error:
         raise ArtifactError(
-            f"the model cannot be compiled ({reason}); export needs a C++ compiler, g++ or one named in CXX, and room "
-            "on the disk"
+            f"the model cannot be compiled ({one_line(error)}); export needs a C++ compiler, g++ or one named in CXX, "
+            "and room on the disk"
         ) from None
 
 
 def loaded(path: Path) -> Function:
     """The package's function, which needs FBGEMM's operators. Its calls hold the GIL: more runners would not help."""
-    function: Function = torch._inductor.aoti_load_package(str(path))
-    return function
+    return load_package(path)
 
 
 class ServedModule(nn.Module):
@@ -112,19 +105,3 @@ class ServedModule(nn.Module):
 
 def head_output(outputs: Outputs) -> HeadOutput:
     return HeadOutput(*(outputs[part] for part in PARTS))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's own talk while it traces and compiles, of things that a user can do nothing about; for one thread."""
-    names = ("torch", "torch.export", "torchrec", "")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from mtlrec.checkpoints.table_states import ColumnRanges, by_piece, columns_of
+from mtlrec.compat.cpu_kernels import has_fused_adam
+from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
+from mtlrec.compat.optimizer_states import ColumnRanges, columns_of, fused_states, replicated_states
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
 from mtlrec.errors import ConfigError
 from mtlrec.models.embeddings import is_table_parameter
@@ -58,7 +59,7 @@ def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptim, device: torch.
 
     Raises ValueError for Adam on CPU, which FBGEMM does not have.
     """
-    if config.kind == "adam" and device.type == "cpu":
+    if config.kind == "adam" and not has_fused_adam(device.type):
         raise ConfigError("optim.sparse.kind = 'adam': FBGEMM has no Adam on CPU; use rowwise_adagrad, adagrad or sgd")
     kind, options = _sparse_optimizer(config)
     apply_optimizer_in_backward(kind, tables.parameters(), options)
@@ -106,18 +107,10 @@ class Optimizers:
         """The state tensors themselves, to be saved or loaded in place: {"dense": ..., "tables": ...} by parameter,
         without what has none (SGD): DCP would look for an empty mapping in vain.
 
-        A table's state has the same name and rank whether the plan shards or replicates the table (they differ
-        between FBGEMM and torch, meta-pytorch/torchrec#2394), so that a checkpoint fits any plan (`table_states.py`).
+        A table's state has the same name and rank whether the plan shards or replicates the table, so that a
+        checkpoint fits any plan (`compat/optimizer_states.py`).
         """
-        tables: dict[str, dict[str, Any]] = {
-            str(parameter): {
-                key.rpartition(".")[2]: by_piece(tensor, self.fused.params[parameter]) for key, tensor in state.items()
-            }
-            for parameter, state in self.fused.state_dict()["state"].items()
-        }
-        for parameter, state in self._state_of(self.replicated).items():
-            if "sum" in state:
-                tables[parameter] = {"momentum1": state["sum"]}
+        tables = fused_states(self.fused) | replicated_states(self._state_of(self.replicated))
         parts = {"dense": self._state_of(self.dense), "tables": tables}
         some = {part: {name: state for name, state in states.items() if state} for part, states in parts.items()}
         return {part: states for part, states in some.items() if states}

@@ -5,8 +5,8 @@ Training, evaluation and prediction all get their model here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from mtlrec.checkpoints.folder import Checkpoints
@@ -100,26 +99,6 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks, which: str = "last") -> Sh
     model.module.load_state_dict(state)
     model.checkpoint, model.id_fingerprints = checkpoint, saved.id_fingerprints
     return model
-
-
-def fused_lookups(module: nn.Module) -> list[Any]:
-    """FBGEMM's, which a sharded collection keeps in a list that `modules()` does not see."""
-    collections = [part for part in module.modules() if isinstance(part, ShardedEmbeddingBagCollection)]
-    parts = [part for tables in collections for lookup in tables._lookups for part in lookup.modules()]
-    return [part for part in parts if hasattr(part, "iter_cpu")]
-
-
-@contextmanager
-def uncounted(module: nn.Module) -> Iterator[None]:
-    """FBGEMM counts every lookup as an iteration, by which its Adam corrects; those in here do not count."""
-    lookups = fused_lookups(module)
-    before = [(part.iter.clone(), part.iter_cpu.clone()) for part in lookups]
-    try:
-        yield
-    finally:
-        for part, (iterations, on_host) in zip(lookups, before, strict=True):
-            part.iter.copy_(iterations)
-            part.iter_cpu.copy_(on_host)
 
 
 def autocast(job: JobConfig, device: torch.device) -> AbstractContextManager[Any]:

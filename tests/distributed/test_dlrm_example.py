@@ -25,9 +25,9 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from mtlrec.compat.sharding_types import TableSharder
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
-from mtlrec.distributed.sharding import TableSharder
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

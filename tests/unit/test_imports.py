@@ -22,7 +22,7 @@ ROOMS = (
     ("errors", "io", "run_folder", "config", "recipes", "batch"),
     ("layers", "heads", "losses"),
     ("data", "models", "metrics"),
-    ("distributed", "compat"),
+    ("compat", "distributed"),
     ("checkpoints",),
     ("training",),
     ("evaluation", "diagnosis", "bench"),

@@ -1,4 +1,10 @@
-"""A copy of what a checkpoint holds, so that it can be written while training goes on."""
+"""A copy of what a checkpoint holds, so that it can be written while training goes on.
+
+Upstream: `DefaultStager` of `torch.distributed.checkpoint.staging` keeps its host buffers from one checkpoint to the
+next, but raises a RuntimeError on a ShardedTensor: it asks it for `data_ptr`. `BlockingAsyncStager` takes
+ShardedTensors, but keeps its buffers only in pinned memory, which needs a GPU. Seen in torch 2.13.
+Delete when: DefaultStager takes ShardedTensors, or TorchRec returns DTensors.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
-from torch.distributed._shard.sharding_spec import ShardMetadata
+
+from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
 
 
 class Staging:
@@ -32,9 +38,7 @@ class Staging:
                 Shard(self._buffer(shard.tensor, f"{name}[{index}]"), _on_host(shard.metadata))
                 for index, shard in enumerate(value.local_shards())
             ]
-            return ShardedTensor._init_from_local_shards_and_global_metadata(
-                shards, on_host(value.metadata()), process_group=value._process_group
-            )
+            return reshard_like(value, shards, on_host(value.metadata()))
         return self._buffer(value, name)
 
     def _buffer(self, tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -1,7 +1,9 @@
-"""Shards cut into pieces before they are saved.
+"""Shards cut into pieces before they are saved, so that DCP copies one piece at a time.
 
-DCP writes and reads a shard as one item and holds a copy of it meanwhile (FBGEMM keeps a shard inside a larger buffer,
-which DCP clones): of a table that fills the machine there is no room for one. Cut into pieces, it holds one at a time.
+Upstream: `torch.distributed.checkpoint` writes a shard as one item. FBGEMM keeps a shard inside a larger buffer, and
+DCP clones such a tensor before it writes it. A table that fills the machine leaves no room for that clone.
+Seen in torch 2.13 and FBGEMM 1.8.
+Delete when: DCP writes a view without cloning it, or cuts large items itself.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata
-from torch.distributed._shard.sharding_spec import ShardMetadata
+
+from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
 
 PIECE_BYTES = 2**26
 
@@ -36,11 +38,8 @@ def _cut(tensor: ShardedTensor) -> ShardedTensor:
         for first, cut in _cuts(shard.metadata, size)
     ]
     everywhere = [cut for shard in metadata.shards_metadata for _, cut in _cuts(shard, size)]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards,
-        ShardedTensorMetadata(everywhere, torch.Size(metadata.size), metadata.tensor_properties),
-        process_group=tensor._process_group,
-    )
+    whole = ShardedTensorMetadata(everywhere, torch.Size(metadata.size), metadata.tensor_properties)
+    return reshard_like(tensor, shards, whole)
 
 
 def _cuts(shard: ShardMetadata, itemsize: int) -> list[tuple[int, ShardMetadata]]:

@@ -12,7 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 from torchrec.distributed import batched_embedding_kernel
 
-from mtlrec.distributed.halved_lookup import WIDEST, HalvedLookup
+from mtlrec.compat.halved_lookup import WIDEST, HalvedLookup
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
 from tests.toy import toy_job

@@ -1,10 +1,14 @@
 """Row-wise Adagrad on CPU in a quarter of the time, by showing FBGEMM each feature as two.
 
-FBGEMM generates machine code for row-wise Adagrad over a table that one feature looks up. That code takes four times as
-long as the plain loop that FBGEMM keeps for tables shared by several features (docs/log.md): it mixes instructions of
-two generations, for which the CPU waits. A batch of B rows of T features is laid out in memory just as one of B / 2
-rows of 2 T features, so each feature is given to FBGEMM as two that share its table: the first half of the batch and
-the second. The arithmetic is the same but for the order of sums.
+Upstream: FBGEMM generates machine code for row-wise Adagrad over a table that one feature looks up. That code takes
+four times as long as the plain loop that FBGEMM keeps for tables shared by several features (docs/log.md): it mixes
+instructions of two generations, for which the CPU waits. TorchRec has no setting for the class of its lookups, so the
+class is replaced while it builds them. Seen in FBGEMM 1.8 and TorchRec 1.8.
+Delete when: FBGEMM's update of a table with one feature is as fast as that of a shared one.
+
+A batch of B rows of T features is laid out in memory just as one of B / 2 rows of 2 T features, so each feature is
+given to FBGEMM as two that share its table: the first half of the batch and the second. The arithmetic is the same but
+for the order of sums.
 """
 
 from __future__ import annotations
@@ -73,7 +77,7 @@ def joined(part: Tensor, count: int, dim: int) -> Tensor:
 
 @contextmanager
 def halved_lookups() -> Iterator[None]:
-    """While it lasts, TorchRec builds its fused lookups as `HalvedLookup`; it has no setting for their class."""
+    """While it lasts, TorchRec builds its fused lookups as `HalvedLookup`."""
     stock = batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen
     batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen = HalvedLookup
     try:

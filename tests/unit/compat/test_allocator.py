@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from mtlrec.distributed.allocator import keep_freed_memory
+from mtlrec.compat.allocator import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 steps = []

@@ -1,0 +1,13 @@
+"""A plan still does not say what the planner estimated for it."""
+
+from dataclasses import fields
+
+from torchrec.distributed.types import ParameterSharding
+
+ESTIMATES = {"perf", "storage", "shards"}
+
+
+def test_a_plan_has_no_estimates() -> None:
+    assert not ESTIMATES & {field.name for field in fields(ParameterSharding)}, (
+        "compat/planner_choice.py can be deleted"
+    )
