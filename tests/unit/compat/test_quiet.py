@@ -33,7 +33,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
-    yield lines + [(one.category.__name__, f"{one.filename}: {one.message}") for one in warned]
+    return lines + [(one.category.__name__, f"{one.filename}: {one.message}") for one in warned]
 
 
 def run(folder: Path) -> None:
