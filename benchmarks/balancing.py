@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 import torch.distributed as dist
-import trials
 
 from mtlrec.batch import Batch
 from mtlrec.compat.quiet import quiet_libraries
@@ -39,7 +39,7 @@ def main() -> None:
         results = measure(options, ranks)
         if ranks.is_first:
             if options.out:
-                trials.write(results, options.out)
+                report.write(results, options.out)
             print("\n".join(table(results)))
 
 
@@ -56,11 +56,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
-    on_first_rank(ranks, lambda: trials.synth_feed(options.root, "--rows", "300000"))
+    on_first_rank(ranks, lambda: report.synth_feed(options.root, "--rows", "300000"))
     launcher = ["torchrun", "--nproc_per_node", str(ranks.world_size)] if ranks.world_size > 1 else ["python"]
     results: dict[str, Any] = {
         "command": shlex.join([*launcher, "benchmarks/balancing.py", *sys.argv[1:]]),
-        "hardware": f"{trials.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads a rank",
+        "hardware": f"{report.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads a rank",
         "ranks": ranks.world_size,
         "batch_size": options.batch_size,
         "all_reduce_ms": all_reduce_ms(),

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import report
 import trials
 
 from mtlrec.config.file import recipes
@@ -29,19 +30,20 @@ def main() -> None:
     settings: dict[str, Any] = {"set": options.set, "bayes_auc": {}}
     for correlation in options.correlations:
         feed = ["--rows", str(options.rows), "--correlation", str(correlation), "--splits", "0.4", "0.1", "0.5"]
-        schema = trials.synth_feed(options.root / str(correlation), *feed)
+        schema = report.synth_feed(options.root / str(correlation), *feed)
         settings["bayes_auc"][str(correlation)] = schema["bayes_auc"]
         settings.setdefault("rows", schema["rows"])
     command = shlex.join(["python", "benchmarks/correlation.py", *sys.argv[1:]])
-    results = trials.read(options.out, settings, command=command)
-    # Seeds outermost: what is there after an interruption is the whole table, of fewer seeds.
-    wanted = {
-        f"{correlation}/{kind}/{seed}": trial(options, correlation, kind, seed)
-        for seed in range(options.seeds)
+    candidates = [
+        trials.candidate(
+            f"{correlation}/{kind}", f"feed_{kind}", [f"data.root={options.root / str(correlation)}", *options.set]
+        )
         for correlation in options.correlations
         for kind in options.kinds
-    }
-    trials.run_missing(results, wanted, options.jobs, options.out)
+    ]
+    cells = trials.test_metrics(candidates, options)
+    results = {"command": command, "hardware": trials.hardware(options), "settings": settings, "cells": cells}
+    report.write(results, options.out)
     for correlation in options.correlations:
         print("\n".join(table(results, options, correlation)), "\n")
     if options.plot:
@@ -55,19 +57,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--correlations", type=float, nargs="+", default=[-0.5, 0.0, 0.5, 1.0])
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="at a time, one thread each")
-    parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
-    parser.add_argument("--out", type=Path, required=True)
+    trials.add_options(parser)
     parser.add_argument("--plot", type=Path, help="a picture of the gains")
     options = parser.parse_args()
     options.kinds = list(dict.fromkeys([BASELINE, *options.kinds]))
     return options
-
-
-def trial(options: argparse.Namespace, correlation: float, kind: str, seed: int) -> trials.Trial:
-    root = options.root / str(correlation)
-    return trials.Trial(f"feed_{kind}", (f"data.root={root}", f"train.seed={seed}", *options.set))
 
 
 def gains(

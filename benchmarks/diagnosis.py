@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
-import trials
 
 from mtlrec.bench.random_batches import random_batches
 from mtlrec.compat.quiet import quiet_libraries
@@ -45,10 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     cells = {recipe: measure(recipe, options.steps, options.rounds) for recipe in options.recipe}
-    hardware = f"{trials.processor()}, {torch.get_num_threads()} threads"
+    hardware = f"{report.processor()}, {torch.get_num_threads()} threads"
     command = shlex.join(["python", "benchmarks/diagnosis.py", *sys.argv[1:]])
     if options.out:
-        trials.write({"command": command, "hardware": hardware, "cells": cells}, options.out)
+        report.write({"command": command, "hardware": hardware, "cells": cells}, options.out)
     print(
         f"{hardware}, a diagnosis every {EVERY} steps\n\n| recipe | a step, ms | a diagnosis, in steps | of training |"
     )

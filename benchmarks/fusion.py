@@ -25,7 +25,6 @@ import ctypes
 import json
 import math
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -38,6 +37,7 @@ from typing import Any, NamedTuple
 
 import plain_loops
 import torch
+from report import processor
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -407,14 +407,7 @@ def table(results: dict[str, Any]) -> list[str]:
 def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+    return f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

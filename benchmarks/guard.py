@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import jobs
+from benchmarks.report import processor
 from benchmarks.train import BATCH, bench
-from benchmarks.trials import processor
 
 RESULTS = Path(__file__).parent / "results" / "guard.json"
 KINDS = ("shared_bottom", "mmoe", "adatt_sp", "adatt", "ple")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import report
 import trials
 
 HEADS = {
@@ -32,16 +33,24 @@ HEADS = {
 def main() -> None:
     options = parse_arguments()
     feed = ["--rows", str(options.rows), "--rate", f"share={options.rate}", "--splits", "0.4", "0.1", "0.5"]
-    schema = trials.synth_feed(options.root, *feed)
+    schema = report.synth_feed(options.root, *feed)
     command = shlex.join(["python", "benchmarks/heads.py", *sys.argv[1:]])
     settings = {"source": schema["source"], "rows": schema["rows"], "recipe": options.recipe, "set": options.set}
     binary = {task: label["positives"]["test"] for task, label in schema["labels"].items() if "positives" in label}
     rates = {task: positives / schema["rows"]["test"] for task, positives in binary.items()}
-    results = trials.read(options.out, settings, command=command, bayes_auc=schema["bayes_auc"], rates=rates)
-    wanted = {
-        f"{name}/{seed}": trial(options, head, seed) for seed in range(options.seeds) for name, head in HEADS.items()
+    overrides = [f"data.root={options.root}", *options.set]
+    candidates = [
+        trials.candidate(name, options.recipe, [*overrides, f"model.heads={head}"]) for name, head in HEADS.items()
+    ]
+    results = {
+        "command": command,
+        "hardware": trials.hardware(options),
+        "settings": settings,
+        "bayes_auc": schema["bayes_auc"],
+        "rates": rates,
+        "cells": trials.test_metrics(candidates, options),
     }
-    trials.run_missing(results, wanted, options.jobs, options.out)
+    report.write(results, options.out)
     for task in options.tasks:
         print("\n".join(table(results, task, options.seeds)), "\n")
 
@@ -53,16 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0.005, help="of share, over impressions")
     parser.add_argument("--recipe", default="feed_shared_bottom")
     parser.add_argument("--tasks", nargs="+", default=["share", "like", "long_view", "click"])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="at a time, one thread each")
-    parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
-    parser.add_argument("--out", type=Path, required=True)
+    trials.add_options(parser)
     return parser.parse_args()
-
-
-def trial(options: argparse.Namespace, head: str, seed: int) -> trials.Trial:
-    overrides = (f"data.root={options.root}", f"train.seed={seed}", f"model.heads={head}", *options.set)
-    return trials.Trial(options.recipe, overrides)
 
 
 def table(results: dict[str, Any], task: str, seeds: int) -> list[str]:
@@ -82,9 +83,9 @@ def table(results: dict[str, Any], task: str, seeds: int) -> list[str]:
         reached = (statistics.mean(values("auc")) - 0.5) / (bayes - 0.5)
         error = [100 * value / rate for value in values("ece")]
         lines.append(
-            f"| {name} | {trials.mean_and_deviation(values('auc'))} | {reached:.1%} "
-            f"| {trials.mean_and_deviation(values('ne'))} | {trials.mean_and_deviation(values('calibration'), 3)} "
-            f"| {trials.mean_and_deviation(error, 1)} % |"
+            f"| {name} | {report.mean_and_deviation(values('auc'))} | {reached:.1%} "
+            f"| {report.mean_and_deviation(values('ne'))} | {report.mean_and_deviation(values('calibration'), 3)} "
+            f"| {report.mean_and_deviation(error, 1)} % |"
         )
     return lines
 

@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py feed --root data/feed --seeds 1 --jobs 2 --out benchmarks/results/feed.json
 
-Trains every `DATASET_KIND` recipe with each seed, one process and one thread per job, `--jobs` at a time. Finished
-cells are kept in `--out` and not run again, so an interrupted table goes on where it stopped. The logistic regression
+Trains every `DATASET_KIND` recipe with each seed, `--jobs` at a time. Finished trainings are kept in `--trials` and not
+run again, so an interrupted table goes on where it stopped. The logistic regression
 of `logistic_regression.py` on the same split and columns stands in the last row; where the data set knows its true
 probabilities, so do the share of (Bayes AUC - 0.5) that was reached, below each AUC.
 """
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import report
 import trials
 
 from mtlrec.config.file import recipes
@@ -28,12 +29,23 @@ HERE = Path(__file__).parent
 
 def main() -> None:
     options = parse_arguments()
-    results = read_results(options)
-    wanted = {key(kind, seed): trial(options, kind, seed) for kind in options.kinds for seed in range(options.seeds)}
-    trials.run_missing(results, wanted, options.jobs, options.out)
-    if results["logistic_regression"] is None:
-        results["logistic_regression"] = logistic_regression(options)
-        trials.write(results, options.out)
+    schema = json.loads((options.root / "schema.json").read_text(encoding="utf-8"))
+    overrides = [f"data.root={options.root}", *options.set]
+    candidates = [trials.candidate(kind, f"{options.dataset}_{kind}", overrides) for kind in options.kinds]
+    results = {
+        "command": shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
+        "hardware": trials.hardware(options),
+        "settings": {
+            "dataset": options.dataset,
+            "rows": schema["rows"],
+            "source": schema["source"],
+            "set": options.set,
+        },
+        "bayes_auc": schema.get("bayes_auc", {}),
+        "logistic_regression": logistic_regression(options),
+        "cells": trials.test_metrics(candidates, options),
+    }
+    report.write(results, options.out)
     print("\n".join(table(results, options)))
 
 
@@ -42,37 +54,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("dataset", help="the first word of the recipes: census, kuairand or feed")
     parser.add_argument("--root", type=Path, required=True, help="where `mtlrec prepare` or `synth` wrote the data")
     parser.add_argument("--kinds", nargs="+", help="fusion kinds; default: every one that has a recipe")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1, help="at a time, one thread each")
-    parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
     parser.add_argument("--max-train-rows", type=int, help="of the logistic regression")
-    parser.add_argument("--out", type=Path, required=True)
+    trials.add_options(parser)
     options = parser.parse_args()
     options.kinds = options.kinds or [
         name.removeprefix(f"{options.dataset}_") for name in recipes() if name.startswith(f"{options.dataset}_")
     ]
     return options
-
-
-def read_results(options: argparse.Namespace) -> dict[str, Any]:
-    schema = json.loads((options.root / "schema.json").read_text(encoding="utf-8"))
-    settings = {"dataset": options.dataset, "rows": schema["rows"], "source": schema["source"], "set": options.set}
-    return trials.read(
-        options.out,
-        settings,
-        command=shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
-        bayes_auc=schema.get("bayes_auc", {}),
-        logistic_regression=None,
-    )
-
-
-def key(kind: str, seed: int) -> str:
-    return f"{kind}/{seed}"
-
-
-def trial(options: argparse.Namespace, kind: str, seed: int) -> trials.Trial:
-    overrides = (f"data.root={options.root}", f"train.seed={seed}", *options.set)
-    return trials.Trial(f"{options.dataset}_{kind}", overrides)
 
 
 def logistic_regression(options: argparse.Namespace) -> Any:
@@ -89,7 +77,7 @@ def table(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
     tasks = list(first)
     lines = ["| fusion | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
     for kind in options.kinds:
-        seeds = [cells[key(kind, seed)] for seed in range(options.seeds)]
+        seeds = [cells[f"{kind}/{seed}"] for seed in range(options.seeds)]
         row = [shown([one[task] for one in seeds], results["bayes_auc"].get(task)) for task in tasks]
         lines.append(f"| {kind} | " + " | ".join(row) + " |")
     baseline = {row["label"]: row for row in results["logistic_regression"]}
@@ -106,7 +94,7 @@ def shown(seeds: list[dict[str, Any]], bayes: float | None) -> str:
     values = [seed[name] for seed in seeds]
     if None in values:  # one class only in the test split
         return "-"
-    text = trials.mean_and_deviation(values) + (" (MSE)" if name == "mse" else "")
+    text = report.mean_and_deviation(values) + (" (MSE)" if name == "mse" else "")
     share = f", {(statistics.mean(values) - 0.5) / (bayes - 0.5):.1%} of Bayes" if bayes else ""
     return text + share
 

@@ -33,8 +33,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import jobs
+from benchmarks.report import processor
 from benchmarks.train import BATCH, bench
-from benchmarks.trials import processor
 from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config

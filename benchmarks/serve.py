@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import report
 import torch
-import trials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -69,10 +69,10 @@ def main() -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, options.work or Path(folder))
-    hardware = f"{trials.processor()}, {torch.get_num_threads()} threads"
+    hardware = f"{report.processor()}, {torch.get_num_threads()} threads"
     command = shlex.join(["python", "benchmarks/serve.py", *sys.argv[1:]])
     if options.out:
-        trials.write({"command": command, "hardware": hardware, **found}, options.out)
+        report.write({"command": command, "hardware": hardware, **found}, options.out)
     print(json.dumps(found, indent=1) if options.json else "\n".join([hardware, "", *tables(found)]))
 
 

@@ -26,7 +26,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import jobs
-from benchmarks.trials import processor
+from benchmarks.report import processor
 from mtlrec.config import JobConfig
 
 BATCH = 4096

@@ -1,80 +1,61 @@
-"""Many small trainings, each in a process and on a thread of its own; what is finished is kept and not run again."""
+"""Test metrics of many small trainings, each a trial of `mtlrec compare`; finished trials are not run again."""
 
-import json
+import argparse
+import math
 import os
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Metrics = dict[str, dict[str, Any]]
+from report import processor
+
+from mtlrec.compare.trials import Result, Trial, Trials
+from mtlrec.config import JobConfig
+from mtlrec.config.file import load_config
 
 
-class Trial(NamedTuple):
-    """A recipe and what is overridden in it."""
-
-    recipe: str
-    overrides: tuple[str, ...]
+class NamedJob(NamedTuple):
+    name: str
+    job: JobConfig
 
 
-def run_missing(results: dict[str, Any], trials: dict[str, Trial], jobs: int, out: Path) -> None:
-    """Adds each trial's test metrics to `results["cells"]` under its key, writing `out` after every one."""
-    missing = {key: trial for key, trial in trials.items() if key not in results["cells"]}
-    with ThreadPoolExecutor(jobs) as pool:
-        for key, metrics in zip(missing, pool.map(train, missing.values()), strict=True):
-            results["cells"][key] = metrics
-            write(results, out)
-            print(f"{key}: done", file=sys.stderr, flush=True)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="how many trainings run at a time")
+    parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
+    parser.add_argument("--trials", type=Path, help="where trainings are kept (default: ROOT/trials)")
+    parser.add_argument("--out", type=Path, required=True)
 
 
-def train(trial: Trial) -> Metrics:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "mtlrec", "train", trial.recipe, "--json", "-o", folder]
-        command += [word for override in trial.overrides for word in ("--set", override)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    metrics: Metrics = json.loads(done.stdout)["test"]
-    return metrics
+def candidate(name: str, recipe: str, overrides: Sequence[str]) -> NamedJob:
+    return NamedJob(name, load_config(recipe, overrides))
 
 
-def read(out: Path, settings: dict[str, Any], **first: Any) -> dict[str, Any]:
-    """What `out` holds already, or a new table; results of other settings are not mixed with these."""
-    if out.exists():
-        results: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        if results["settings"] != settings:
-            raise SystemExit(f"{out}: holds {results['settings']}, not {settings}; name another --out")
-        return results
-    hardware = f"{processor()}, {os.cpu_count()} cores, one thread per job"
-    return {"hardware": hardware, "settings": settings, **first, "cells": {}}
+def test_metrics(candidates: Sequence[NamedJob], options: argparse.Namespace) -> dict[str, Any]:
+    """By `NAME/SEED`: by task, by metric; None for what the rows cannot give. Exits if a training diverged."""
+    # Seeds outermost: what is there after an interruption is the whole table, of fewer seeds.
+    trials = [Trial(one.name, 1.0, seed) for seed in range(options.seeds) for one in candidates]
+    metrics: dict[str, Any] = {}
+
+    def ended(trial: Trial, result: Result, _was_there: bool) -> None:
+        if result.diverged:
+            raise SystemExit(f"{trial}: {result.diverged}")
+        metrics[f"{trial.candidate}/{trial.seed}"] = without_nan(result.metrics["test"])
+        print(f"{trial}: done", file=sys.stderr, flush=True)
+
+    with Trials(options.trials or options.root / "trials", candidates, options.jobs) as runner:
+        runner.run(trials, ended)
+    return {f"{trial.candidate}/{trial.seed}": metrics[f"{trial.candidate}/{trial.seed}"] for trial in trials}
 
 
-def write(results: dict[str, Any], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def without_nan(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """For JSON, which has no NaN."""
+    return {
+        task: {name: None if math.isnan(value) else value for name, value in by_name.items()}
+        for task, by_name in metrics.items()
+    }
 
 
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def synth_feed(root: Path, *options: str) -> dict[str, Any]:
-    """Writes the synthetic feed to `root` where it is not there yet; its schema.json."""
-    schema = root / "schema.json"
-    if not schema.exists():
-        command = [sys.executable, "-m", "mtlrec", "synth", "feed", "--out", str(root), *options]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    described: dict[str, Any] = json.loads(schema.read_text(encoding="utf-8"))
-    return described
-
-
-def mean_and_deviation(values: list[float], digits: int = 4) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+def hardware(options: argparse.Namespace) -> str:
+    return f"{processor()}, {os.cpu_count()} cores, {options.jobs} trainings at a time"

@@ -137,7 +137,7 @@ class Comparison:
 
 
 def compare(
-    trials: Trials,
+    trials: Trials[Candidate],
     factors: Sequence[float],
     seeds: Sequence[int],
     watcher: Watcher,

@@ -18,18 +18,31 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Self, TextIO
+from typing import Generic, Protocol, Self, TextIO, TypeVar
 
 import torch
 import yaml
 
-from mtlrec.compare.candidates import Candidate
+from mtlrec.config import JobConfig
 from mtlrec.errors import ConfigError, TrialFailed
 from mtlrec.io import write_text
 from mtlrec.run_folder import RunFolder
 
 Metrics = dict[str, dict[str, float]]
 """By task, by metric."""
+
+
+class NamedJob(Protocol):
+    """What is trained: a job, and the name that its trainings have."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def job(self) -> JobConfig: ...
+
+
+J = TypeVar("J", bound=NamedJob)
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Result:
     diverged: str | None = None
 
 
-class Trials:
+class Trials(Generic[J]):
     """The trainings of one comparison; a context manager, within which its folder is this process's alone.
 
     Args:
@@ -77,14 +90,15 @@ class Trials:
 
     _lock: TextIO
 
-    def __init__(self, folder: Path, candidates: Iterable[Candidate], at_a_time: int) -> None:
+    def __init__(self, folder: Path, candidates: Iterable[J], at_a_time: int) -> None:
         self.folder, self.candidates = folder, {one.name: one for one in candidates}
         self.at_a_time = at_a_time
-        (folder / "jobs").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for one in self.candidates.values():
             path, text = self._job(one.name), yaml.safe_dump(one.job.dump(), sort_keys=False)
             if path.exists() and path.read_text(encoding="utf-8") != text:
                 raise ConfigError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
 
     def __enter__(self) -> Self:
