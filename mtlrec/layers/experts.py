@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mtlrec.layers.expert_groups import plan_groups
 from mtlrec.layers.linear import BatchedLinear, batched_linear
-from mtlrec.layers.mixture import RECOMPUTED_GROUP_BYTES, Layer, mix_relu_experts, plan_groups, repeat_slots
+from mtlrec.layers.mixture import RECOMPUTED_GROUP_BYTES, mix_relu_experts, repeat_slots
 from mtlrec.layers.mlp import check_hidden, check_input, check_positive, check_probability
 
 Activation = Literal["relu", "silu", "gelu"]
@@ -195,8 +196,8 @@ class ExpertBank(nn.Module):
         """The experts to compute together: all of them, unless little is to be held at a time."""
         if not self._forgets() or torch.compiler.is_compiling():
             return [slice(None)]
-        layers = [Layer(layer.weight, layer.bias) for layer in self._layers()]
-        return [group.experts for group in plan_groups(x, self.experts_per_slot, layers, RECOMPUTED_GROUP_BYTES)]
+        width = max(layer.bias.shape[1] for layer in self._layers())
+        return [group.experts for group in plan_groups(x, self.experts_per_slot, width, RECOMPUTED_GROUP_BYTES)]
 
     def _again_in_backward(self, function: Callable[..., Tensor], *args: Tensor | slice) -> Tensor:
         """`function(*args)`; with `recompute`, its activations are not kept for backward."""

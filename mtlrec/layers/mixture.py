@@ -13,14 +13,14 @@ Shapes: B batch, E experts, G weighted sums, S slots, k experts of a group, D in
 Tensors of a group are `[k, B, H]` whatever their layout: `[B, k, H]` in memory after a product with a common input.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtlrec.layers.expert_groups import Group, goes_to_onednn, plan_groups
 from mtlrec.layers.linear import batched_linear
 
 GROUP_BYTES = 16 * 2**20
@@ -65,7 +65,7 @@ def mix_relu_experts(
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         layers = _layers(parameters)
         outputs_EBH = _empty_outputs(x, experts_per_slot, layers)
-        for group in plan_groups(x, experts_per_slot, layers, GROUP_BYTES):
+        for group in plan_groups(x, experts_per_slot, _widest(layers), GROUP_BYTES):
             _run_group(group, x, layers, outputs_EBH[group.experts])
         return torch.bmm(weights_BGE, outputs_EBH.transpose(0, 1))
     out: Tensor = ExpertMixture.apply(x, weights_BGE, tuple(experts_per_slot), recompute, *parameters)  # type: ignore[no-untyped-call]
@@ -97,25 +97,6 @@ def repeat_slots(x_BSD: Tensor, experts_per_slot: Sequence[int]) -> Tensor:
     return torch.cat([x_BD.expand(count, -1, -1) for x_BD, count in slots]).transpose(0, 1)
 
 
-class Group(NamedTuple):
-    """Experts computed together, and the slots they read."""
-
-    experts: slice
-    slots: int | slice | None
-    """One slot for all of them; a slot each; None where the input has no slots."""
-    is_first_of_slot: bool
-
-    def input(self, x: Tensor) -> Tensor:
-        """What the group reads: `[B, D]`, or `[k, B, D]` where each expert has a slot of its own."""
-        match self.slots:
-            case None:
-                return x
-            case int():
-                return x[:, self.slots]
-            case _:
-                return x[:, self.slots].transpose(0, 1)
-
-
 class Layer:
     """A layer of all experts, and its gradients, made when the first group writes into them: until then the memory
     may be the activations'."""
@@ -128,48 +109,6 @@ class Layer:
         if self.grads is None:
             self.grads = _empty(self.weight), _empty(self.bias)
         return self.grads[0][experts], self.grads[1][experts]
-
-
-def plan_groups(x: Tensor, experts_per_slot: Sequence[int], layers: Sequence[Layer], limit: int) -> list[Group]:
-    """Groups of neighbouring experts whose widest activation is at most `limit` bytes: experts that read one input, or
-    experts with a slot each. A group of one computes plain products, which for large batches are as fast."""
-    rows, num_experts = max(1, x.shape[0]), sum(experts_per_slot)
-    most = max(1, limit // (rows * max(layer.bias.shape[1] for layer in layers) * x.element_size()))
-    if rows >= 2 * x.shape[-1]:
-        # Activations outweigh weights: half of them are to be gone before the gradients of the other half come.
-        most = min(most, -(-num_experts // 2))
-    most -= most % min(most, torch.get_num_threads())
-    if _goes_to_onednn(x):
-        most = 1
-    if x.dim() == 2:
-        return [Group(experts, None, i == 0) for i, experts in enumerate(_cut(0, num_experts, most))]
-    if len(experts_per_slot) == num_experts:
-        cuts = list(_cut(0, num_experts, most))
-        return [Group(cut, cut if cut.stop - cut.start > 1 else cut.start, True) for cut in cuts]
-    ends = list(accumulate(experts_per_slot))
-    return [
-        Group(experts, slot, i == 0)
-        for slot, (count, end) in enumerate(zip(experts_per_slot, ends, strict=True))
-        for i, experts in enumerate(_cut(end - count, end, most))
-    ]
-
-
-def _goes_to_onednn(tensor: Tensor) -> bool:
-    """On a CPU products of 16-bit numbers do. It copies what is not dense, as the matrices of several experts side by
-    side are not; those of one are, and all threads share its product."""
-    return tensor.device.type == "cpu" and tensor.element_size() == 2
-
-
-def _cut(start: int, stop: int, most: int) -> Iterator[slice]:
-    """The range in as few pieces of at most `most` as it takes, alike but for the last.
-
-    A batched product gives each thread whole experts: where `most` is a multiple of the threads, so are the pieces.
-    """
-    count, threads = stop - start, torch.get_num_threads()
-    size = -(-count // -(-count // most))
-    if most % threads == 0:
-        size += -size % threads
-    return (slice(a, min(a + size, stop)) for a in range(start, stop, size))
 
 
 class ExpertMixture(torch.autograd.Function):
@@ -186,7 +125,7 @@ class ExpertMixture(torch.autograd.Function):
     ) -> Tensor:
         layers = _layers(parameters)
         limit = RECOMPUTED_GROUP_BYTES if recompute else GROUP_BYTES
-        groups = plan_groups(x, experts_per_slot, layers, limit)
+        groups = plan_groups(x, experts_per_slot, _widest(layers), limit)
         ctx.groups, ctx.experts_per_slot, ctx.num_parameters = groups, experts_per_slot, len(parameters)
         if recompute:
             ctx.save_for_backward(x, weights_BGE, *parameters)
@@ -270,7 +209,7 @@ def _relu_backward(grad: Tensor, h: Tensor) -> Tensor:
     On a CPU torch turns each 16-bit number into a float and back. Read as an integer it has the same sign, and passing
     it on takes an eighth of the time.
     """
-    view = (grad.view(torch.int16), h.view(torch.int16)) if _goes_to_onednn(h) else (grad, h)
+    view = (grad.view(torch.int16), h.view(torch.int16)) if goes_to_onednn(h) else (grad, h)
     torch.ops.aten.threshold_backward.grad_input(*view, 0, grad_input=view[0])
     return grad
 
@@ -326,6 +265,10 @@ def _empty_outputs(x: Tensor, experts_per_slot: Sequence[int], layers: list[Laye
 
 def _layers(parameters: Sequence[Tensor]) -> list[Layer]:
     return [Layer(weight, bias) for weight, bias in zip(parameters[::2], parameters[1::2], strict=True)]
+
+
+def _widest(layers: list[Layer]) -> int:
+    return max(layer.bias.shape[1] for layer in layers)
 
 
 def _empty(like: Tensor) -> Tensor:

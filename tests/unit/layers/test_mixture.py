@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mtlrec.layers import PLE, AdaTT, AdaTTSp, FusionLayer, MMoE
 from mtlrec.layers import mixture as module
-from mtlrec.layers.mixture import Layer, mix_relu_experts, plan_groups, relu_mixture
+from mtlrec.layers.expert_groups import plan_groups
+from mtlrec.layers.mixture import mix_relu_experts, relu_mixture
 
 
 def randn(*shape: int) -> Tensor:
@@ -122,23 +123,21 @@ def test_a_group_has_experts_for_every_thread_alike(monkeypatch: pytest.MonkeyPa
     cases = [(1, 6, [3, 3]), (2, 6, [2, 2, 2]), (3, 6, [3, 3]), (16, 6, [3, 3])]
     cases += [(2, 7, [4, 3]), (2, 9, [4, 4, 1]), (2, 10, [4, 4, 2]), (3, 10, [3, 3, 3, 1]), (1, 10, [4, 4, 2])]
     for threads, experts, sizes in cases:
-        layers = [Layer(torch.empty(experts, 64, 8), torch.empty(experts, 64))]
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        groups = plan_groups(torch.empty(40, 8), [experts], layers, limit=4 * 40 * 64 * 4)
+        groups = plan_groups(torch.empty(40, 8), [experts], 64, limit=4 * 40 * 64 * 4)
         assert [group.experts.stop - group.experts.start for group in groups] == sizes
 
 
 def test_groups_cover_every_expert_once_and_never_mix_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     limit = 400 * 64  # a hundred rows in float32 fill a group
-    layers = [Layer(torch.empty(6, 64, 8), torch.empty(6, 64)), Layer(torch.empty(6, 5, 64), torch.empty(6, 5))]
     for rows, sizes in [(100, [1] * 6), (50, [2, 2, 1, 1]), (1, [4, 1, 1])]:
-        groups = plan_groups(torch.empty(rows, 3, 80), [4, 1, 1], layers, limit)
+        groups = plan_groups(torch.empty(rows, 3, 80), [4, 1, 1], 64, limit)
         assert [group.experts.stop - group.experts.start for group in groups] == sizes
         assert [e for group in groups for e in range(group.experts.start, group.experts.stop)] == list(range(6))
         assert [group.slots for group in groups if group.is_first_of_slot] == [0, 1, 2]
     for rows, starts in [(40, [0, 2, 4]), (15, [0]), (16, [0, 3])]:  # from twice its width on, two groups at least
-        groups = plan_groups(torch.empty(rows, 8 if rows < 40 else 80), [2, 3], layers, limit)
+        groups = plan_groups(torch.empty(rows, 8 if rows < 40 else 80), [2, 3], 64, limit)
         assert [group.experts.start for group in groups] == starts
 
 
@@ -239,10 +238,10 @@ def test_gradient_of_relu_reads_16_bit_numbers_by_their_sign(dtype: torch.dtype)
 
 @pytest.mark.parametrize("slots", [1, 2, 6])
 def test_a_group_is_one_expert_where_products_are_of_16_bit_numbers(slots: int) -> None:
-    x, layers = torch.empty(40, slots, 8), [Layer(torch.empty(6, 64, 8), torch.empty(6, 64))]
+    x = torch.empty(40, slots, 8)
     counts = [6 // slots] * slots
     sizes = {
-        dtype: [g.experts.stop - g.experts.start for g in plan_groups(x.to(dtype), counts, layers, limit=2**30)]
+        dtype: [g.experts.stop - g.experts.start for g in plan_groups(x.to(dtype), counts, 64, limit=2**30)]
         for dtype in (torch.float32, torch.bfloat16)
     }
     assert sizes[torch.bfloat16] == [1] * 6
