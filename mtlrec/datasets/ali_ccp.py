@@ -27,16 +27,15 @@ train: schema.json's `unseen_in_train` counts the rows without a known user (f10
 import re
 import tempfile
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from mtlrec.datasets import streaming, writing
+from mtlrec.datasets.ids import NO_ID, Counts, EncodedLists, encode, list_array, write_vocabularies
 from mtlrec.errors import DataError
 
 PAGE = "https://tianchi.aliyun.com/dataset/408"
@@ -54,8 +53,6 @@ SAMPLES = {
 COMMON = {name: SAMPLES[name] for name in ("common_feature_index", "feature_num", "feature_list")}
 # A row group has up to `history` ids and weights of four lists in each row.
 ROW_GROUP_ROWS = 100_000
-WAITING_IDS = 65_536
-NO_ID = -1
 
 
 def prepare(
@@ -121,7 +118,7 @@ def prepare(
                     for name in zeros.get(split, {}):
                         zeros[split][name] += int(pc.sum(pc.equal(part[name], 0)).as_py())
 
-    _write_vocabularies(out / "vocabularies.parquet", vocabularies)
+    write_vocabularies(out / "vocabularies.parquet", vocabularies)
     tables = {name: len(values) + 1 for name, values in vocabularies.items()}
     schema: writing.Schema = {
         "dataset": "ali_ccp",
@@ -177,7 +174,7 @@ class _Half:
 
     def vocabularies(self, train_rows: int, min_count: int) -> dict[str, np.ndarray]:
         """The sorted ids of each field with `min_count` or more of the first `train_rows` rows."""
-        counts = {name: _Counts() for name in [*USER, *LISTS, *IMPRESSION]}
+        counts = {name: Counts() for name in [*USER, *LISTS, *IMPRESSION]}
         shown = np.zeros(self.lines, np.int64)  # train rows of each line of the common features
         first = 0
         for batch in _batches(self.folder / "samples.arrow"):
@@ -200,10 +197,10 @@ class _Half:
     def encoded(self, vocabularies: dict[str, np.ndarray], history: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(index of its first row, joined rows under `vocabularies`) of each block of impressions."""
         user: dict[str, list[np.ndarray]] = {name: [] for name in USER}
-        lists = {name: _Lists(self.folder, name, history) for name in LISTS}
+        lists = {name: EncodedLists(self.folder, name, history) for name in LISTS}
         for batch in _batches(self.folder / "common.arrow"):
             for name in USER:
-                user[name].append(_encode(batch[name].to_numpy(), vocabularies[name]))
+                user[name].append(encode(batch[name].to_numpy(), vocabularies[name]))
             for name in LISTS:
                 lists[name].append(batch[name], batch[f"{name}_weight"], vocabularies[name])
         of_line = {name: np.concatenate(ids) for name, ids in user.items()}
@@ -212,7 +209,7 @@ class _Half:
             line = batch["line"].to_numpy()
             data: dict[str, pa.Array | np.ndarray] = {name: batch[name] for name in ("sample_id", "click", "buy")}
             data |= {name: ids[line] for name, ids in of_line.items()}
-            data |= {name: _encode(batch[name].to_numpy(), vocabularies[name]) for name in IMPRESSION}
+            data |= {name: encode(batch[name].to_numpy(), vocabularies[name]) for name in IMPRESSION}
             for name in LISTS:
                 data[name], data[f"{name}_weight"] = lists[name].of(line)
             yield first, pa.RecordBatch.from_pydict(data)
@@ -252,7 +249,7 @@ class _Items:
         """All ids of the field in each row, and their values."""
         chosen = self.field == self.fields.index(name)
         lengths = np.bincount(self.row[chosen], minlength=self.rows)
-        return _list_array(lengths, self.id[chosen]), _list_array(lengths, self.value[chosen])
+        return list_array(lengths, self.id[chosen]), list_array(lengths, self.value[chosen])
 
     @staticmethod
     def _read(text: bytes, use_threads: bool) -> pa.Table:
@@ -281,72 +278,6 @@ class _Items:
         return file.error(first + row, "feature_list", f"{what}; {streaming.GIVE_IT_AS_IT_IS}")
 
 
-class _Counts:
-    """How often each id was seen. Blocks wait until they are as many as the known ids, then merge at once."""
-
-    def __init__(self) -> None:
-        self.ids = self.counts = np.empty(0, np.int64)
-        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def add(self, ids: np.ndarray, counts: np.ndarray) -> None:
-        self.waiting.append(_summed(ids, counts))
-        if sum(len(waiting) for waiting, _ in self.waiting) > max(len(self.ids), WAITING_IDS):
-            self._merge()
-
-    def at_least(self, count: int) -> np.ndarray:
-        """The ids seen `count` times or more, sorted; NO_ID is none."""
-        self._merge()
-        found: np.ndarray = self.ids[(self.counts >= count) & (self.ids != NO_ID)]
-        return found
-
-    def _merge(self) -> None:
-        ids, counts = zip((self.ids, self.counts), *self.waiting, strict=True)
-        self.ids, self.counts = _summed(np.concatenate(ids), np.concatenate(counts))
-        self.waiting = []
-
-
-class _Lists:
-    """One list field of the common features under a vocabulary, on disk; of each line the start and length are kept."""
-
-    def __init__(self, folder: Path, name: str, history: int) -> None:
-        self.paths = [folder / f"{name}.ids", folder / f"{name}.weights"]
-        self.history = history
-        self.lengths: list[np.ndarray] = []
-
-    def append(self, lists: pa.ListArray, weights: pa.ListArray, vocabulary: np.ndarray) -> None:
-        """Known ids alone, in each line in the order of their weights, no more than `history` of the largest."""
-        row = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy())
-        ids, values = _encode(lists.flatten().to_numpy(), vocabulary), weights.flatten().to_numpy()
-        row, ids, values = row[ids > 0], ids[ids > 0], values[ids > 0]
-        order = np.lexsort((values, row))
-        row, ids, values = row[order], ids[order], values[order]
-        ends = np.cumsum(np.bincount(row, minlength=len(lists)))
-        kept = ends[row] - np.arange(len(row)) <= self.history
-        self.lengths.append(np.bincount(row[kept], minlength=len(lists)))
-        for path, column in zip(self.paths, (ids[kept], values[kept]), strict=True):
-            with path.open("ab") as file:
-                column.tofile(file)
-
-    def of(self, lines: np.ndarray) -> tuple[pa.ListArray, pa.ListArray]:
-        """The ids and weights of these lines."""
-        starts, lengths, ids, weights = self._written
-        first, length = starts[lines], lengths[lines]
-        end = np.cumsum(length)
-        positions = np.arange(length.sum()) + np.repeat(first - end + length, length)
-        return _list_array(length, ids[positions]), _list_array(length, weights[positions])
-
-    @cached_property
-    def _written(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        lengths = np.concatenate(self.lengths)
-        starts = np.cumsum(lengths) - lengths
-        if not lengths.any():  # there is no map of an empty file
-            return starts, lengths, np.empty(0, np.int64), np.empty(0, np.float32)
-        ids, weights = (
-            np.memmap(path, kind, "r") for path, kind in zip(self.paths, (np.int64, np.float32), strict=True)
-        )
-        return starts, lengths, ids, weights
-
-
 def _spool(path: Path, batches: Iterator[pa.RecordBatch]) -> int:
     """Write `batches` to an Arrow file; returns their rows."""
     first = next(batches)
@@ -363,29 +294,3 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.OSFile(str(path)) as stream, pa.ipc.open_file(stream) as file:
         for i in range(file.num_record_batches):
             yield file.get_batch(i)
-
-
-def _summed(ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ids, sorted, and the sum of the counts of each."""
-    distinct, index = np.unique(ids, return_inverse=True)
-    return distinct, np.bincount(index, counts, len(distinct)).astype(np.int64)
-
-
-def _encode(ids: np.ndarray, vocabulary: np.ndarray) -> np.ndarray:
-    """1 + the position of each id in the sorted vocabulary, 0 where it is not there."""
-    found = np.searchsorted(vocabulary, ids)
-    known = np.append(vocabulary, NO_ID)[found] == ids
-    return np.where(known & (ids != NO_ID), found + 1, 0)
-
-
-def _list_array(lengths: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), values)
-
-
-def _write_vocabularies(path: Path, vocabularies: dict[str, np.ndarray]) -> None:
-    """A row (field, value, id) for each id; value is the publisher's."""
-    schema = pa.schema({"field": pa.string(), "value": pa.int64(), "id": pa.int64()})
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for name, values in vocabularies.items():
-            field = pa.repeat(name, len(values))
-            writer.write_table(pa.table([field, values, np.arange(1, len(values) + 1)], schema=schema))

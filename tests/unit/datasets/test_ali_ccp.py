@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.datasets import ali_ccp, writing
+from mtlrec.datasets import ali_ccp, ids, writing
 
 Item = tuple[str, int, float]
 USER = [name[1:] for name in ali_ccp.USER]
@@ -156,8 +156,8 @@ def test_blocks_and_row_groups_change_nothing_but_their_number(tmp_path: Path) -
 def test_ids_are_counted_across_many_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     blocks = [rng.integers(500, size=rng.integers(1, 90)) * 1_000_003 for _ in range(60)]
-    counts = ali_ccp._Counts()
-    monkeypatch.setattr(ali_ccp, "WAITING_IDS", 16)
+    counts = ids.Counts()
+    monkeypatch.setattr(ids, "WAITING_IDS", 16)
     for block in blocks:
         counts.add(block, np.full(len(block), 2))
     total = Counter(np.concatenate(blocks).tolist())
