@@ -154,7 +154,7 @@ def loader(root: Path, lists: int, shuffle: str) -> Loader:
         }
     )
     columns = Columns.of(job)
-    dataset = list_row_groups(job.data.root, job.data.train, columns.readers)
+    dataset = list_row_groups(job.data.root, job.data.train, columns.column_uses)
     return Loader(job.data, dataset, columns, shuffle=shuffle, seed=0)  # type: ignore[arg-type]
 
 

@@ -42,10 +42,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtlrec import layers
-from mtlrec.layers import FusionLayer, to_meta
+from mtlrec.layers import FusionLayer, to_adatt_reference
+from mtlrec.layers.adatt_reference import reference_tensors
 from mtlrec.layers.experts import ExpertBank
 from mtlrec.layers.gates import GateBank
-from mtlrec.layers.meta_weights import meta_tensors
 
 PEAK_SIZE = 2048
 PEAK_OPERATIONS = 2 * PEAK_SIZE**3
@@ -101,7 +101,7 @@ def build(family: str, shape: Shape, **options: Any) -> tuple[FusionLayer, dict[
     ours = kind(*first, *sizes, hidden, **options)
     loops = {indexed: loop(*first, *sizes, hidden, indexed=indexed) for indexed in (False, True)}
     for each in loops.values():
-        each.load_state_dict(to_meta(ours))
+        each.load_state_dict(to_adatt_reference(ours))
     return ours, loops
 
 
@@ -251,7 +251,7 @@ def output_and_gradients(model: nn.Module, x: Tensor, cotangent: Tensor, precisi
     y.backward(cotangent.to(y.dtype))
     assert x.grad is not None
     gradients = (
-        meta_tensors(model, lambda parameter: parameter.grad)
+        reference_tensors(model, lambda parameter: parameter.grad)
         if isinstance(model, FusionLayer)
         else {key: parameter.grad for key, parameter in model.named_parameters() if parameter.numel()}
     )

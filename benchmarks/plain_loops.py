@@ -1,7 +1,8 @@
 """The fusion layers as they are usually published: a `ModuleList` of expert MLPs and a Python loop over them.
 
-What `fusion.py` measures against. Parameters are named as in AdaTT's public reference, so `to_meta` of one of our
-layers loads into the loop and both must give the same numbers. Two forms of the same loop are common:
+What `fusion.py` measures against. Parameters are named as in AdaTT's public reference, so the weights that
+`to_adatt_reference` gives for one of our layers load into the loop and both must give the same numbers. Two forms are
+common:
 
 - listed: a list of inputs, one per module, as in torch-rechub and TorchEasyRec: `expert(inputs[slot])`;
 - indexed: one tensor for all modules, as in AdaTT's reference: `expert(x[:, slot])`. Its gradient fills a tensor of

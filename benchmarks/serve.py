@@ -41,7 +41,7 @@ from hypothesis import strategies as st
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config.file import job_of
-from mtlrec.data.features.faults import RowFaults
+from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.errors import DataError
 from mtlrec.serving import Predictor
 from mtlrec.serving.export import whole_model
@@ -163,7 +163,7 @@ def latency(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     columns = predictors["none"].columns
     table = pa.concat_tables([pq.read_table(file) for file in sorted((options.feed / "test").glob("*.parquet"))])
     requests = [table.slice(start, CANDIDATES) for start in range(0, REQUESTS * CANDIDATES, CANDIDATES)]
-    batches = [columns.batch(columns.converted(one, RowFaults(len(one)))) for one in requests]
+    batches = [columns.batch(columns.converted(one, RawRowErrors(len(one)))) for one in requests]
     tensors = [inputs_of(columns, one.select(columns.features.columns), torch.device("cpu")) for one in requests]
     users = [{n: one[n][0].as_py() for n in columns.features.columns if n not in OF_ITEM} for one in requests]
     items = [{n: one[n].combine_chunks() for n in OF_ITEM} for one in requests]

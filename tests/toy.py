@@ -15,7 +15,7 @@ from mtlrec.data.loader import Loader
 from mtlrec.data.order import Piece
 from mtlrec.data.sources.dataset import RowGroup, list_row_groups
 from mtlrec.data.sources.files import File
-from mtlrec.data.sources.parquet import Rows
+from mtlrec.data.sources.parquet import WindowTable
 
 USERS, ITEMS = 50, 40
 
@@ -136,10 +136,10 @@ def _write(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, row_group_size=70)
 
 
-def rows_of(table: pa.Table) -> Rows:
+def rows_of(table: pa.Table) -> WindowTable:
     """As if read from a file of one row group."""
     group = RowGroup(File("here.parquet", "here.parquet", "here.parquet", 0, None), 0, table.num_rows)
-    return Rows(table, (group,), (Piece(0, range(table.num_rows)),), (None,))
+    return WindowTable(table, (group,), (Piece(0, range(table.num_rows)),), (None,))
 
 
 def collated(table: pa.Table, rows: int | None = None, job: JobConfig | None = None) -> Batch:
@@ -152,5 +152,5 @@ def collated(table: pa.Table, rows: int | None = None, job: JobConfig | None = N
 
 def loader_of(job: JobConfig, rank: int = 0, world_size: int = 1, split: str = "train", **options: Any) -> Loader:
     columns = Columns.of(job)
-    dataset = list_row_groups(job.data.root, getattr(job.data, split), columns.readers, job.data.on_error)
+    dataset = list_row_groups(job.data.root, getattr(job.data, split), columns.column_uses, job.data.on_error)
     return Loader(job.data, dataset, columns, rank, world_size, **options)

@@ -8,6 +8,7 @@ import torch
 
 from mtlrec.batch import Batch
 from mtlrec.compat.sharded_tensor import ShardedTensor
+from mtlrec.models.embeddings import is_table_parameter
 from mtlrec.training.step import TrainingStep
 
 
@@ -21,7 +22,7 @@ def memory_gb(take_step: TrainingStep, batches: int, batch: Batch) -> dict[str, 
     """
     device, state = take_step.ranks.device, take_step.optimizers.state()
     parameters = dict(take_step.model.module.named_parameters())
-    dense = {name: p for name, p in parameters.items() if ".tables." not in name}
+    dense = {name: p for name, p in parameters.items() if not is_table_parameter(name)}
     tables = [p for name, p in parameters.items() if name not in dense]
     states = {part: _bytes(state.get(part, {})) for part in ("tables", "dense")}
     parts = {
@@ -53,5 +54,5 @@ def _bytes(held: object) -> int:
             return sum(map(_bytes, held))
         case Batch():
             of_ids = [held.sparse.values(), held.sparse.lengths(), held.sparse.weights_or_none()]
-            return _bytes([held.dense, held.labels, held.label_mask, held.weights, held.groups, *of_ids])
+            return _bytes([held.dense, held.label_columns, held.label_known, held.row_mask, held.group_ids, *of_ids])
     return 0

@@ -41,8 +41,8 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
             lengths=torch.cat(lengths),
             weights=torch.ones(len(ids)) if job.features.is_weighted else None,
         ),
-        labels=labels,
-        label_mask=torch.ones(rows, len(job.label_columns)),
-        weights=torch.ones(rows),
+        label_columns=labels,
+        label_known=torch.ones(rows, len(job.label_columns)),
+        row_mask=torch.ones(rows),
         origin="random batches",
     )

@@ -18,13 +18,13 @@ from mtlrec.run_folder import JOB_STATE
 @dataclass(frozen=True)
 class JobState:
     """What is saved beside the tensors, as JSON: steps done, the position in the data and what it counts in, and what
-    the features' ids hang on (`Loader.inputs`)."""
+    the features' ids hang on (`Loader.id_fingerprints`)."""
 
     step: int
     position: Position
     files: str
     ranks: int
-    inputs: dict[str, str]
+    id_fingerprints: dict[str, str]
     config: dict[str, Any]
     plan: Plan
 

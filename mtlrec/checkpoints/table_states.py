@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
-from mtlrec.compat.optimizer_states import Columns
+from mtlrec.compat.optimizer_states import ColumnRanges
 from mtlrec.compat.sharded_tensor import ShardedTensor
 
 STATES = "optimizer.tables"
@@ -30,8 +30,8 @@ class OtherCut:
 
     name: str
     target: ShardedTensor | Tensor
-    columns: Columns
-    saved_columns: Columns
+    columns: ColumnRanges
+    saved_columns: ColumnRanges
 
     def load(self, checkpoint: Path) -> None:
         """Collective. Reads the whole state, on every rank."""
@@ -47,7 +47,7 @@ class OtherCut:
 
 
 def take_other_cuts(
-    states: dict[str, dict[str, Any]], columns: Mapping[str, tuple[Columns, Columns]], checkpoint: Path
+    states: dict[str, dict[str, Any]], columns: Mapping[str, tuple[ColumnRanges, ColumnRanges]], checkpoint: Path
 ) -> list[OtherCut]:
     """Takes out of `states` (by parameter, then by name) what the checkpoint holds in other pieces.
 
@@ -66,11 +66,11 @@ def take_other_cuts(
     return found
 
 
-def _width(columns: Columns) -> int:
+def _width(columns: ColumnRanges) -> int:
     return sum(width for _, width in columns)
 
 
-def mixing(before: Columns, after: Columns) -> Tensor:
+def mixing(before: ColumnRanges, after: ColumnRanges) -> Tensor:
     """[pieces before, pieces after]: how much of a piece after lies in a piece before."""
     share = torch.zeros(len(before), len(after), dtype=torch.float64)
     for i, (first, width) in enumerate(before):

@@ -27,6 +27,7 @@ from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError
 from mtlrec.models.axes import Axes, Labels, parameter_axes
 from mtlrec.models.build import build_model
+from mtlrec.models.embeddings import is_table_parameter
 
 MODEL = "model."
 """Stands before the model's names in the train module's state, and before that state's names in a checkpoint."""
@@ -69,12 +70,12 @@ def warm_start(model: DistributedModelParallel, job: JobConfig, run: Path, ranks
     for name, tensor in ours.items():
         if name not in saved:
             report.fresh.append(name)
-        elif ".tables." not in name:
+        elif not is_table_parameter(name):
             wanted[name] = torch.empty(saved[name], dtype=tensor.dtype, device=tensor.device)
         else:
             _plan_table(name, tensor, saved[name], wanted, report)
     load_tensors({"model": wanted}, checkpoint)
-    for name in (name for name in wanted if ".tables." not in name):
+    for name in (name for name in wanted if not is_table_parameter(name)):
         filled = transplant(wanted[name], old_axes[name], ours[name].detach(), new_axes[name])
         group = {0.0: report.fresh, 1.0: report.loaded}.get(filled, report.grown)
         group.append(name if filled in (0.0, 1.0) else f"{name} ({filled:.0%})")

@@ -24,10 +24,10 @@ from mtlrec.config.file import load_config
 from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtlrec.compare.candidates import Contender
+    from mtlrec.compare.candidates import Candidate
     from mtlrec.compare.capacity import Measure
     from mtlrec.compare.comparison import Comparison
-    from mtlrec.compare.trials import Cell, Cells, Result
+    from mtlrec.compare.trials import Result, Trial, Trials
     from mtlrec.diagnosis.diagnosis import Diagnosis
 
 
@@ -93,24 +93,24 @@ def compare(
 
     import torch
 
-    from mtlrec.compare.candidates import contenders
+    from mtlrec.compare.candidates import candidates
     from mtlrec.compare.comparison import compare as run
-    from mtlrec.compare.trials import Cells
+    from mtlrec.compare.trials import Trials
     from mtlrec.evaluation.slices import check_column
     from mtlrec.metrics.table import jsonable
 
     if slice_by is not None:
         check_column(job, "valid", slice_by)
-    found = contenders(job, fusions, _words(heads), _words(weighting), match.measure)
+    found = candidates(job, fusions, _words(heads), _words(weighting), match.measure)
     at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; name a folder")
-    cells = Cells(output, found, at_a_time)
+    trials = Trials(output, found, at_a_time)
     tuning_seeds = min(tuning_seeds, seeds)
-    with _sigterm_interrupts(), cells:
+    with _sigterm_interrupts(), trials:
         with Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
-            comparison = run(cells, factors, range(seeds), progress, metric.value, tuning_seeds)
-        _write(comparison, cells, job.name, slice_by)
+            comparison = run(trials, factors, range(seeds), progress, metric.value, tuning_seeds)
+        _write(comparison, trials, job.name, slice_by)
     if as_json:
         print(json.dumps(jsonable(summary(comparison))))
     else:
@@ -132,19 +132,19 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write(comparison: Comparison, cells: Cells, title: str, slice_by: str | None) -> None:
+def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | None) -> None:
     """The table, the text and the page, what takes longest last."""
     from mtlrec.compare.latency import latency_ms
     from mtlrec.compare.markdown import write_markdown
     from mtlrec.compare.report import write_report
     from mtlrec.compare.results import write_results
 
-    write_results(comparison, cells.folder / "results.parquet")
-    write_markdown(comparison, cells.folder / "report.md", title)
-    latency = latency_ms({one.name: one.job for one in comparison.contenders})
-    first = {name: cells.run_of(name, factor, comparison.seeds[0]) for name, factor in comparison.factors.items()}
+    write_results(comparison, trials.folder / "results.parquet")
+    write_markdown(comparison, trials.folder / "report.md", title)
+    latency = latency_ms({one.name: one.job for one in comparison.candidates})
+    first = {name: trials.run_of(name, factor, comparison.seeds[0]) for name, factor in comparison.factors.items()}
     diagnoses = {name: _looked_into(run, slice_by) for name, run in first.items()}
-    write_report(comparison, latency, cells.folder / "report.html", title, diagnoses)
+    write_report(comparison, latency, trials.folder / "report.html", title, diagnoses)
 
 
 def _print(comparison: Comparison) -> None:
@@ -154,7 +154,7 @@ def _print(comparison: Comparison) -> None:
     console.print(ranking_table(comparison))
     for line in filter(None, [*answer(comparison), edge(comparison)]):
         console.print(line, soft_wrap=True)
-    best = len(comparison.contenders) - 1
+    best = len(comparison.candidates) - 1
     for verdict in comparison.verdicts()[:best]:
         console.print(f"- {verdict.text}", soft_wrap=True)
 
@@ -185,9 +185,9 @@ def _numbers(text: str) -> list[float]:
 class Progress:
     """One table that grows, on a terminal; a line for every training that ends, in a log."""
 
-    def __init__(self, contenders: list[Contender], each: int) -> None:
+    def __init__(self, candidates: list[Candidate], each: int) -> None:
         self._each = each
-        self._done = dict.fromkeys((one.name for one in contenders), 0)
+        self._done = dict.fromkeys((one.name for one in candidates), 0)
         self._factor: dict[str, float] = {}
         self._last: dict[str, str] = {}
         self._live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
@@ -201,18 +201,18 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def ended(self, cell: Cell, result: Result, kept: bool) -> None:
+    def ended(self, trial: Trial, result: Result, kept: bool) -> None:
         from mtlrec.metrics.table import metrics_line
 
-        self._done[cell.contender] += 1
+        self._done[trial.candidate] += 1
         said = "diverged" if result.diverged else f"valid: {metrics_line(result.metrics['valid'])}"
-        self._last[cell.contender] = said
+        self._last[trial.candidate] = said
         total = self._each * len(self._done)
-        self._show(f"{sum(self._done.values())} of {total}: {cell}{' (kept)' if kept else ''}: {said}")
+        self._show(f"{sum(self._done.values())} of {total}: {trial}{' (kept)' if kept else ''}: {said}")
 
-    def chose(self, contender: str, factor: float) -> None:
-        self._factor[contender] = factor
-        self._show(f"{contender}: learning rates x{factor:g}, by the valid split")
+    def chose(self, candidate: str, factor: float) -> None:
+        self._factor[candidate] = factor
+        self._show(f"{candidate}: learning rates x{factor:g}, by the valid split")
 
     def _show(self, line: str) -> None:
         if self._live is None:
@@ -234,7 +234,7 @@ def ranking_table(comparison: Comparison) -> Table:
         table.add_column(column, no_wrap=True)
     for task, metric in comparison.tasks.items():
         table.add_column(f"{task}, {metric}", justify="right")
-    by_name = {one.name: one for one in comparison.contenders}
+    by_name = {one.name: one for one in comparison.candidates}
     for name, rank in comparison.ranking():
         results = comparison.results[name]
         rate = sum(result.samples_per_s for result in results) / len(results)
@@ -262,12 +262,12 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     return {
         "baseline": comparison.baseline,
         "seeds": len(comparison.seeds),
-        "ranking": [{"contender": name, "mean_rank": rank} for name, rank in comparison.ranking()],
+        "ranking": [{"candidate": name, "mean_rank": rank} for name, rank in comparison.ranking()],
         "undecidable": comparison.undecidable,
         "learning_rates": comparison.factors,
         "gains": {
             one.name: {task: _gain(comparison, one.name, task) for task in comparison.tasks}
-            for one in comparison.contenders
+            for one in comparison.candidates
             if one.name != comparison.baseline
         },
         "verdicts": [verdict.text for verdict in comparison.verdicts()],

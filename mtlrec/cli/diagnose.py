@@ -69,7 +69,9 @@ def diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diag
     job = job_of(run)
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         model = load_run(job, run, ranks)
-        loader = loader_of(job, split, ranks, trained_on=model.trained_on, keep=kept_for_slices(slice_by))
+        loader = loader_of(
+            job, split, ranks, expected_fingerprints=model.id_fingerprints, keep=kept_for_slices(slice_by)
+        )
         return diagnose_run(model, loader, job, ranks, batches, slice_by)
 
 

@@ -101,7 +101,7 @@ def evaluate_artifact(artifact: Path, split: str, overrides: list[str]) -> Metri
         if getattr(job, section) != getattr(predictor.job, section):
             raise ConfigError(f"--set {section}...: an artifact's {section} cannot be changed; export the run anew")
     with process_group(predictor.manifest.device, job.train.timeout_s) as ranks:
-        loader = loader_of(job, split, ranks, trained_on=predictor.manifest.ids_depend_on)
+        loader = loader_of(job, split, ranks, expected_fingerprints=predictor.manifest.id_fingerprints)
         unbalanced = job.model_copy(update={"loss": LossConfig()})  # whose method need not be installed here
         model = ServedModule(predictor.function, build_train_module(unbalanced).loss.multitask.to(ranks.device))
         metrics = evaluate(model, loader, job, ranks, "evaluate")

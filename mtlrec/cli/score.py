@@ -96,7 +96,7 @@ def evaluate(
         assert checkpoint is not None
 
         def loader(of: str) -> Loader:
-            return loader_of(job, of, ranks, trained_on=model.trained_on)
+            return loader_of(job, of, ranks, expected_fingerprints=model.id_fingerprints)
 
         if calibrate is not None:
             valid = evaluate_model(model.module, loader("valid"), job, ranks, "calibrate")
@@ -254,7 +254,7 @@ def _described(ranking: RankingReport) -> dict[str, Any]:
         "users": ranking.users,
         "fused": _plain(ranking.fused),
         "all_alike": _plain(ranking.alike),
-        "by_lot": _plain(ranking.by_lot),
+        "random_order": _plain(ranking.random_order),
         "tasks": {split: _plain(of) for split, of in ranking.tasks.items()},
         "best_alone": ranking.alone,
         "gains": _plain(ranking.gains),
@@ -274,7 +274,7 @@ def _ranking_table(ranking: RankingReport) -> Table:
     for name, figures in (
         ("fused", ranking.fused),
         ("all to one power", ranking.alike),
-        ("by lot", ranking.by_lot),
+        ("by lot", ranking.random_order),
     ):
         table.add_row(name, *_cells(figures.values(), ".4f"))
     table.add_section()

@@ -20,7 +20,7 @@ BASELINE = "single_task"
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One architecture. `name` says what sets it apart from the others of its comparison."""
 
     name: str
@@ -40,13 +40,13 @@ def kinds_of(union: Any) -> list[str]:
 FUSIONS, HEADS, WEIGHTINGS = kinds_of(Fusion), kinds_of(Heads), kinds_of(Weighting)
 
 
-def contenders(
+def candidates(
     job: JobConfig,
     fusions: Sequence[str],
     heads: Sequence[str] = (),
     weightings: Sequence[str] = (),
     match: Measure | None = "parameters",
-) -> list[Contender]:
+) -> list[Candidate]:
     """Every fusion kind with every kind of heads and of weighting; by default the job's own of these two.
 
     A kind takes from the job's own section what it has in common with it, its defaults for the rest. Under `match` the
@@ -79,7 +79,7 @@ def contenders(
         size = capacity_of(other)
         if match is not None:
             other, size = matched(own, other.model.fusion, capacity_of(own), match)
-        found.append(Contender(name, fusion, head, weighting, other, size))
+        found.append(Candidate(name, fusion, head, weighting, other, size))
     return found
 
 

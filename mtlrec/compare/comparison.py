@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import rankdata
 
-from mtlrec.compare.candidates import BASELINE, Contender
+from mtlrec.compare.candidates import BASELINE, Candidate
 from mtlrec.compare.differences import Gain, Verdict, gain, judge
-from mtlrec.compare.trials import Cell, Cells, Metrics, Result
+from mtlrec.compare.trials import Metrics, Result, Trial, Trials
 from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.errors import ConfigError
 
@@ -22,9 +22,9 @@ HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": Fa
 class Watcher(Protocol):
     """Is told what happens; `kept` is what was finished before."""
 
-    def ended(self, cell: Cell, result: Result, kept: bool) -> None: ...
+    def ended(self, trial: Trial, result: Result, kept: bool) -> None: ...
 
-    def chose(self, contender: str, factor: float) -> None: ...
+    def chose(self, candidate: str, factor: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Comparison:
     """Finished: what every architecture reached with every seed, at its own learning rates.
 
     Attributes:
-        factors: by contender, what its learning rates were multiplied with
-        tuning: the results of the first seeds by contender and factor
-        results: by contender, a result for each of `seeds`
+        factors: by candidate, what its learning rates were multiplied with
+        tuning: the results of the first seeds by candidate and factor
+        results: by candidate, a result for each of `seeds`
     """
 
-    contenders: list[Contender]
+    candidates: list[Candidate]
     seeds: list[int]
     factors: dict[str, float]
     tuning: dict[str, dict[float, list[Result]]]
@@ -63,7 +63,7 @@ class Comparison:
         return [
             task
             for task in self.tasks
-            if not all(np.isfinite(self.values(one.name, task)).all() for one in self.contenders)
+            if not all(np.isfinite(self.values(one.name, task)).all() for one in self.candidates)
         ]
 
     @property
@@ -80,7 +80,7 @@ class Comparison:
 
     @property
     def _first(self) -> Result:
-        return self.results[self.contenders[0].name][0]
+        return self.results[self.candidates[0].name][0]
 
     @property
     def at_the_edge(self) -> list[str]:
@@ -91,23 +91,23 @@ class Comparison:
             if len(self.tuning[name]) > 1 and factor in (min(self.tuning[name]), max(self.tuning[name]))
         ]
 
-    def values(self, contender: str, task: str) -> list[float]:
+    def values(self, candidate: str, task: str) -> list[float]:
         """On the test split, a seed each."""
-        return [result.metrics["test"][task][self.tasks[task]] for result in self.results[contender]]
+        return [result.metrics["test"][task][self.tasks[task]] for result in self.results[candidate]]
 
-    def scores(self, contender: str, task: str) -> list[float]:
+    def scores(self, candidate: str, task: str) -> list[float]:
         """The same, higher being better."""
         sign = 1 if HIGHER_IS_BETTER[self.tasks[task]] else -1
-        return [sign * value for value in self.values(contender, task)]
+        return [sign * value for value in self.values(candidate, task)]
 
     @property
     def baseline(self) -> str:
         """What gains are over: the first that shares nothing but the tables, or else the first of all."""
-        return next((one.name for one in self.contenders if one.fusion == BASELINE), self.contenders[0].name)
+        return next((one.name for one in self.candidates if one.fusion == BASELINE), self.candidates[0].name)
 
-    def gain(self, contender: str, task: str) -> Gain:
+    def gain(self, candidate: str, task: str) -> Gain:
         """Over the baseline."""
-        return gain(self.scores(contender, task), self.scores(self.baseline, task))
+        return gain(self.scores(candidate, task), self.scores(self.baseline, task))
 
     def verdicts(self) -> list[Verdict]:
         """On every pair, the best by rank against the others first; none where no task is judged."""
@@ -115,11 +115,11 @@ class Comparison:
             return []
         return [self.verdict(one, other) for (one, _), (other, _) in combinations(self.ranking(), 2)]
 
-    def shown(self, contender: str, task: str) -> int:
-        """1 where the verdict on the contender and the baseline has it better on the task, -1 worse, 0 neither."""
-        if task not in self.judged or contender == self.baseline:
+    def shown(self, candidate: str, task: str) -> int:
+        """1 where the verdict on the candidate and the baseline has it better on the task, -1 worse, 0 neither."""
+        if task not in self.judged or candidate == self.baseline:
             return 0
-        found = self.verdict(contender, self.baseline)
+        found = self.verdict(candidate, self.baseline)
         return (task in found.better) - (task in found.worse)
 
     def verdict(self, first: str, second: str) -> Verdict:
@@ -128,7 +128,7 @@ class Comparison:
 
     def ranking(self) -> list[tuple[str, float]]:
         """The best first, with their mean rank over the judged tasks (1: best on each); alike where none is judged."""
-        names = [one.name for one in self.contenders]
+        names = [one.name for one in self.candidates]
         if not self.judged:
             return [(name, 1.0) for name in names]
         means = [[-float(np.mean(self.scores(name, task))) for name in names] for task in self.judged]
@@ -137,7 +137,7 @@ class Comparison:
 
 
 def compare(
-    cells: Cells,
+    trials: Trials,
     factors: Sequence[float],
     seeds: Sequence[int],
     watcher: Watcher,
@@ -149,19 +149,19 @@ def compare(
     Args:
         tuning_seeds: with how many of the seeds, the first ones, every factor is tried
 
-    Raises ValueError where every learning rate of a contender diverges, or a seed does at the chosen one.
+    Raises ValueError where every learning rate of a candidate diverges, or a seed does at the chosen one.
     """
-    contenders, seeds = list(cells.contenders.values()), list(seeds)
+    candidates, seeds = list(trials.candidates.values()), list(seeds)
     tuning: dict[str, dict[float, dict[int, Result]]] = {
-        one.name: {factor: {} for factor in factors} for one in contenders
+        one.name: {factor: {} for factor in factors} for one in candidates
     }
 
-    def tuned(cell: Cell, result: Result, kept: bool) -> None:
-        tuning[cell.contender][cell.factor][cell.seed] = result
-        watcher.ended(cell, result, kept)
+    def tuned(trial: Trial, result: Result, kept: bool) -> None:
+        tuning[trial.candidate][trial.factor][trial.seed] = result
+        watcher.ended(trial, result, kept)
 
     first = seeds[:tuning_seeds]
-    cells.run([Cell(one.name, factor, seed) for seed in first for one in contenders for factor in factors], tuned)
+    trials.run([Trial(one.name, factor, seed) for seed in first for one in candidates for factor in factors], tuned)
     tried = {
         name: {factor: [of[seed] for seed in first] for factor, of in by_factor.items()}
         for name, by_factor in tuning.items()
@@ -171,20 +171,20 @@ def compare(
         watcher.chose(name, factor)
     results = {name: dict(tuning[name][factor]) for name, factor in chosen.items()}
 
-    def ended(cell: Cell, result: Result, kept: bool) -> None:
+    def ended(trial: Trial, result: Result, kept: bool) -> None:
         if result.diverged:
-            raise ConfigError(f"{cell}: {result.diverged}; give lower factors (--learning-rates)")
-        results[cell.contender][cell.seed] = result
-        watcher.ended(cell, result, kept)
+            raise ConfigError(f"{trial}: {result.diverged}; give lower factors (--learning-rates)")
+        results[trial.candidate][trial.seed] = result
+        watcher.ended(trial, result, kept)
 
     # Seeds outermost: what an interruption leaves is a whole comparison, of fewer seeds.
     left = seeds[tuning_seeds:]
-    cells.run([Cell(one.name, chosen[one.name], seed) for seed in left for one in contenders], ended)
+    trials.run([Trial(one.name, chosen[one.name], seed) for seed in left for one in candidates], ended)
     in_order = {name: [by_seed[seed] for seed in seeds] for name, by_seed in results.items()}
-    return Comparison(contenders, seeds, chosen, tried, in_order, metric)
+    return Comparison(candidates, seeds, chosen, tried, in_order, metric)
 
 
-def choose(contender: str, results: Mapping[float, Sequence[Result]], metric: str = "auc") -> float:
+def choose(candidate: str, results: Mapping[float, Sequence[Result]], metric: str = "auc") -> float:
     """The factor with the best mean rank over the tasks of the valid split, by the means over its seeds; of equals the
     nearest to 1. One with which a seed diverges is not taken, and one with which a seed ends with a task that tells no
     row from another only where all do.
@@ -196,7 +196,7 @@ def choose(contender: str, results: Mapping[float, Sequence[Result]], metric: st
     usable = {factor: of for factor, of in usable.items() if not any(map(has_dead_task, of))} or usable
     if not usable:
         last = next(result for result in next(iter(results.values())) if result.diverged)
-        raise ConfigError(f"{contender}: diverges at every learning rate: {last.diverged}; give lower factors")
+        raise ConfigError(f"{candidate}: diverges at every learning rate: {last.diverged}; give lower factors")
     metrics = next(iter(usable.values()))[0].metrics
     tasks = [task for task in metrics["valid"] if task not in few_positives(metrics["test"])]
     scores = [[_mean_score(of, task, metric) for of in usable.values()] for task in tasks]

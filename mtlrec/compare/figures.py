@@ -80,7 +80,7 @@ def seesaw_scatter(comparison: Comparison, first: str, second: str) -> go.Figure
 def pairs_worth_drawing(comparison: Comparison, most: int = 4) -> list[tuple[str, str]]:
     """Of the judged tasks, first those between which a pair of architectures see-saws, then those whose gains point
     most against each other over the architectures, by their cosine; each task twice at most."""
-    names = [one.name for one in comparison.contenders if one.name != comparison.baseline]
+    names = [one.name for one in comparison.candidates if one.name != comparison.baseline]
     gains = {task: np.array([comparison.gain(name, task).mean for name in names]) for task in comparison.judged}
     shown = {
         frozenset(pair) for one in comparison.verdicts() if one.is_seesaw for pair in product(one.better, one.worse)

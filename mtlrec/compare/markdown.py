@@ -18,7 +18,7 @@ def write_markdown(comparison: Comparison, path: Path, title: str) -> None:
 
 
 def _lines(comparison: Comparison, title: str) -> Iterator[str]:
-    yield f"# {title}: {len(comparison.contenders)} architectures, {seeds_in_words(len(comparison.seeds))} each\n"
+    yield f"# {title}: {len(comparison.candidates)} architectures, {seeds_in_words(len(comparison.seeds))} each\n"
     yield from answer(comparison)
     yield ""
     yield from _ranking(comparison)
@@ -30,9 +30,9 @@ def _lines(comparison: Comparison, title: str) -> Iterator[str]:
     yield from comparison.not_judged
     yield "\n| | parameters | MFLOP a row | samples/s | learning rates |\n|---|---|---|---|---|"
     for name, _ in comparison.ranking():
-        (contender,) = (one for one in comparison.contenders if one.name == name)
+        (candidate,) = (one for one in comparison.candidates if one.name == name)
         rate = statistics.mean(result.samples_per_s for result in comparison.results[name])
-        size = f"{contender.capacity.parameters:,} | {contender.capacity.flops / 1e6:.3f}"
+        size = f"{candidate.capacity.parameters:,} | {candidate.capacity.flops / 1e6:.3f}"
         yield f"| {name} | {size} | {rate:,.0f} | x{comparison.factors[name]:g} |"
     yield f"\n{edge(comparison)}"
     if verdicts := comparison.verdicts():

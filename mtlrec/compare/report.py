@@ -42,8 +42,8 @@ def write_report(
     """`path` has its name only when it is whole.
 
     Args:
-        latency_ms: by contender, of one request (`latency.py`)
-        diagnoses: by contender, of its first seed
+        latency_ms: by candidate, of one request (`latency.py`)
+        diagnoses: by candidate, of its first seed
     """
     environment = Environment(
         loader=PackageLoader("mtlrec.compare", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -60,7 +60,7 @@ def write_report(
         heatmap=_embedded(gains_heatmap(comparison)),
         scatters=[_embedded(seesaw_scatter(comparison, *pair)) for pair in pairs_worth_drawing(comparison)],
         verdicts=[verdict.text for verdict in comparison.verdicts()],
-        first_verdicts=len(comparison.contenders) - 1,  # those of the best
+        first_verdicts=len(comparison.candidates) - 1,  # those of the best
         judged=comparison.judged,
         tuning=_tuning(comparison),
         at_the_edge=edge(comparison),
@@ -130,25 +130,25 @@ def _with_tasks(name: str, against: Verdict) -> str:
 
 
 def _subtitle(comparison: Comparison) -> str:
-    sizes = [one.capacity.parameters for one in comparison.contenders]
+    sizes = [one.capacity.parameters for one in comparison.candidates]
     rows = max(
-        int(of.get("rows", 0)) for of in comparison.results[comparison.contenders[0].name][0].metrics["test"].values()
+        int(of.get("rows", 0)) for of in comparison.results[comparison.candidates[0].name][0].metrics["test"].values()
     )
     return (
-        f"{len(comparison.contenders)} architectures, {seeds_in_words(len(comparison.seeds))} each, {min(sizes):,} to "
+        f"{len(comparison.candidates)} architectures, {seeds_in_words(len(comparison.seeds))} each, {min(sizes):,} to "
         f"{max(sizes):,} parameters behind the tables; judged on {rows:,} rows of the test split; mtlrec compare "
         f"{metadata.version('mtlrec')}"
     )
 
 
 def _row(comparison: Comparison, name: str, rank: float, latency_ms: Mapping[str, float]) -> dict[str, Any]:
-    (contender,) = (one for one in comparison.contenders if one.name == name)
+    (candidate,) = (one for one in comparison.candidates if one.name == name)
     return {
         "name": name,
         "rank": f"{rank:.1f}" if comparison.judged else "",
         "cells": [_cell(comparison, name, task) for task in comparison.tasks],
-        "parameters": f"{contender.capacity.parameters:,}",
-        "mflop": f"{contender.capacity.flops / 1e6:.3f}",
+        "parameters": f"{candidate.capacity.parameters:,}",
+        "mflop": f"{candidate.capacity.flops / 1e6:.3f}",
         "samples_per_s": f"{statistics.mean(one.samples_per_s for one in comparison.results[name]):,.0f}",
         "latency": f"{latency_ms[name]:.2f}",
         "factor": f"x{comparison.factors[name]:g}",

@@ -15,7 +15,7 @@ from mtlrec.io import replacing
 
 SCHEMA = pa.schema(
     [
-        ("contender", pa.string()),
+        ("candidate", pa.string()),
         ("fusion", pa.string()),
         ("heads", pa.string()),
         ("weighting", pa.string()),
@@ -42,22 +42,24 @@ def write_results(comparison: Comparison, path: Path) -> None:
 
 
 def _rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for one in comparison.contenders:
+    for one in comparison.candidates:
         chosen = comparison.factors[one.name]
-        cells = [
+        trials = [
             (factor, seed, result)
             for factor, results in comparison.tuning[one.name].items()
             for seed, result in zip(comparison.seeds, results, strict=False)  # the first seeds tried it
             if factor != chosen
         ]
-        cells += [
+        trials += [
             (chosen, seed, result) for seed, result in zip(comparison.seeds, comparison.results[one.name], strict=True)
         ]
-        about = {"contender": one.name, "fusion": one.fusion, "heads": one.heads, "weighting": one.weighting}
-        for factor, seed, result in cells:
-            cell = about | one.capacity._asdict() | {"learning_rates": factor, "chosen": factor == chosen, "seed": seed}
+        about = {"candidate": one.name, "fusion": one.fusion, "heads": one.heads, "weighting": one.weighting}
+        for factor, seed, result in trials:
+            trial = (
+                about | one.capacity._asdict() | {"learning_rates": factor, "chosen": factor == chosen, "seed": seed}
+            )
             for figure in _figures(result):
-                yield cell | {"samples_per_s": result.samples_per_s} | figure
+                yield trial | {"samples_per_s": result.samples_per_s} | figure
 
 
 def _figures(result: Result) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Many trainings, several at a time, each a `mtlrec train` in a process of its own; what is finished is not run again.
 
-A cell is one architecture with one factor on the learning rates and one seed. Its run lies below the comparison's
-folder, `cells/NAME/lr_FACTOR/seed_N/`, with `result.json` beside it once it has ended.
+A trial is one architecture with one factor on the learning rates and one seed. Its run lies below the comparison's
+folder, `trials/NAME/lr_FACTOR/seed_N/`, with `result.json` beside it once it has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Self, TextIO
 import torch
 import yaml
 
-from mtlrec.compare.candidates import Contender
+from mtlrec.compare.candidates import Candidate
 from mtlrec.errors import ConfigError, TrialFailed
 from mtlrec.io import write_text
 from mtlrec.run_folder import RunFolder
@@ -33,8 +33,8 @@ Metrics = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Cell:
-    contender: str
+class Trial:
+    candidate: str
     factor: float
     seed: int
 
@@ -42,16 +42,16 @@ class Cell:
     def folder(self) -> Path:
         short = f"{self.factor:g}"
         return (
-            Path(self.contender) / f"lr_{short if float(short) == self.factor else self.factor}" / f"seed_{self.seed}"
+            Path(self.candidate) / f"lr_{short if float(short) == self.factor else self.factor}" / f"seed_{self.seed}"
         )
 
     def __str__(self) -> str:
-        return f"{self.contender}, learning rates x{self.factor:g}, seed {self.seed}"
+        return f"{self.candidate}, learning rates x{self.factor:g}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell ended with.
+    """What a trial ended with.
 
     Attributes:
         metrics: by split, valid and test; NaN what the rows cannot give, as AUC of one class
@@ -64,12 +64,12 @@ class Result:
     diverged: str | None = None
 
 
-class Cells:
+class Trials:
     """The trainings of one comparison; a context manager, within which its folder is this process's alone.
 
     Args:
         folder: the comparison's
-        contenders: whose jobs are trained; written to `jobs/NAME.yaml`
+        candidates: whose jobs are trained; written to `jobs/NAME.yaml`
         at_a_time: how many processes; cores, and GPUs where there are some, are shared out among them
 
     Raises ValueError where the folder holds another comparison: a job of the same name that is not the same.
@@ -77,11 +77,11 @@ class Cells:
 
     _lock: TextIO
 
-    def __init__(self, folder: Path, contenders: Iterable[Contender], at_a_time: int) -> None:
-        self.folder, self.contenders = folder, {one.name: one for one in contenders}
+    def __init__(self, folder: Path, candidates: Iterable[Candidate], at_a_time: int) -> None:
+        self.folder, self.candidates = folder, {one.name: one for one in candidates}
         self.at_a_time = at_a_time
         (folder / "jobs").mkdir(parents=True, exist_ok=True)
-        for one in self.contenders.values():
+        for one in self.candidates.values():
             path, text = self._job(one.name), yaml.safe_dump(one.job.dump(), sort_keys=False)
             if path.exists() and path.read_text(encoding="utf-8") != text:
                 raise ConfigError(f"--output {folder}: holds a comparison of another job ({path}); name another folder")
@@ -103,35 +103,35 @@ class Cells:
     def __exit__(self, *_: object) -> None:
         self._lock.close()
 
-    def result(self, cell: Cell) -> Result | None:
-        """Of a finished cell; None where it has to be trained, again if what it left is not whole."""
-        run = self._run(cell)
+    def result(self, trial: Trial) -> Result | None:
+        """Of a finished trial; None where it has to be trained, again if what it left is not whole."""
+        run = self._run(trial)
         try:
             result = Result(**json.loads((run / "result.json").read_text(encoding="utf-8")))
             whole = bool(result.diverged) or {"valid", "test"} <= result.metrics.keys()
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        has_model = cell.seed > 0 or bool(result.diverged) or bool(RunFolder(run).complete_checkpoints())
+        has_model = trial.seed > 0 or bool(result.diverged) or bool(RunFolder(run).complete_checkpoints())
         return result if whole and has_model else None
 
-    def run(self, cells: Iterable[Cell], ended: Callable[[Cell, Result, bool], None]) -> None:
-        """Trains those that are not finished; `ended` is called for every cell, and told whether it was so before.
+    def run(self, trials: Iterable[Trial], ended: Callable[[Trial, Result, bool], None]) -> None:
+        """Trains those that are not finished; `ended` is called for every trial, and told whether it was so before.
 
         Raises TrialFailed where a training does not end as it should; the others are stopped, and a later call goes on.
         """
         missing = []
-        for cell in cells:
-            before = self.result(cell)
+        for trial in trials:
+            before = self.result(trial)
             if before is None:
-                missing.append(cell)
+                missing.append(trial)
             else:
-                ended(cell, before, True)
+                ended(trial, before, True)
         places: SimpleQueue[int] = SimpleQueue()
         for place in range(self.at_a_time):
             places.put(place)
         running: set[subprocess.Popen[str]] = set()
         with ThreadPoolExecutor(self.at_a_time) as pool:
-            waiting = {pool.submit(self._train, cell, places, running): cell for cell in missing}
+            waiting = {pool.submit(self._train, trial, places, running): trial for trial in missing}
             try:
                 for done in as_completed(waiting):
                     ended(waiting[done], done.result(), False)
@@ -141,14 +141,14 @@ class Cells:
                     process.terminate()
                 raise
 
-    def _train(self, cell: Cell, places: SimpleQueue[int], running: set[subprocess.Popen[str]]) -> Result:
-        place, run = places.get(), self._run(cell)
+    def _train(self, trial: Trial, places: SimpleQueue[int], running: set[subprocess.Popen[str]]) -> Result:
+        place, run = places.get(), self._run(trial)
         shutil.rmtree(run, ignore_errors=True)
         run.mkdir(parents=True)
         try:
             with (run / "train.log").open("w", encoding="utf-8") as log:
                 process = subprocess.Popen(
-                    self._command(cell, run),
+                    self._command(trial, run),
                     env=self._environment(place),
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -160,19 +160,19 @@ class Cells:
                 running.discard(process)
         finally:
             places.put(place)
-        result = self._read(cell, run, process.returncode, printed)
-        if cell.seed > 0:
+        result = self._read(trial, run, process.returncode, printed)
+        if trial.seed > 0:
             shutil.rmtree(RunFolder(run).checkpoints, ignore_errors=True)  # tables may fill a disk
         write_text(run / "result.json", json.dumps(vars(result)))
         return result
 
-    def _read(self, cell: Cell, run: Path, status: int, printed: str) -> Result:
+    def _read(self, trial: Trial, run: Path, status: int, printed: str) -> Result:
         if status or not printed.strip():  # a training that was told to stop ends well, without figures
             said = (run / "train.log").read_text(encoding="utf-8").splitlines()
             last = next((line for line in reversed(said) if line.strip()), "it said nothing")
             if "is not finite" in last:
                 return Result({}, 0.0, diverged=last)
-            raise TrialFailed(f"{cell}: ended with status {status}: {last} ({run / 'train.log'})")
+            raise TrialFailed(f"{trial}: ended with status {status}: {last} ({run / 'train.log'})")
         records = [json.loads(line) for line in RunFolder(run).metrics.read_text(encoding="utf-8").splitlines()]
         rates = [one["samples_per_s"] for one in records if one["kind"] == "train" and "samples_per_s" in one]
         metrics = {
@@ -184,12 +184,12 @@ class Cells:
         }
         return Result(metrics, len(rates) / sum(1 / rate for rate in rates) if rates else 0.0)
 
-    def _command(self, cell: Cell, run: Path) -> list[str]:
-        optim = self.contenders[cell.contender].job.optim
+    def _command(self, trial: Trial, run: Path) -> list[str]:
+        optim = self.candidates[trial.candidate].job.optim
         overrides = [
-            f"train.seed={cell.seed}",
-            f"optim.dense.lr={optim.dense.lr * cell.factor!r}",
-            f"optim.sparse.lr={optim.sparse.lr * cell.factor!r}",
+            f"train.seed={trial.seed}",
+            f"optim.dense.lr={optim.dense.lr * trial.factor!r}",
+            f"optim.sparse.lr={optim.sparse.lr * trial.factor!r}",
             "train.keep_checkpoints=1",
             "train.diagnose_every=0",
         ]
@@ -199,7 +199,7 @@ class Cells:
             "-m",
             "mtlrec",
             "train",
-            str(self._job(cell.contender)),
+            str(self._job(trial.candidate)),
             "-o",
             str(run),
             "--json",
@@ -214,12 +214,12 @@ class Cells:
             more["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
         return os.environ | more
 
-    def run_of(self, contender: str, factor: float, seed: int) -> Path:
-        """A cell's run, with its checkpoint where the seed is the first."""
-        return self._run(Cell(contender, factor, seed))
+    def run_of(self, candidate: str, factor: float, seed: int) -> Path:
+        """A trial's run, with its checkpoint where the seed is the first."""
+        return self._run(Trial(candidate, factor, seed))
 
-    def _run(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.folder
+    def _run(self, trial: Trial) -> Path:
+        return self.folder / "trials" / trial.folder
 
     def _job(self, name: str) -> Path:
         return self.folder / "jobs" / f"{name}.yaml"

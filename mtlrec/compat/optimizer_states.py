@@ -20,11 +20,11 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
 
-Columns = Sequence[tuple[int, int]]
+ColumnRanges = Sequence[tuple[int, int]]
 """First column and width of every piece of a row."""
 
 
-def columns_of(table: Tensor) -> Columns:
+def columns_of(table: Tensor) -> ColumnRanges:
     """The pieces that the plan cuts a row of `table` into."""
     if not isinstance(table, ShardedTensor):
         return [(0, table.size()[1])]

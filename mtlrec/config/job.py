@@ -184,7 +184,7 @@ class JobConfig(Strict):
 
     @property
     def label_columns(self) -> dict[str, LabelColumn]:
-        """The columns that labels, spaces and weights need, in the order of `Batch.labels`, and what they may hold."""
+        """The columns that labels, spaces and weights need, in the order of `Batch.label_columns`."""
         return label_columns(self.tasks)
 
     def dump(self) -> dict[str, Any]:

@@ -37,77 +37,77 @@ class Ids:
         """Where the ids of rows [start, stop) lie."""
         return slice(start, stop) if self.offsets is None else slice(self.offsets[start], self.offsets[stop])
 
-    def taken(self, rows: np.ndarray) -> Ids:
-        """Of these rows, in their order."""
+    def take(self, row_indices: np.ndarray) -> Ids:
+        """The ids of these rows, in their order."""
         narrow = np.int32 if self.is_narrow else np.int64
         if self.lengths is None:
-            of_ids = None if self.weights is None else _taken(self.weights, rows)
-            return Ids(_taken(copied(self.values, narrow), rows), None, of_ids, self.is_narrow)
-        arrays = (rows, self.lengths, copied(self.values, narrow))
+            of_ids = None if self.weights is None else _take(self.weights, row_indices)
+            return Ids(_take(copied(self.values, narrow), row_indices), None, of_ids, self.is_narrow)
+        arrays = (row_indices, self.lengths, copied(self.values, narrow))
         weights = None if self.weights is None else torch.from_numpy(copied(self.weights, np.float32))
         moved = torch.ops.fbgemm.permute_1D_sparse_data(*map(torch.from_numpy, arrays), weights, None)
         return Ids(moved[1].numpy(), moved[0].numpy(), None if weights is None else moved[2].numpy(), self.is_narrow)
 
-    def without(self, rows: np.ndarray) -> Ids:
-        """No ids in the rows where `rows` [N] is true."""
-        lengths = np.ones(len(rows), np.int32) if self.lengths is None else self.lengths
-        kept = ~np.repeat(rows, lengths)
+    def blank(self, bad_mask: np.ndarray) -> Ids:
+        """The same rows without ids where `bad_mask` [N] is true."""
+        lengths = np.ones(len(bad_mask), np.int32) if self.lengths is None else self.lengths
+        kept = ~np.repeat(bad_mask, lengths)
         weights = None if self.weights is None else self.weights[kept]
-        return Ids(self.values[kept], np.where(rows, 0, lengths).astype(np.int32), weights, self.is_narrow)
+        return Ids(self.values[kept], np.where(bad_mask, 0, lengths).astype(np.int32), weights, self.is_narrow)
 
 
 @dataclass(frozen=True)
 class Block:
     """N rows, column by column.
 
-    dense, labels: [N] float32 each; known: for each label [N] float32, or None where all are; weights: [N] float32, or
-    None where all are 1; groups: [N] int64, or None. Rows that were left out, because of what `messages` say of
+    dense, labels: [N] float32 each; known: for each label [N] float32, or None where all are; row_mask: [N] float32, or
+    None where all are 1; group_ids: [N] int64, or None. Rows that were left out, because of what `messages` say of
     files and columns, weigh nothing and have nothing in them. `table` has the rows as Arrow, where they are wanted too.
     """
 
-    rows: int
+    num_rows: int
     dense: Sequence[np.ndarray]
     labels: Sequence[np.ndarray]
     known: Sequence[np.ndarray | None]
     ids: Sequence[Ids]
-    groups: np.ndarray | None = None
+    group_ids: np.ndarray | None = None
     files: tuple[str, ...] = ()
-    weights: np.ndarray | None = None
+    row_mask: np.ndarray | None = None
     messages: Mapping[tuple[str, str], str] = field(default_factory=dict)
     table: pa.Table | None = None
 
     def __len__(self) -> int:
-        return self.rows
+        return self.num_rows
 
-    def taken(self, rows: np.ndarray) -> Block:
-        """Of these rows, in their order."""
-        rows = rows.astype(np.int32)
+    def take(self, row_indices: np.ndarray) -> Block:
+        """These rows, in their order."""
+        rows = row_indices.astype(np.int32)
         return replace(
             self,
-            rows=len(rows),
-            dense=[_taken(column, rows) for column in self.dense],
-            labels=[_taken(column, rows) for column in self.labels],
-            known=[None if column is None else _taken(column, rows) for column in self.known],
-            ids=[one.taken(rows) for one in self.ids],
-            groups=None if self.groups is None else _taken(self.groups, rows),
-            weights=None if self.weights is None else _taken(self.weights, rows),
+            num_rows=len(rows),
+            dense=[_take(column, rows) for column in self.dense],
+            labels=[_take(column, rows) for column in self.labels],
+            known=[None if column is None else _take(column, rows) for column in self.known],
+            ids=[one.take(rows) for one in self.ids],
+            group_ids=None if self.group_ids is None else _take(self.group_ids, rows),
+            row_mask=None if self.row_mask is None else _take(self.row_mask, rows),
             table=None if self.table is None else self.table.take(pa.array(rows)),
         )
 
-    def without(self, rows: np.ndarray, messages: Mapping[tuple[str, str], str]) -> Block:
-        """The same number of rows, of which those where `rows` [N] is true weigh nothing and have nothing in them."""
-        kept = (~rows).astype(np.float32)
+    def blank(self, bad_mask: np.ndarray, messages: Mapping[tuple[str, str], str]) -> Block:
+        """The same rows; those where `bad_mask` [N] is true weigh nothing and have nothing in them."""
+        kept = (~bad_mask).astype(np.float32)
         return replace(
             self,
-            dense=[np.where(rows, np.float32(0), column) for column in self.dense],
-            labels=[np.where(rows, np.float32(0), column) for column in self.labels],
+            dense=[np.where(bad_mask, np.float32(0), column) for column in self.dense],
+            labels=[np.where(bad_mask, np.float32(0), column) for column in self.labels],
             known=[kept if column is None else kept * column for column in self.known],
-            weights=kept,
-            ids=[one.without(rows) for one in self.ids],
+            row_mask=kept,
+            ids=[one.blank(bad_mask) for one in self.ids],
             messages=messages,
         )
 
 
-def _taken(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _take(column: np.ndarray, row_indices: np.ndarray) -> np.ndarray:
     """By Arrow, whose pool has memory at hand where NumPy's would be fresh: twice as fast on a block."""
-    return np.asarray(pc.take(pa.array(column), pa.array(rows), boundscheck=False))
+    return np.asarray(pc.take(pa.array(column), pa.array(row_indices), boundscheck=False))

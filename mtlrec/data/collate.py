@@ -60,16 +60,16 @@ def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: b
     return Batch(
         dense=filled(lambda block: block.dense),
         sparse=_sparse(cuts, rows, padding, names, is_weighted),
-        labels=filled(lambda block: block.labels),
-        label_mask=filled(lambda block: block.known),
-        weights=filled(lambda block: [block.weights])[:, 0],
+        label_columns=filled(lambda block: block.labels),
+        label_known=filled(lambda block: block.known),
+        row_mask=filled(lambda block: [block.row_mask])[:, 0],
         origin=", ".join(dict.fromkeys(file for block, _, _ in cuts for file in block.files)),
-        groups=None if first.groups is None else _groups(cuts, padding),
+        group_ids=None if first.group_ids is None else _groups(cuts, padding),
     )
 
 
 def _groups(cuts: Sequence[Cut], padding: int) -> torch.Tensor:
-    known = [block.groups[start:stop] for block, start, stop in cuts if block.groups is not None]
+    known = [block.group_ids[start:stop] for block, start, stop in cuts if block.group_ids is not None]
     return torch.from_numpy(np.concatenate([*known, np.zeros(padding, np.int64)]))
 
 

@@ -15,10 +15,10 @@ from mtlrec.data.batches import Batches
 from mtlrec.data.block import Block
 from mtlrec.data.collate import Cut, collate, cut
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import Skipped
+from mtlrec.data.features.row_errors import Skipped
 from mtlrec.data.order import EpochOrder, Phase, Position, Shuffle, Window
 from mtlrec.data.sources.dataset import Dataset
-from mtlrec.data.sources.parquet import RowGroupReader, Rows
+from mtlrec.data.sources.parquet import RowGroupReader, WindowTable
 from mtlrec.errors import DataError
 
 
@@ -30,7 +30,7 @@ class Loader:
     Args:
         dataset: `list_row_groups`' answer, the same on every rank
         columns: what is read
-        trained_on: `inputs` of the loader that the model was trained with; raises DataError where ids would be others
+        expected_fingerprints: `id_fingerprints` in training; DataError is raised if ids would differ
         keep: columns that blocks have as Arrow too (`Block.table`), beside those that are read; None keeps all
 
     Attributes:
@@ -50,22 +50,22 @@ class Loader:
         seed: int = 0,
         pin_memory: bool = False,
         keep: Sequence[str] | None = (),
-        trained_on: Mapping[str, str] | None = None,
+        expected_fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.dataset, self.columns = dataset, columns
         self.rows = dataset.rows
-        self.inputs = columns.inputs(dataset)
-        check_inputs(trained_on or {}, self.inputs)
+        self.id_fingerprints = columns.id_fingerprints(dataset)
+        check_id_fingerprints(expected_fingerprints or {}, self.id_fingerprints)
         self.wait_s = 0.0
         self.skipped = Skipped(dataset, data.max_skipped, rank, world_size)
         self._data, self._rank, self._pin_memory = data, rank, pin_memory
         self._settings = Phase(
             world_size, data.batch_size, shuffle, data.shuffle_buffer if shuffle == "rows" else 1, seed
         )
-        self._groups = [group.rows for group in dataset.groups]
+        self._groups = [group.rows for group in dataset.row_groups]
         self._names = [feature.name for feature in columns.features.sparse]
         self._has_table = keep is None or bool(keep)
-        read = None if keep is None else list(dict.fromkeys([*columns.readers, *keep]))
+        read = None if keep is None else list(dict.fromkeys([*columns.column_uses, *keep]))
         check = columns.block if data.on_error == "skip_file" else None  # which raises, whatever window is read
         self._reader = RowGroupReader(dataset, read, data.on_error, data.retries, check)
         first = EpochOrder(self._groups, 0, [self._settings])
@@ -147,29 +147,29 @@ class Loader:
                 block = self._block(window, rows)
                 del rows  # before the batches are cut: it is as large as the block
                 if block.messages:
-                    assert block.weights is not None
-                    self.skipped.add(int((block.weights == 0).sum()), block.messages)
+                    assert block.row_mask is not None
+                    self.skipped.add(int((block.row_mask == 0).sum()), block.messages)
                 yield block
         finally:
             read.close()
 
-    def _block(self, window: Window, rows: Rows) -> Block:
+    def _block(self, window: Window, rows: WindowTable) -> Block:
         block = self.columns.block(rows, self._data.on_error)
         if self._has_table:
             block = replace(block, table=rows.table)
-        return block if window.order is None else block.taken(window.order)
+        return block if window.order is None else block.take(window.order)
 
     def _nothing(self) -> Block:
         table = self._reader.nothing()
-        return replace(self.columns.block(Rows(table, (), (), ())), table=table)
+        return replace(self.columns.block(WindowTable(table, (), (), ())), table=table)
 
 
-def check_inputs(trained_on: Mapping[str, str], inputs: Mapping[str, str]) -> None:
+def check_id_fingerprints(expected_fingerprints: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raises DataError where a feature's values would become other ids than those the model was trained with."""
-    for feature, now in inputs.items():
-        before = trained_on.get(feature, now)
-        if before != now:
+    for feature, fingerprint in now.items():
+        before = expected_fingerprints.get(feature, fingerprint)
+        if before != fingerprint:
             raise DataError(
-                f"features.sparse.{feature}: its ids are {now} here and were {before} in training, so the model would "
-                "take one value for another; give it what it was trained with"
+                f"features.sparse.{feature}: its ids are {fingerprint} here and were {before} in training, so the "
+                "model would take one value for another; give it what it was trained with"
             )

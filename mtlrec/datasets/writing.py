@@ -25,7 +25,7 @@ from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
-# Small enough that a small data set still has several row groups to hand out to ranks and readers.
+# Small enough that a small data set still has several row groups to hand out to ranks and column_uses.
 ROW_GROUP_ROWS = 8192
 
 Schema = dict[str, Any]

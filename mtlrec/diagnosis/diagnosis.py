@@ -132,7 +132,7 @@ def diagnose_batches(
         after_batch: is given what the model made of each
         together: whether ranks tell each other which rows of the tables they looked up, rather than keep to their own
     """
-    network, lookups = model.module.module.model, LookupCounts(job)
+    network, lookups = model.network, LookupCounts(job)
     gradients = TaskGradients(len(job.tasks), ranks.device)
     sums: dict[str, LevelSums] = {}
     rows = torch.zeros((), dtype=torch.float64, device=ranks.device)
@@ -142,7 +142,7 @@ def diagnose_batches(
         with in_place_of_balancing(model, gradients), torch.no_grad(), uncounted(network):
             for batch in batches:
                 batch = batch.to(ranks.device)
-                real = batch.weights > 0
+                real = batch.row_mask > 0
                 rows += real.sum()
                 with autocast(job, ranks.device):
                     for name, seen in diagnose(network, batch.dense, batch.sparse).items():

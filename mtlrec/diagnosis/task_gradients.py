@@ -58,7 +58,7 @@ def probe(model: ShardedModel, batch: Batch) -> StepOutput:
     """Shows the loss the pooled embeddings as a leaf, so that nothing reaches the tables; returns what an evaluation's
     step does. The model is in evaluation mode; its heads alone also run as in training, for the losses: they then give
     what these are taken of (among the negatives that sampling has kept; imputed errors)."""
-    network = model.module.module.model
+    network = model.network
     heads = network.over_arch.heads
     with torch.no_grad():
         pooled = network.tables(batch.sparse)
@@ -69,7 +69,7 @@ def probe(model: ShardedModel, batch: Batch) -> StepOutput:
         outputs = heads(fused.detach())
         heads.train()
         try:
-            _, report = model.loss(heads(fused), batch.labels, batch.label_mask, batch.weights, leaf)
+            _, report = model.loss(heads(fused), batch.label_columns, batch.label_known, batch.row_mask, leaf)
         finally:
             heads.eval()
-    return StepOutput(outputs.detach(), report, batch.origin, batch.groups)
+    return StepOutput(outputs.detach(), report, batch.origin, batch.group_ids)

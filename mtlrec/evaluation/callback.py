@@ -26,7 +26,10 @@ class Evaluation(Callback):
 
     def __init__(self, job: JobConfig, ranks: Ranks, training_loader: Loader, telemetry: Telemetry) -> None:
         splits = [split for split in ("valid", "test") if getattr(job.data, split)]
-        self.loaders = {split: loader_of(job, split, ranks, trained_on=training_loader.inputs) for split in splits}
+        self.loaders = {
+            split: loader_of(job, split, ranks, expected_fingerprints=training_loader.id_fingerprints)
+            for split in splits
+        }
         self._telemetry = telemetry
         self.final: dict[str, Metrics] = {}
 

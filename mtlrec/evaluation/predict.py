@@ -65,9 +65,9 @@ def predict(
         ranks.rank,
         ranks.world_size,
         keep=[field.name for field in kept],
-        trained_on=model.trained_on,
+        expected_fingerprints=model.id_fingerprints,
     )
-    network = model.module.module.model
+    network = model.network
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
@@ -77,7 +77,7 @@ def predict(
             values = _scores(network, batch.to(ranks.device), job, calibration, score).cpu()
             table = rows_of(cuts)
             scored = pa.table([column_of(table, field) for field in kept], schema=pa.schema(kept))
-            left_out = (batch.weights == 0).numpy()[: table.num_rows]
+            left_out = (batch.row_mask == 0).numpy()[: table.num_rows]
             for index, name in enumerate(names):
                 scores = pa.array(values[: table.num_rows, index].numpy(), mask=left_out)
                 scored = scored.append_column(name, scores)
@@ -122,10 +122,10 @@ def row_groups_of(source: str, output: Path, columns: Columns, job: JobConfig, r
         raise DataError(f"{output}: lies in the input {source}; write the scores elsewhere")
     if ranks > 1 and any(output.glob("part-*.parquet")):
         raise DataError(f"{output}: already holds parts, perhaps of more ranks; remove them or name another folder")
-    readers = columns.readers
+    column_uses = columns.column_uses
     for key in job.data.keys:
-        readers.setdefault(key, [])
-    dataset = list_row_groups(root, [pattern], readers, job.data.on_error, job.data.retries)
+        column_uses.setdefault(key, [])
+    dataset = list_row_groups(root, [pattern], column_uses, job.data.on_error, job.data.retries)
     if store_of(root).is_local and output.resolve() in [Path(file.key).resolve() for file in dataset.files]:
         raise DataError(f"{output}: is one of the input's files; write the scores elsewhere")
     return dataset

@@ -51,7 +51,7 @@ class RankingReport:
     Attributes:
         score: the exponents
         users: by split, how many are judged
-        fused, alike, by_lot: of the fused score, of all tasks to the same power, of any order; by split, by metric
+        fused, alike, random_order: of the fused score, of all tasks to one power, of any order; by split, by metric
         tasks: of each task's own score; by split, by task, by metric
         alone: the task whose own score ranks best on the first split, valid where powers are searched
         gains: by split, by metric, of the fused score over that one, user by user
@@ -63,7 +63,7 @@ class RankingReport:
     users: dict[str, int]
     fused: Figures
     alike: Figures
-    by_lot: Figures
+    random_order: Figures
     tasks: dict[str, dict[str, dict[str, Mean]]]
     alone: str
     gains: Figures
@@ -118,8 +118,8 @@ def report_on(
         users={split: of.users.users for split, of in splits.items()},
         fused={split: figures(of, fused) for split, of in splits.items()},
         alike={split: figures(of, alike) for split, of in splits.items()},
-        by_lot={
-            split: {str(one): mean_of(of.users.measure(one, _lots(len(of.users.rows)))) for one in both}
+        random_order={
+            split: {str(one): mean_of(of.users.measure(one, _random_scores(len(of.users.rows)))) for one in both}
             for split, of in splits.items()
         },
         tasks={split: {task: figures(of, own[task]) for task in tasks} for split, of in splits.items()},
@@ -136,5 +136,5 @@ def mean_of(users: np.ndarray) -> Mean:
     return Mean(float(users.mean()), 1.96 * deviation / math.sqrt(len(users)))
 
 
-def _lots(rows: int) -> np.ndarray:
+def _random_scores(rows: int) -> np.ndarray:
     return np.random.default_rng(0).random(rows)

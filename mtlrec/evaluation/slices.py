@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch.distributed as dist
 
 from mtlrec.config import JobConfig
-from mtlrec.data.sources.dataset import Reader, list_row_groups, plain
+from mtlrec.data.sources.dataset import ColumnUse, list_row_groups, plain
 from mtlrec.errors import ConfigError
 from mtlrec.metrics.grouped_auc import auc_of_groups, rows_of_all_ranks
 from mtlrec.models.train_module import StepOutput
@@ -112,10 +112,10 @@ def check_column(job: JobConfig, split: str, column: str) -> None:
     list_row_groups(job.data.root, patterns, kept_for_slices(column), job.data.on_error, job.data.retries)
 
 
-def kept_for_slices(column: str | None) -> dict[str, list[Reader]]:
+def kept_for_slices(column: str | None) -> dict[str, list[ColumnUse]]:
     """For a loader."""
     wants = "numbers, text, dates or booleans"
-    return {column: [Reader("--slice", may_be_sliced, wants)]} if column is not None else {}
+    return {column: [ColumnUse("--slice", may_be_sliced, wants)]} if column is not None else {}
 
 
 def sliced(values: pa.Array) -> tuple[np.ndarray, list[str]]:

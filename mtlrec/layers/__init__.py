@@ -7,8 +7,8 @@ widths (`output_dim` of one is `input_dim` of the next):
 - fusion layers (`SingleTask`, `SharedBottom`, `AsymmetricBottom`, `CrossStitch`, `CustomizedSharing`, `MMoE`, `PLE`,
   `AdaTTSp`, `AdaTT`): `[B, D]` -> `[B, T, H]`, a vector per task. Those whose `num_slots` is not None also take
   `[B, num_slots, D]`, an input per module;
-- what they are made of (`MLP`, `BatchedLinear`, `ExpertBank`, `GateBank`, `GatedLevel`), `from_meta`/`to_meta` for the
-  public reference's weights, and `diagnose` for a look inside.
+- what they are made of (`MLP`, `BatchedLinear`, `ExpertBank`, `GateBank`, `GatedLevel`), `from_adatt_reference` and
+  `to_adatt_reference` for the public reference's weights, and `diagnose`.
 
 Example: a two-task model in the manner of DLRM, with AdaTT on top (`docs/dlrm.md` does it to TorchRec's own).
 
@@ -46,6 +46,7 @@ plain operations.
 """
 
 from mtlrec.layers.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.adatt_reference import from_adatt_reference, to_adatt_reference
 from mtlrec.layers.asymmetric import AsymmetricBottom
 from mtlrec.layers.cross_stitch import CrossStitch
 from mtlrec.layers.customized import CustomizedSharing
@@ -56,7 +57,6 @@ from mtlrec.layers.gates import GateBank
 from mtlrec.layers.interaction import Bottom, Concat, Cross, Dot
 from mtlrec.layers.level import GatedLevel
 from mtlrec.layers.linear import BatchedLinear
-from mtlrec.layers.meta_weights import from_meta, to_meta
 from mtlrec.layers.mlp import MLP
 from mtlrec.layers.mmoe import MMoE
 from mtlrec.layers.ple import PLE
@@ -86,6 +86,6 @@ __all__ = [
     "SharedBottom",
     "SingleTask",
     "diagnose",
-    "from_meta",
-    "to_meta",
+    "from_adatt_reference",
+    "to_adatt_reference",
 ]

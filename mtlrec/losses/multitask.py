@@ -68,10 +68,15 @@ class MultiTaskLoss(nn.Module):
         self.task_weights.copy_(torch.tensor(weights, dtype=torch.float32))
 
     def forward(
-        self, outputs: HeadOutput, labels: Tensor, label_mask: Tensor, weights: Tensor, pooled: Tensor | None = None
+        self,
+        outputs: HeadOutput,
+        label_columns: Tensor,
+        label_known: Tensor,
+        row_mask: Tensor,
+        pooled: Tensor | None = None,
     ) -> tuple[Tensor, LossReport]:
-        """labels, label_mask [B, C]; weights [B], 0 for padding rows; pooled, what balancing takes gradients of."""
-        populations = self.spaces(labels, label_mask, weights)
+        """label_columns, label_known [B, C]; row_mask [B], 0 for padding; pooled, what balancing takes gradients of."""
+        populations = self.spaces(label_columns, label_known, row_mask)
         in_space = populations.space * populations.weights
         # Outside, a number may be anything: 0 * inf is NaN. A child may want its parent's 0 or 1 there.
         targets = populations.targets.where((in_space > 0) | self.is_binary, 0.0)

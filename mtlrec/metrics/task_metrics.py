@@ -69,8 +69,8 @@ class TaskMetrics:
             self.own[task].update(log_p, log_not_p, target, weight)
             if task in self.entire:
                 self.entire[task].update(*logit_of(outputs.log_entire_p[:, task]), target, entire[:, task])
-            if step.groups is not None:
-                self.groups.setdefault(task, GroupedAUC()).update(step.groups, log_p - log_not_p, target, weight)
+            if step.group_ids is not None:
+                self.groups.setdefault(task, GroupedAUC()).update(step.group_ids, log_p - log_not_p, target, weight)
 
     def _add_errors(self, task: int, predicted: Tensor, target: Tensor, weight: Tensor) -> None:
         error = (predicted.where(weight > 0, 0.0) - target).double()

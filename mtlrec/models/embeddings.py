@@ -47,6 +47,11 @@ def embedding_tables(
     return EmbeddingBagCollection(tables=configs, device=device, is_weighted=is_weighted)
 
 
+def is_table_parameter(name: str) -> bool:
+    """Whether a parameter belongs to a table, by its name in `MultiTaskModel` or in any module around it."""
+    return ".tables." in f".{name}"
+
+
 def _initialise(weight: Tensor) -> None:
     """Small normal values, whatever the number of rows: a shard of a table is initialised like the whole."""
     nn.init.normal_(weight, std=INITIAL_STD)

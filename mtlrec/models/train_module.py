@@ -20,7 +20,7 @@ class StepOutput(NamedTuple):
     outputs: HeadOutput
     report: LossReport
     origin: str
-    groups: Tensor | None = None
+    group_ids: Tensor | None = None
 
 
 class LossModule(nn.Module):
@@ -32,8 +32,10 @@ class LossModule(nn.Module):
 
     def forward(self, outputs: HeadOutput, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, StepOutput]:
         with torch.profiler.record_function("mtlrec::loss"):
-            loss, report = self.multitask(outputs, batch.labels, batch.label_mask, batch.weights, pooled.values())
-        return loss, StepOutput(outputs.detach(), report, batch.origin, batch.groups)
+            loss, report = self.multitask(
+                outputs, batch.label_columns, batch.label_known, batch.row_mask, pooled.values()
+            )
+        return loss, StepOutput(outputs.detach(), report, batch.origin, batch.group_ids)
 
 
 class TrainModule(nn.Module):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from mtlrec.data.loader import check_inputs
+from mtlrec.data.loader import check_id_fingerprints
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.sources.parquet import RowGroupReader
 from mtlrec.evaluation.predict import column_of, output_schema, row_groups_of, score_kinds, written
@@ -34,21 +34,21 @@ def score_files(predictor: Predictor, source: str, output: Path) -> Counts:
     Raises DataError if a file cannot be read or lacks a column.
     """
     data = predictor.job.data.model_copy(update={"on_error": "fail"})
-    job, columns = predictor.job.model_copy(update={"data": data}), replace(predictor.columns, trained_on={})
+    job, columns = predictor.job.model_copy(update={"data": data}), replace(predictor.columns, expected_fingerprints={})
     dataset = row_groups_of(source, output, columns, job, 1)
-    check_inputs(predictor.manifest.ids_depend_on, columns.inputs(dataset))
+    check_id_fingerprints(predictor.manifest.id_fingerprints, columns.id_fingerprints(dataset))
     kinds = score_kinds(job, predictor.manifest.fused_score is not None)
     schema = output_schema(dataset, job, kinds | {ERROR: pa.string()})
     kept = [field for field in schema if field.name not in kinds and field.name != ERROR]
-    read = list(dict.fromkeys([*columns.readers, *(field.name for field in kept)]))
+    read = list(dict.fromkeys([*columns.column_uses, *(field.name for field in kept)]))
     reader = RowGroupReader(dataset, read, retries=data.retries)
-    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, data.batch_size)]).windows(0)
+    windows = EpochOrder([group.rows for group in dataset.row_groups], 0, [Phase(1, data.batch_size)]).windows(0)
     rows = errors = 0
     with written(output, schema) as write:
         for _, found in watched(reader.windows(windows, data.read_ahead), len(windows), "predict", True):
             for start in range(0, len(found.table), data.batch_size):
                 table = found.table.slice(start, data.batch_size)
-                scores = predictor.predict(table.select(list(columns.readers)))
+                scores = predictor.predict(table.select(list(columns.column_uses)))
                 arrays = [column_of(table, field) for field in kept]
                 arrays += [pa.array(values, from_pandas=True) for values in scores.predictions.values()]
                 if scores.fused_score is not None:

@@ -55,7 +55,7 @@ class Manifest(Strict):
     """See the top of this file. `job` is the run's resolved config: features with their transforms, tables, tasks.
 
     digest: SHA-256 of all the rest of it
-    ids_depend_on: by feature, beside the job (`Columns.inputs`)
+    id_fingerprints: by feature, beside the job (`Columns.id_fingerprints`)
     float_columns: how wide the split's files had them: halffloat, float or double
     capabilities: of the CPU, or the GPU's architecture, that it was compiled on and may use
     """
@@ -70,7 +70,7 @@ class Manifest(Strict):
     tasks: list[dict[str, str | None]]
     calibration: Calibration | None
     fused_score: FusedScore | None
-    ids_depend_on: dict[str, str]
+    id_fingerprints: dict[str, str]
     float_columns: dict[str, Literal["halffloat", "float", "double"]]
     versions: dict[str, str]
     capabilities: list[str]

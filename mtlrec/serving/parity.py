@@ -86,7 +86,7 @@ def compare(
             check_finite(of_checkpoint.outputs.predictions(kinds), job, batch.origin)
             before.update(of_checkpoint)
             after.update(of_artifact)
-            real = batch.weights > 0
+            real = batch.row_mask > 0
             found = apart(of_artifact.outputs, of_same.outputs, kinds)
             largest = torch.maximum(largest, found[real].amax(0).cpu() if real.any() else largest)
             rows += int(real.sum())

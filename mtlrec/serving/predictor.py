@@ -16,8 +16,8 @@ import torch
 from mtlrec.config import FeaturesConfig
 from mtlrec.data.block import Block
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import RowFaults
-from mtlrec.data.loader import check_inputs
+from mtlrec.data.features.row_errors import RawRowErrors
+from mtlrec.data.loader import check_id_fingerprints
 from mtlrec.data.sources.dataset import is_number, item_type
 from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.predict import calibrated
@@ -26,7 +26,7 @@ from mtlrec.metrics.fused_score import COLUMN
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded
-from mtlrec.serving.rows import Rows, arrow_column, columns_of, python_value
+from mtlrec.serving.rows import RawRows, arrow_column, columns_of, python_value
 
 SAMPLE_TOLERANCE = 1e-5
 """Between the machine that exported and this one, which may add up in another order."""
@@ -81,15 +81,17 @@ class Predictor:
         if check:
             self.manifest.check_files(self.folder)
         self.job = self.manifest.job_config(self.folder)
-        self.columns = replace(Columns.of(self.job, with_labels=False), trained_on=self.manifest.ids_depend_on)
+        self.columns = replace(
+            Columns.of(self.job, with_labels=False), expected_fingerprints=self.manifest.id_fingerprints
+        )
         self._check_job()
         self.device = torch.device(self.manifest.device)
-        self._readers = self.columns.readers
+        self._readers = self.columns.column_uses
         self.function = self._loaded()
         if check:
             self._check_sample()
 
-    def predict(self, rows: Rows, shared: Mapping[str, Any] | None = None) -> Scores:
+    def predict(self, rows: RawRows, shared: Mapping[str, Any] | None = None) -> Scores:
         """Scores rows, each for itself: one that cannot be scored gets an error, the others their predictions.
 
         Args:
@@ -105,14 +107,14 @@ class Predictor:
         given, count = columns_of(rows, self._readers)
         common = {name: value for name, value in (shared or {}).items() if name in self._readers}
         self._check_division(given, common)
-        faults = RowFaults(count)
-        return self._scored(self._block(given, count, common, faults), faults)
+        row_errors = RawRowErrors(count)
+        return self._scored(self._block(given, count, common, row_errors), row_errors)
 
     # ---- the parts
 
     def _check_job(self) -> None:
         """Raises where the manifest's job is not what the program was made of, or a vocabulary not that of training."""
-        check_inputs(self.manifest.ids_depend_on, self.columns.vocabulary_inputs)
+        check_id_fingerprints(self.manifest.id_fingerprints, self.columns.vocabulary_fingerprints)
         outputs = [task.name for task in self.job.tasks]
         if input_specs(self.columns) != self.manifest.inputs or outputs != self.manifest.outputs[0].columns:
             raise ArtifactError(
@@ -137,34 +139,38 @@ class Predictor:
             if weights is not None and (ids in common) != (weights in common) and weights in {**given, **common}:
                 raise DataError(f"rows: '{weights}' weighs '{ids}'; give both in the rows, or both shared")
 
-    def _block(self, given: Mapping[str, Any], count: int, common: Mapping[str, Any], faults: RowFaults) -> Block:
+    def _block(
+        self, given: Mapping[str, Any], count: int, common: Mapping[str, Any], row_errors: RawRowErrors
+    ) -> Block:
         """Shared columns are transformed once, and their ids repeated."""
         own, once = _divided(self.columns.features, common)
         if not once.names:
-            return self._converted(own, given, count, faults)
-        of_user = RowFaults(1)
+            return self._converted(own, given, count, row_errors)
+        of_user = RawRowErrors(1)
         shared = self._converted(once, {name: _alone(value) for name, value in common.items()}, 1, of_user)
-        if of_user.rows is not None:
-            faults.leave_out_all(f"shared {of_user.reasons[0]}")
-        rows = self._converted(own, given, count, faults)
-        block = _merged(self.columns.features, own, rows, once, shared.taken(np.zeros(count, np.int32)))
-        return block if faults.rows is None else block.without(faults.rows, {})
+        if of_user.bad_mask is not None:
+            row_errors.leave_out_all(f"shared {of_user.reasons[0]}")
+        rows = self._converted(own, given, count, row_errors)
+        block = _merged(self.columns.features, own, rows, once, shared.take(np.zeros(count, np.int32)))
+        return block if row_errors.bad_mask is None else block.blank(row_errors.bad_mask, {})
 
-    def _converted(self, features: FeaturesConfig, given: Mapping[str, Any], rows: int, faults: RowFaults) -> Block:
+    def _converted(
+        self, features: FeaturesConfig, given: Mapping[str, Any], rows: int, row_errors: RawRowErrors
+    ) -> Block:
         """These features of the rows."""
         columns = {}
         for name in features.columns:
-            readers = self._readers[name]
+            column_uses = self._readers[name]
             if name in given:
-                column = arrow_column(given[name], rows, name, readers, faults)
+                column = arrow_column(given[name], rows, name, column_uses, row_errors)
                 columns[name] = as_logged(column, self.manifest.float_columns.get(name))
             else:
-                faults.leave_out_all(f"column '{name}' is missing, which {readers[0].key} reads")
+                row_errors.leave_out_all(f"column '{name}' is missing, which {column_uses[0].key} reads")
                 columns[name] = pa.chunked_array([pa.nulls(rows)])
         table = pa.table(columns) if columns else pa.table({"": pa.nulls(rows)})
-        return replace(self.columns, features=features).converted(table, faults)
+        return replace(self.columns, features=features).converted(table, row_errors)
 
-    def _scored(self, block: Block, faults: RowFaults) -> Scores:
+    def _scored(self, block: Block, row_errors: RawRowErrors) -> Scores:
         names, score = [task.name for task in self.job.tasks], self.manifest.fused_score
         if not len(block):
             nothing = np.zeros(0, np.float32)
@@ -174,29 +180,29 @@ class Predictor:
         predictions = calibrated(outputs, self.job, self.manifest.calibration)
         fused = None if score is None else score.product(outputs, self.job).cpu().numpy()
         values = predictions.cpu().numpy()
-        self._find_overflows(values, fused, faults)
-        if faults.rows is not None:
-            values[faults.rows] = np.nan
+        self._find_overflows(values, fused, row_errors)
+        if row_errors.bad_mask is not None:
+            values[row_errors.bad_mask] = np.nan
             if fused is not None:
-                fused[faults.rows] = np.nan
+                fused[row_errors.bad_mask] = np.nan
         by_task = {name: np.ascontiguousarray(values[:, slot]) for slot, name in enumerate(names)}
-        return Scores(by_task, fused, dict(sorted(faults.reasons.items())))
+        return Scores(by_task, fused, dict(sorted(row_errors.reasons.items())))
 
-    def _find_overflows(self, values: np.ndarray, fused: np.ndarray | None, faults: RowFaults) -> None:
+    def _find_overflows(self, values: np.ndarray, fused: np.ndarray | None, row_errors: RawRowErrors) -> None:
         """What is not finite in spite of inputs in order."""
         every = values if fused is None else np.column_stack([values, fused])
         overflown = ~np.isfinite(every).all(axis=1)
         for row in np.flatnonzero(overflown).tolist():
-            faults.reasons.setdefault(row, "the model's output for this row is not finite; are its numbers in range?")
+            row_errors.reasons.setdefault(row, "the model's output is not finite; are this row's numbers in range?")
         if overflown.any():
-            faults.rows = overflown if faults.rows is None else faults.rows | overflown
+            row_errors.bad_mask = overflown if row_errors.bad_mask is None else row_errors.bad_mask | overflown
 
     def _check_sample(self) -> None:
         """Raises ArtifactError where the sample's rows do not give what the export saw."""
         given, count = columns_of(pq.read_table(self.folder / SAMPLE), self._readers)
-        faults = RowFaults(count)
-        batch = self.columns.batch(self._converted(self.columns.features, given, count, faults))
-        for row, reason in faults.reasons.items():
+        row_errors = RawRowErrors(count)
+        batch = self.columns.batch(self._converted(self.columns.features, given, count, row_errors))
+        for row, reason in row_errors.reasons.items():
             raise ArtifactError(f"{self.folder / SAMPLE}: row {row}: {reason}; export it again")
         seen = self.manifest.sample.predictions
         if [len(row) for row in seen] != [len(self.job.tasks)] * count:
@@ -249,5 +255,5 @@ def _merged(features: FeaturesConfig, own: FeaturesConfig, rows: Block, once: Fe
         rows,
         dense=[dense[one.name] for one in features.dense],
         ids=[sparse[one.name] for one in features.sparse],
-        weights=None,
+        row_mask=None,
     )

@@ -99,8 +99,8 @@ class ServedModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
         outputs = head_output(self.function(*arguments(batch)))
-        loss, report = self.loss(outputs, batch.labels, batch.label_mask, batch.weights)
-        return loss, StepOutput(outputs, report, batch.origin, batch.groups)
+        loss, report = self.loss(outputs, batch.label_columns, batch.label_known, batch.row_mask)
+        return loss, StepOutput(outputs, report, batch.origin, batch.group_ids)
 
 
 def head_output(outputs: Outputs) -> HeadOutput:

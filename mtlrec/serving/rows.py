@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtlrec.data.features.faults import Faults
-from mtlrec.data.sources.dataset import Reader, common_schema, item_type, plain
+from mtlrec.data.features.row_errors import RowErrors
+from mtlrec.data.sources.dataset import ColumnUse, common_schema, item_type, plain
 from mtlrec.errors import DataError
 
-Rows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table
+RawRows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table
 NO_HOLDERS = (str, bytes, bytearray, memoryview)
 SCALARS = (pa.int64(), pa.float64(), pa.string())
 LEVELS = 4
@@ -26,7 +26,7 @@ WORDS = 60
 """Characters of a value that a message shows."""
 
 
-def columns_of(rows: Rows, read: Collection[str]) -> tuple[dict[str, Any], int]:
+def columns_of(rows: RawRows, read: Collection[str]) -> tuple[dict[str, Any], int]:
     """The columns that are read, by name, and how many rows they have; where none of them is there, the others tell.
 
     Raises DataError where that number is not certain.
@@ -62,13 +62,15 @@ def _length(name: str, values: Any) -> int:
     raise DataError(f"rows: column {shown(name)} is no list; give one, with a value for each row")
 
 
-def arrow_column(values: Any, rows: int, name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:
-    """A column that all of `readers` take, null where a value is no such thing."""
+def arrow_column(
+    values: Any, rows: int, name: str, column_uses: Sequence[ColumnUse], row_errors: RowErrors
+) -> pa.ChunkedArray:
+    """A column that all of `column_uses` take, null where a value is no such thing."""
     found = _as_a_whole(values)
-    if found is not None and _is_taken(found.type, readers):
+    if found is not None and _is_taken(found.type, column_uses):
         column = pa.chunked_array([found]) if isinstance(found, pa.Array) else found
     else:
-        column = _one_by_one(list(_values(values)), name, readers, faults)
+        column = _one_by_one(list(_values(values)), name, column_uses, row_errors)
     if len(column) != rows:
         raise DataError(f"rows: column '{name}' says that it has {rows} values and gives {len(column)}; give a list")
     return column
@@ -128,40 +130,42 @@ def python_value(value: Any) -> Any:
         return value
 
 
-def _is_taken(kind: pa.DataType, readers: Sequence[Reader]) -> bool:
+def _is_taken(kind: pa.DataType, column_uses: Sequence[ColumnUse]) -> bool:
     if pa.types.is_null(kind):
         return True
     if pa.types.is_dictionary(kind) and pa.types.is_nested(kind.value_type):
         return False  # Arrow cannot unify such
     if pa.types.is_null(item_type(kind)):  # lists, all of them empty or of nulls
-        return not any(_takes_single_values_alone(reader) for reader in readers)
-    return all(reader.takes(plain(kind)) for reader in readers)
+        return not any(_takes_single_values_alone(reader) for reader in column_uses)
+    return all(reader.takes(plain(kind)) for reader in column_uses)
 
 
-def _takes_single_values_alone(reader: Reader) -> bool:
+def _takes_single_values_alone(reader: ColumnUse) -> bool:
     return any(reader.takes(kind) and not reader.takes(pa.list_(kind)) for kind in SCALARS)
 
 
-def _one_by_one(values: list[Any], name: str, readers: Sequence[Reader], faults: Faults) -> pa.ChunkedArray:
-    singles: list[pa.Array | None] = [_single(value, readers) for value in values]
-    common = _common_type([one for one in singles if one is not None], readers)
+def _one_by_one(
+    values: list[Any], name: str, column_uses: Sequence[ColumnUse], row_errors: RowErrors
+) -> pa.ChunkedArray:
+    singles: list[pa.Array | None] = [_single(value, column_uses) for value in values]
+    common = _common_type([one for one in singles if one is not None], column_uses)
     cast = [None if one is None else _cast(one, common) for one in singles]
     wrong = np.array([one is None for one in cast], bool)
-    wants = "; ".join(f"{reader.key} takes {reader.wants}" for reader in readers)
-    faults.found(wrong, name, lambda row: f"holds {shown(values[row])}; {wants}")
+    wants = "; ".join(f"{reader.key} takes {reader.wants}" for reader in column_uses)
+    row_errors.add(wrong, name, lambda row: f"holds {shown(values[row])}; {wants}")
     nothing = pa.nulls(1, common)
     return pa.chunked_array([nothing if one is None else one for one in cast], common)
 
 
-def _single(value: Any, readers: Sequence[Reader]) -> pa.Array | None:
+def _single(value: Any, column_uses: Sequence[ColumnUse]) -> pa.Array | None:
     """The value as a column of one row; None where no reader takes it."""
     found = _as_a_whole([value])
-    if isinstance(found, pa.Array) and _is_taken(found.type, readers):
+    if isinstance(found, pa.Array) and _is_taken(found.type, column_uses):
         return found
     return None
 
 
-def _common_type(singles: Sequence[pa.Array], readers: Sequence[Reader]) -> pa.DataType:
+def _common_type(singles: Sequence[pa.Array], column_uses: Sequence[ColumnUse]) -> pa.DataType:
     """A type for all values, or for those like the first: lists where any value is one, text where numbers and text
     meet and the readers take text."""
     kinds = list(dict.fromkeys(one.type for one in singles if not pa.types.is_null(one.type)))
@@ -171,7 +175,7 @@ def _common_type(singles: Sequence[pa.Array], readers: Sequence[Reader]) -> pa.D
     items = [kind for kind in dict.fromkeys(map(item_type, kinds)) if not pa.types.is_null(kind)] or [pa.null()]
     for item in (_common_item(items), pa.string(), *items):
         wide = pa.list_(item) if has_lists and item is not None else item
-        if wide is not None and _is_taken(wide, readers):
+        if wide is not None and _is_taken(wide, column_uses):
             return wide
     return kinds[0]
 

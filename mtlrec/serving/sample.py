@@ -14,8 +14,8 @@ from mtlrec.checkpoints.job_state import JobState
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import RowFaults
-from mtlrec.data.sources.dataset import Reader
+from mtlrec.data.features.row_errors import RawRowErrors
+from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ArtifactError
 from mtlrec.serving.manifest import SAMPLE, Sample, input_specs
@@ -27,10 +27,10 @@ SAMPLE_ROWS = 8
 
 def first_rows(job: JobConfig, split: str, ranks: Ranks, state: JobState) -> tuple[Columns, pa.Table]:
     """The features' columns, and of the first batch with any those rows that are in order."""
-    keep: dict[str, list[Reader]] = {column: [] for column in job.features.columns}
-    loader = loader_of(job, split, ranks, trained_on=state.inputs, keep=keep)
+    keep: dict[str, list[ColumnUse]] = {column: [] for column in job.features.columns}
+    loader = loader_of(job, split, ranks, expected_fingerprints=state.id_fingerprints, keep=keep)
     for cuts, size in loader.cuts():
-        weights = loader.batch(cuts, size).weights
+        weights = loader.batch(cuts, size).row_mask
         table = rows_of(cuts).select(job.features.columns)
         table = table.filter(pa.array(weights[: len(table)].numpy() > 0))
         if len(table):
@@ -40,7 +40,7 @@ def first_rows(job: JobConfig, split: str, ranks: Ranks, state: JobState) -> tup
 
 def inputs_of(columns: Columns, table: pa.Table, device: torch.device) -> tuple[Tensor, ...]:
     """Rows that are in order, as the program takes them."""
-    block = columns.converted(table, RowFaults(len(table)))
+    block = columns.converted(table, RawRowErrors(len(table)))
     return arguments(columns.batch(block).to(device))
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from mtlrec.config import JobConfig
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
-from mtlrec.data.sources.dataset import Reader, list_row_groups
+from mtlrec.data.sources.dataset import ColumnUse, list_row_groups
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import ConfigError
 
@@ -23,23 +23,25 @@ def loader_of(
     split: str,
     ranks: Ranks,
     training: bool = False,
-    trained_on: Mapping[str, str] | None = None,
-    keep: Mapping[str, list[Reader]] | None = None,
+    expected_fingerprints: Mapping[str, str] | None = None,
+    keep: Mapping[str, list[ColumnUse]] | None = None,
 ) -> Loader:
     """The rank's rows of train, valid or test: shuffled for training, else in the files' order. Collective.
 
     `keep` are columns that blocks have as Arrow too, and what reads them.
 
-    Raises DataError where files are missing or broken, or their ids are others than those of `trained_on`.
+    Raises DataError where files are missing or broken, or their ids are others than those of `expected_fingerprints`.
     """
     data, patterns = job.data, getattr(job.data, split)
     if not patterns:
         raise ConfigError(f"data.{split} is empty; there is nothing to evaluate")
     columns = on_first_rank(ranks, lambda: Columns.of(job, with_groups=not training))
-    readers = columns.readers
+    column_uses = columns.column_uses
     for column, of in (keep or {}).items():
-        readers[column] = [*readers.get(column, []), *of]
-    dataset = on_first_rank(ranks, lambda: list_row_groups(data.root, patterns, readers, data.on_error, data.retries))
+        column_uses[column] = [*column_uses.get(column, []), *of]
+    dataset = on_first_rank(
+        ranks, lambda: list_row_groups(data.root, patterns, column_uses, data.on_error, data.retries)
+    )
     return Loader(
         data,
         dataset,
@@ -50,7 +52,7 @@ def loader_of(
         seed=job.train.seed,
         pin_memory=ranks.device.type == "cuda",
         keep=list(keep or {}),
-        trained_on=trained_on,
+        expected_fingerprints=expected_fingerprints,
     )
 
 

@@ -23,9 +23,10 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from mtlrec.compat.cpu_kernels import has_fused_adam
 from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
-from mtlrec.compat.optimizer_states import Columns, columns_of, fused_states, replicated_states
+from mtlrec.compat.optimizer_states import ColumnRanges, columns_of, fused_states, replicated_states
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
 from mtlrec.errors import ConfigError
+from mtlrec.models.embeddings import is_table_parameter
 
 EPS = 1e-8
 """FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""
@@ -77,7 +78,7 @@ class Optimizers:
         replicated: dict[str, nn.Parameter] = {}
         dense: dict[str, nn.Parameter] = {}
         for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
-            (replicated if ".tables." in name else dense)[name] = parameter
+            (replicated if is_table_parameter(name) else dense)[name] = parameter
         kind, options = _sparse_optimizer(self._sparse)
         self.fused = model.fused_optimizer
         self.replicated = KeyedOptimizerWrapper(replicated, lambda p: kind(p, **options)) if replicated else None
@@ -114,7 +115,7 @@ class Optimizers:
         some = {part: {name: state for name, state in states.items() if state} for part, states in parts.items()}
         return {part: states for part, states in some.items() if states}
 
-    def columns(self) -> dict[str, Columns]:
+    def columns(self) -> dict[str, ColumnRanges]:
         """Of every table, by parameter: how the plan cuts a row."""
         tables: dict[Any, Any] = {**self.fused.params, **(self.replicated.params if self.replicated else {})}
         return {str(parameter): columns_of(table) for parameter, table in tables.items()}

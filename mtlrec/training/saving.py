@@ -12,9 +12,9 @@ import yaml
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import JobState, check_tasks, differences, read_job_state
 from mtlrec.checkpoints.reader import load_tensors
-from mtlrec.checkpoints.table_states import Columns, take_other_cuts
+from mtlrec.checkpoints.table_states import ColumnRanges, take_other_cuts
 from mtlrec.config import JobConfig
-from mtlrec.data.loader import check_inputs
+from mtlrec.data.loader import check_id_fingerprints
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError
 from mtlrec.io import write_text
@@ -89,7 +89,7 @@ class Saving(Callback):
             position=trainer.position,
             files=loader.dataset.fingerprint,
             ranks=self.ranks.world_size,
-            inputs=loader.inputs,
+            id_fingerprints=loader.id_fingerprints,
             config=trainer.job.dump(),
             plan=trainer.model.plan,
         )
@@ -118,7 +118,7 @@ class Saving(Callback):
         saved = read_job_state(checkpoint)
         check_tasks(checkpoint, saved, [task.name for task in trainer.job.tasks])
         self._check_files(checkpoint, saved, trainer)
-        check_inputs(saved.inputs, trainer.loader.inputs)
+        check_id_fingerprints(saved.id_fingerprints, trainer.loader.id_fingerprints)
         self._load(checkpoint, saved, trainer)
         trainer.go_to(saved.step, saved.position)
         self._saved_step = saved.step
@@ -159,7 +159,7 @@ class Saving(Callback):
             self.checkpoints.keep_best = before
 
 
-def _columns(saved: JobState, trainer: Trainer) -> dict[str, tuple[Columns, Columns]]:
+def _columns(saved: JobState, trainer: Trainer) -> dict[str, tuple[ColumnRanges, ColumnRanges]]:
     """By table's parameter: how the job's plan cuts a row, and how the checkpoint's did."""
     before, tables = saved.plan.tables, trainer.job.tables
     named = {parameter: parameter.split(".")[-2] for parameter in trainer.optimizers.columns()}

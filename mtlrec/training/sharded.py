@@ -25,6 +25,7 @@ from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.distributed.sharding import plan_sharding, shard
 from mtlrec.losses import MultiTaskLoss
 from mtlrec.models.build import build_train_module
+from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.models.train_module import TrainModule
 from mtlrec.training.optim import fuse_sparse_optimizer
 
@@ -32,13 +33,18 @@ from mtlrec.training.optim import fuse_sparse_optimizer
 @dataclass
 class ShardedModel:
     """`module` is the sharded train module, `loss` the one inside it, `checkpoint` where the weights came from, and
-    `trained_on` what the ids of its features hang on."""
+    `id_fingerprints` what the ids of its features hang on."""
 
     module: DistributedModelParallel
     plan: Plan
     loss: MultiTaskLoss
     checkpoint: Path | None = None
-    trained_on: Mapping[str, str] = field(default_factory=dict)
+    id_fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def network(self) -> MultiTaskModel:
+        """The model without its loss, tables sharded."""
+        return self.module.module.model
 
     def state(self) -> dict[str, Any]:
         """A copy: `DistributedModelParallel.load_state_dict` renames the keys of the dict that it is given."""
@@ -91,7 +97,7 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks, which: str = "last") -> Sh
     state = model.state()
     load_tensors({"model": state}, checkpoint)
     model.module.load_state_dict(state)
-    model.checkpoint, model.trained_on = checkpoint, saved.inputs
+    model.checkpoint, model.id_fingerprints = checkpoint, saved.id_fingerprints
     return model
 
 

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.compare.candidates import contenders
+from mtlrec.compare.candidates import candidates
 from mtlrec.compare.comparison import choose
-from mtlrec.compare.trials import Cell, Cells, Result
+from mtlrec.compare.trials import Result, Trial, Trials
 from mtlrec.config.file import load_config
 from tests.jobs import write_job
 from tests.ranks import run_cli
@@ -47,17 +47,17 @@ def trained(output: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_every_contender_is_trained_at_its_size_with_every_seed(compared: Path) -> None:
+def test_every_candidate_is_trained_at_its_size_with_every_seed(compared: Path) -> None:
     rows = pq.read_table(compared / "results.parquet").to_pylist()
-    by_cell = {(row["contender"], row["learning_rates"], row["seed"]): row["chosen"] for row in rows}
-    for contender in ("single_task", "mmoe"):
-        mine = {key[1:]: chosen for key, chosen in by_cell.items() if key[0] == contender}
+    by_cell = {(row["candidate"], row["learning_rates"], row["seed"]): row["chosen"] for row in rows}
+    for candidate in ("single_task", "mmoe"):
+        mine = {key[1:]: chosen for key, chosen in by_cell.items() if key[0] == candidate}
         (factor,) = {factor for (factor, _), chosen in mine.items() if chosen}
         assert mine == {(factor, 0): True, (factor, 1): True, (4 - factor, 0): False}
-    parameters = {row["contender"]: row["parameters"] for row in rows}
+    parameters = {row["candidate"]: row["parameters"] for row in rows}
     assert parameters["mmoe"] == pytest.approx(parameters["single_task"], rel=0.1)
     for row in rows:
-        run = compared / "cells" / row["contender"] / f"lr_{row['learning_rates']:g}" / f"seed_{row['seed']}"
+        run = compared / "trials" / row["candidate"] / f"lr_{row['learning_rates']:g}" / f"seed_{row['seed']}"
         last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         found = next(line for line in reversed(last) if line["kind"] == row["split"])
         assert found[f"{row['task']}/{row['metric']}"] == row["value"]
@@ -74,9 +74,9 @@ def test_what_is_said_is_what_the_table_holds(job: Path, compared: Path, capsys:
     assert trained(compared) == before
     rows = [r for r in pq.read_table(compared / "results.parquet").to_pylist() if r["chosen"] and r["split"] == "test"]
 
-    def values(contender: str, task: str, metric: str) -> np.ndarray:
+    def values(candidate: str, task: str, metric: str) -> np.ndarray:
         mine = {
-            r["seed"]: r["value"] for r in rows if (r["contender"], r["task"], r["metric"]) == (contender, task, metric)
+            r["seed"]: r["value"] for r in rows if (r["candidate"], r["task"], r["metric"]) == (candidate, task, metric)
         }
         return np.array([mine[0], mine[1]])
 
@@ -88,7 +88,7 @@ def test_what_is_said_is_what_the_table_holds(job: Path, compared: Path, capsys:
         assert found["mean"] == pytest.approx(differences.mean())
         # Student's t of one degree of freedom at 0.975 is tan(0.475 pi).
         assert found["half_width"] == pytest.approx(math.tan(0.475 * math.pi) * differences.std(ddof=1) / math.sqrt(2))
-    assert {one["contender"] for one in said["ranking"]} == {"single_task", "mmoe"}
+    assert {one["candidate"] for one in said["ranking"]} == {"single_task", "mmoe"}
     (verdict,) = said["verdicts"]
     assert "single_task" in verdict
     assert "mmoe" in verdict
@@ -114,40 +114,40 @@ def test_only_what_is_missing_is_trained_again(job: Path, copy: Path, capsys: py
 
 
 @pytest.fixture(scope="module")
-def cells(job: Path, compared: Path) -> Cells:
-    return Cells(compared, contenders(load_config(str(job), []), ["single_task", "mmoe"]), 1)
+def trials(job: Path, compared: Path) -> Trials:
+    return Trials(compared, candidates(load_config(str(job), []), ["single_task", "mmoe"]), 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ['{"metrics": {', "", "[]", "null", "{}", '{"metrics": {}, "samples_per_s": 1.0}'])
-def test_a_cell_that_is_not_whole_is_missing(cells: Cells, left: str) -> None:
+def test_a_cell_that_is_not_whole_is_missing(trials: Trials, left: str) -> None:
     """What an editor, a full disk or a user may do to it."""
-    cell = Cell("mmoe", 1.0, 0)
-    path = cells.run_of("mmoe", 1.0, 0) / "result.json"
+    trial = Trial("mmoe", 1.0, 0)
+    path = trials.run_of("mmoe", 1.0, 0) / "result.json"
     whole = path.read_text()
-    assert cells.result(cell) is not None
+    assert trials.result(trial) is not None
     try:
         path.write_text(left)
-        assert cells.result(cell) is None
+        assert trials.result(trial) is None
     finally:
         path.write_text(whole)
     checkpoints = path.parent / "checkpoints"
     checkpoints.rename(path.parent / "away")
-    assert cells.result(cell) is None, "the report looks into the first seed's model"
+    assert trials.result(trial) is None, "the report looks into the first seed's model"
     (path.parent / "away").rename(checkpoints)
-    assert cells.result(cell) is not None
+    assert trials.result(trial) is not None
 
 
 def test_factors_have_folders_of_their_own() -> None:
-    folders = {Cell("mmoe", factor, 0).folder for factor in (1.0, 1.00000001, 0.3, 0.3333333, 0.33333334)}
+    folders = {Trial("mmoe", factor, 0).folder for factor in (1.0, 1.00000001, 0.3, 0.3333333, 0.33333334)}
     assert len(folders) == 5
     assert {folder.parts[1] for folder in folders} >= {"lr_1", "lr_0.3"}
 
 
 @pytest.mark.slow
-def test_a_folder_is_one_comparisons_alone(job: Path, cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
-    with cells:
-        assert run_cli("compare", job, "-o", cells.folder, *WORDS) == 1
+def test_a_folder_is_one_comparisons_alone(job: Path, trials: Trials, capsys: pytest.CaptureFixture[str]) -> None:
+    with trials:
+        assert run_cli("compare", job, "-o", trials.folder, *WORDS) == 1
         said = capsys.readouterr().err.strip()
     assert "in use by another comparison, or by a training that one left behind" in said
     assert "\n" not in said
@@ -159,14 +159,14 @@ def test_sigterm_ends_the_trainings_too(job: Path, tmp_path: Path) -> None:
     words = ["--fusion", "mmoe", "--seeds", "1", "--learning-rates", "1", "--set", "train.epochs=100000"]
     command = [sys.executable, "-m", "mtlrec", "compare", str(job), "-o", str(tmp_path / "out"), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    metrics = tmp_path / "out" / "cells" / "mmoe" / "lr_1" / "seed_0" / "metrics.jsonl"
+    metrics = tmp_path / "out" / "trials" / "mmoe" / "lr_1" / "seed_0" / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode != 0
-    with Cells(tmp_path / "out", [], 1):
+    with Trials(tmp_path / "out", [], 1):
         pass  # the lock is free: no training is left that inherited it
 
 

@@ -50,7 +50,7 @@ def test_gates_are_those_of_the_models_own_rows(run: Path, capsys: pytest.Captur
         job = job_of(run)
         model = load_run(job, run, ranks)
         (batch,) = loader_of(job, "valid", ranks).epoch()
-        seen = layers.diagnose(model.module.module.model, batch.dense, batch.sparse)
+        seen = layers.diagnose(model.network, batch.dense, batch.sparse)
     assert found["rows"] == 150 == len(batch)
     assert [level["name"] for level in found["levels"]] == ["level 1", "level 2"]
     for level, (gates, weights, norms, zeros) in zip(found["levels"], seen.values(), strict=True):
@@ -74,12 +74,12 @@ def test_gradients_add_up_to_that_of_the_whole_loss(run: Path, capsys: pytest.Ca
         job = job_of(run)
         model = load_run(job, run, ranks)
         (batch,) = loader_of(job, "valid", ranks).epoch()
-        network = model.module.module.model.eval()
+        network = model.network.eval()
         pooled = network.tables(batch.sparse)
         leaf = pooled.values().detach().requires_grad_()
         shown = KeyedTensor(keys=pooled.keys(), length_per_key=pooled.length_per_key(), values=leaf)
         outputs = network.over_arch(batch.dense, shown, batch.sparse)
-        loss, _ = model.loss.eval()(outputs, batch.labels, batch.label_mask, batch.weights, leaf)
+        loss, _ = model.loss.eval()(outputs, batch.label_columns, batch.label_known, batch.row_mask, leaf)
         (whole,) = torch.autograd.grad(loss, leaf)
     norms = np.array(found["gradient_norm"])
     cosines = np.array(found["gradient_cosine"])
@@ -92,17 +92,17 @@ def test_it_changes_nothing_and_can_look_at_less(run: Path, capsys: pytest.Captu
     with process_group("cpu") as ranks:
         job = job_of(run)
         model = load_run(job, run, ranks)
-        before = {name: tensor.clone() for name, tensor in model.module.module.model.over_arch.state_dict().items()}
+        before = {name: tensor.clone() for name, tensor in model.network.over_arch.state_dict().items()}
         ids = next(iter(loader_of(job, "valid", ranks).epoch())).sparse
-        looked_up = model.module.module.model.tables(ids).values().clone()
+        looked_up = model.network.tables(ids).values().clone()
         from mtlrec.diagnosis.diagnosis import diagnose_run
 
         balancing = model.loss.balancing
         found = diagnose_run(model, loader_of(job, "train", ranks), job, ranks, most_batches=2)
         assert found.rows == 400
         assert model.loss.balancing is balancing
-        assert torch.equal(model.module.module.model.tables(ids).values(), looked_up)
-        after = model.module.module.model.over_arch.state_dict()
+        assert torch.equal(model.network.tables(ids).values(), looked_up)
+        after = model.network.over_arch.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
@@ -316,7 +316,7 @@ def test_lookups_of_a_look_are_no_iterations(run: Path) -> None:
         diagnose_run(model, loader_of(job, "valid", ranks), job, ranks)
         evaluate(model.module, loader_of(job, "valid", ranks), job, ranks)
         assert [(part.iter.item(), part.iter_cpu.item()) for part in lookups] == [(7, 7)] * len(lookups)
-        model.module.module.model.tables(next(iter(loader_of(job, "valid", ranks).epoch())).sparse)
+        model.network.tables(next(iter(loader_of(job, "valid", ranks).epoch())).sparse)
         assert [part.iter_cpu.item() for part in lookups] == [8] * len(lookups), "any other counts"
 
 

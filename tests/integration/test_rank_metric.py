@@ -65,7 +65,7 @@ def test_what_is_searched_is_kept_and_predicted(trained: Path, capsys: pytest.Ca
     fused = ranking["fused"]["valid"]["ndcg@5"]
     assert fused["mean"] >= max(valid[best]["ndcg@5"]["mean"], ranking["all_alike"]["valid"]["ndcg@5"]["mean"]) - 1e-4
     assert fused["half_width"] > 0
-    assert 0 < ranking["by_lot"]["valid"]["ndcg@5"]["mean"] < fused["mean"]
+    assert 0 < ranking["random_order"]["valid"]["ndcg@5"]["mean"] < fused["mean"]
     assert evaluated(trained, capsys)["test"] == found["test"], "the usual metrics are as they were"
 
     rows = predicted(trained)

@@ -29,14 +29,14 @@ def test_the_pages_means_are_those_of_the_table(dataset: str) -> None:
     page = (RESULTS / dataset / "report.html").read_text()
     columns = pq.read_table(RESULTS / dataset / "results.parquet").to_pydict()
     names, tasks, metrics, splits, seeds, values, chosen = (
-        np.array(columns[key]) for key in ("contender", "task", "metric", "split", "seed", "value", "chosen")
+        np.array(columns[key]) for key in ("candidate", "task", "metric", "split", "seed", "value", "chosen")
     )
     judged = chosen & (splits == "test")
     assert set(names) == FUSIONS
     heading = page[page.index('<table id="ranking">') : page.index("</thead>", page.index('<table id="ranking">'))]
     shown = re.findall(r"<th[^>]*>(\w+)<br>(\w+)</th>", heading)
     assert {task for task, _ in shown} == set(tasks)
-    rows = re.findall(r'<tr data-contender="(\w+)">(.*?)</tr>', page, re.DOTALL)
+    rows = re.findall(r'<tr data-candidate="(\w+)">(.*?)</tr>', page, re.DOTALL)
     assert {name for name, _ in rows} == FUSIONS
     for name, cells in rows:
         means = [float(mean) for mean in re.findall(r'data-mean="([^"]+)"', cells)]
@@ -49,8 +49,8 @@ def test_the_pages_means_are_those_of_the_table(dataset: str) -> None:
 
 @pytest.mark.parametrize("dataset", ["census", "kuairand"])
 def test_every_architecture_has_the_same_size(dataset: str) -> None:
-    columns = pq.read_table(RESULTS / dataset / "results.parquet", columns=["contender", "parameters"]).to_pydict()
-    sizes = dict(zip(columns["contender"], columns["parameters"], strict=True))
+    columns = pq.read_table(RESULTS / dataset / "results.parquet", columns=["candidate", "parameters"]).to_pydict()
+    sizes = dict(zip(columns["candidate"], columns["parameters"], strict=True))
     assert max(sizes.values()) < 1.1 * min(sizes.values()), "within a twentieth of one size"
 
 

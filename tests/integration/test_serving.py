@@ -276,7 +276,7 @@ def test_numbers_have_the_digits_that_files_have(run: Path, predictor: Predictor
 
 
 def test_hashes_are_of_what_they_were_in_training(predictor: Predictor) -> None:
-    assert predictor.manifest.ids_depend_on["tags"] == "hashes of text"
+    assert predictor.manifest.id_fingerprints["tags"] == "hashes of text"
     found = predictor.predict(columns(GOOD, GOOD | {"tags": [{"id": 5, "w": 1.0}]}))
     assert re.search(r"column 'tags' holds .*; features.sparse.tags takes .* text \(as in training\)", found.errors[1])
 
@@ -581,7 +581,7 @@ def test_the_manifest_tells_a_stranger_everything(artifact: Path) -> None:
     assert manifest["calibration"]["method"] == "isotonic"
     assert set(manifest["fused_score"]["exponents"]) <= set(TASKS)
     assert "x86_64" in manifest["capabilities"] or platform.machine() != "x86_64"
-    assert manifest["ids_depend_on"]["city"] == "hashes of text"
+    assert manifest["id_fingerprints"]["city"] == "hashes of text"
     assert {"model.pt2", "parity.json", "sample.parquet", "vocabularies/segment.txt"} == set(manifest["sha256"])
     assert manifest["versions"]["torch"].startswith("2.")
     assert manifest["job"]["features"]["sparse"][3]["transform"] == "hash"

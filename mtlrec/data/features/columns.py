@@ -19,22 +19,22 @@ from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, L
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
 from mtlrec.data.collate import collate
-from mtlrec.data.features.faults import Faults, FileFaults
 from mtlrec.data.features.hashing import hash_text
 from mtlrec.data.features.ids import is_ids, read_ids
+from mtlrec.data.features.row_errors import FileRowErrors, RowErrors
 from mtlrec.data.features.vocabulary import Vocabulary, read_vocabulary
 from mtlrec.data.memory import copied
-from mtlrec.data.sources.dataset import Dataset, OnError, Reader, is_number, is_text, plain
-from mtlrec.data.sources.parquet import Rows
+from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError, is_number, is_text, plain
+from mtlrec.data.sources.parquet import WindowTable
 
 
 @dataclass(frozen=True)
 class Columns:
     """What of a file a job reads, and as what.
 
-    `labels` are the columns that become `Batch.labels`, with what they may hold; `group_by` the one whose values
-    become `Batch.groups`; `vocabularies` by feature; `trained_on` what training's `inputs` were, where values are taken
-    one by one: a hash of text is another than that of the same number.
+    `labels` are the columns that become `Batch.label_columns`, with what they may hold; `group_by` the one whose values
+    become `Batch.group_ids`; `vocabularies` by feature; `expected_fingerprints` are training's `id_fingerprints`, where
+    values are taken one by one: a hash of text is another than that of the same number.
     """
 
     features: FeaturesConfig
@@ -42,7 +42,7 @@ class Columns:
     labels: Mapping[str, LabelColumn]
     vocabularies: Mapping[str, Vocabulary]
     group_by: str | None = None
-    trained_on: Mapping[str, str] = field(default_factory=dict)
+    expected_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(job: JobConfig, with_labels: bool = True, with_groups: bool = False) -> Columns:
@@ -60,60 +60,66 @@ class Columns:
         )
 
     @property
-    def readers(self) -> dict[str, list[Reader]]:
+    def column_uses(self) -> dict[str, list[ColumnUse]]:
         """The columns, each once, and what reads them."""
-        readers: dict[str, list[Reader]] = {column: [] for column in (*self.features.columns, *self.labels)}
+        column_uses: dict[str, list[ColumnUse]] = {column: [] for column in (*self.features.columns, *self.labels)}
         for dense in self.features.dense:
-            readers[dense.source].append(Reader(f"features.dense.{dense.name}", is_number, "numbers or booleans"))
+            column_uses[dense.source].append(
+                ColumnUse(f"features.dense.{dense.name}", is_number, "numbers or booleans")
+            )
         for sparse in self.features.sparse:
             key = f"features.sparse.{sparse.name}"
-            readers[sparse.source].append(Reader(key, *is_ids(sparse, self._hashed(sparse))))
+            column_uses[sparse.source].append(ColumnUse(key, *is_ids(sparse, self._hashed(sparse))))
             if sparse.weight_column is not None:
-                readers[sparse.weight_column].append(Reader(f"{key}.weights", _is_list_of_numbers, "lists of numbers"))
+                column_uses[sparse.weight_column].append(
+                    ColumnUse(f"{key}.weights", _is_list_of_numbers, "lists of numbers")
+                )
         for name, label in self.labels.items():
-            readers[name].append(Reader(label.key, is_number, "numbers or booleans"))
+            column_uses[name].append(ColumnUse(label.key, is_number, "numbers or booleans"))
         if self.group_by is not None:
-            readers.setdefault(self.group_by, []).append(Reader("metrics.group_by", _is_group, "integers or text"))
-        return readers
+            column_uses.setdefault(self.group_by, []).append(
+                ColumnUse("metrics.group_by", _is_group, "integers or text")
+            )
+        return column_uses
 
     def _hashed(self, sparse: SparseFeature) -> str | None:
         """text or numbers, where training knew."""
-        is_hash = sparse.transform == "hash" and sparse.name in self.trained_on
-        return self.trained_on[sparse.name].removeprefix("hashes of ") if is_hash else None
+        is_hash = sparse.transform == "hash" and sparse.name in self.expected_fingerprints
+        return self.expected_fingerprints[sparse.name].removeprefix("hashes of ") if is_hash else None
 
-    def inputs(self, dataset: Dataset) -> dict[str, str]:
+    def id_fingerprints(self, dataset: Dataset) -> dict[str, str]:
         """What the ids of a feature hang on beside the job: whether it hashes text or numbers, the words it knows."""
         hashes = {
             sparse.name: f"hashes of {dataset.kinds[sparse.source]}"
             for sparse in self.features.sparse
             if sparse.transform == "hash" and sparse.source in dataset.kinds
         }
-        return hashes | self.vocabulary_inputs
+        return hashes | self.vocabulary_fingerprints
 
     @property
-    def vocabulary_inputs(self) -> dict[str, str]:
+    def vocabulary_fingerprints(self) -> dict[str, str]:
         return {name: f"vocabulary {vocabulary.fingerprint}" for name, vocabulary in self.vocabularies.items()}
 
-    def block(self, rows: Rows, on_error: OnError = "fail") -> Block:
+    def block(self, rows: WindowTable, on_error: OnError = "fail") -> Block:
         """Raises DataError naming file, row group, row, column and value, unless `on_error` leaves out single rows."""
-        block = self.converted(rows.table, FileFaults(rows, ends=on_error != "skip_row"))
+        block = self.converted(rows.table, FileRowErrors(rows, ends=on_error != "skip_row"))
         return replace(block, files=rows.files)
 
-    def converted(self, table: pa.Table, faults: Faults) -> Block:
+    def converted(self, table: pa.Table, row_errors: RowErrors) -> Block:
         """What training and serving make of rows, wherever these come from."""
-        labels = [_label(table[name], name, label.rule, faults) for name, label in self.labels.items()]
+        labels = [_label(table[name], name, label.rule, row_errors) for name, label in self.labels.items()]
         block = Block(
-            rows=table.num_rows,
-            dense=[transformed(table[dense.source], dense, faults) for dense in self.features.dense],
+            num_rows=table.num_rows,
+            dense=[transformed(table[dense.source], dense, row_errors) for dense in self.features.dense],
             labels=[values for values, _ in labels],
             known=[known for _, known in labels],
             ids=[
-                read_ids(table, sparse, self.tables[sparse.table].rows, self.vocabularies.get(sparse.name), faults)
+                read_ids(table, sparse, self.tables[sparse.table].rows, self.vocabularies.get(sparse.name), row_errors)
                 for sparse in self.features.sparse
             ],
-            groups=None if self.group_by is None else _groups(table[self.group_by]),
+            group_ids=None if self.group_by is None else _groups(table[self.group_by]),
         )
-        return block.without(faults.rows, faults.messages) if faults.rows is not None else block
+        return block.blank(row_errors.bad_mask, row_errors.messages) if row_errors.bad_mask is not None else block
 
     def batch(self, block: Block) -> Batch:
         """A block's rows, and nothing beside them."""
@@ -122,18 +128,18 @@ class Columns:
 
 
 def _label(
-    column: pa.ChunkedArray, name: str, rule: ColumnRule, faults: Faults
+    column: pa.ChunkedArray, name: str, rule: ColumnRule, row_errors: RowErrors
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """[N] float32, 0 where it is not known; and where it is, or None for everywhere."""
     values = numbers(column)
-    _check_rule(values, name, rule, faults)
+    _check_rule(values, name, rule, row_errors)
     unknown = np.isnan(values)
     if not unknown.any():
         return values.astype(np.float32, copy=False), None
     return np.where(unknown, 0, values).astype(np.float32), (~unknown).astype(np.float32)
 
 
-def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, faults: Faults) -> None:
+def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, row_errors: RowErrors) -> None:
     too_large = np.abs(values) > np.finfo(np.float32).max
     if rule == "flag":
         wrong = (values != 0) & (values != 1) & ~np.isnan(values)
@@ -142,22 +148,22 @@ def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, faults: Faults)
         wrong, allowed = (values < 0) | too_large, "a watch time or a sample_weight is >= 0"
     else:
         wrong, allowed = too_large, "a label is a finite number"
-    faults.found(wrong, name, lambda row: f"holds {values[row]:g}; {allowed} or null")
+    row_errors.add(wrong, name, lambda row: f"holds {values[row]:g}; {allowed} or null")
 
 
-def transformed(column: pa.ChunkedArray, feature: DenseFeature, faults: Faults) -> np.ndarray:
+def transformed(column: pa.ChunkedArray, feature: DenseFeature, row_errors: RowErrors) -> np.ndarray:
     """[N] float32: the feature's transforms in turn."""
     # A time in milliseconds has more digits than float32, and standardise brings them out.
     given = floats(column) if "standardise" in feature.steps else numbers(column)
     with np.errstate(over="ignore"):
-        values = through(given, feature, feature.steps, faults).astype(np.float32, copy=False)
+        values = through(given, feature, feature.steps, row_errors).astype(np.float32, copy=False)
     if np.isfinite(values).all():
         return values
-    faults.found(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
+    row_errors.add(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
     return np.where(np.isnan(values), np.float32(0), values)
 
 
-def through(given: np.ndarray, feature: DenseFeature, steps: Sequence[DenseStep], faults: Faults) -> np.ndarray:
+def through(given: np.ndarray, feature: DenseFeature, steps: Sequence[DenseStep], row_errors: RowErrors) -> np.ndarray:
     """[N] of the type of `given`: these of the feature's transforms in turn."""
     values = given
     for step in steps:
@@ -165,8 +171,8 @@ def through(given: np.ndarray, feature: DenseFeature, steps: Sequence[DenseStep]
             values = np.clip(values, feature.min, feature.max)
         elif step == "log1p":
             if np.fmin.reduce(values, initial=0) < 0:
-                say = lambda row: f"holds {given[row]:g}; log1p takes values >= 0"  # noqa: E731
-                faults.found(values < 0, feature.source, say)
+                describe = lambda row: f"holds {given[row]:g}; log1p takes values >= 0"  # noqa: E731
+                row_errors.add(values < 0, feature.source, describe)
                 values = np.maximum(values, 0)
             values = _log1p(values)
         elif step == "standardise":

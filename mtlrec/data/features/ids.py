@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from mtlrec.config import SparseFeature
 from mtlrec.data.block import Ids
-from mtlrec.data.features.faults import Faults
 from mtlrec.data.features.hashing import hash_integers, hash_text
+from mtlrec.data.features.row_errors import RowErrors
 from mtlrec.data.features.vocabulary import Vocabulary
 from mtlrec.data.sources.dataset import is_number, is_text, plain
 
@@ -62,27 +62,29 @@ class Flat(NamedTuple):
         return np.ones(len(self.values), np.int32) if self.lengths is None else self.lengths
 
 
-def read_ids(table: pa.Table, feature: SparseFeature, rows: int, vocabulary: Vocabulary | None, faults: Faults) -> Ids:
-    """The feature's ids, each below `rows`. What is not goes to `faults`, and is 0 until its row is left out."""
-    flat = _flat(table[feature.source], feature, faults)
+def read_ids(
+    table: pa.Table, feature: SparseFeature, rows: int, vocabulary: Vocabulary | None, row_errors: RowErrors
+) -> Ids:
+    """The feature's ids, each below `rows`. What is not goes to `row_errors`, and is 0 until its row is left out."""
+    flat = _flat(table[feature.source], feature, row_errors)
     if feature.weight_column is not None:
-        flat = _with_weights(flat, table[feature.weight_column], feature.weight_column, faults)
+        flat = _with_weights(flat, table[feature.weight_column], feature.weight_column, row_errors)
     if feature.max_length is not None and flat.counts.max(initial=0) > feature.max_length:
-        flat = _shortened(flat, feature, feature.max_length, faults)
-    values = _numbered(flat, feature, rows, vocabulary, faults)
+        flat = _shortened(flat, feature, feature.max_length, row_errors)
+    values = _numbered(flat, feature, rows, vocabulary, row_errors)
     return Ids(values, flat.lengths, flat.weights, is_narrow=rows <= 2**31)
 
 
-def flat_values(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> tuple[pa.Array, np.ndarray]:
+def flat_values(column: pa.ChunkedArray, feature: SparseFeature, row_errors: RowErrors) -> tuple[pa.Array, np.ndarray]:
     """The values of all rows one after another, `max_length` applied but no transform, and the row that each stands
     in."""
-    flat = _flat(column, feature, faults)
+    flat = _flat(column, feature, row_errors)
     if feature.max_length is not None and flat.counts.max(initial=0) > feature.max_length:
-        flat = _shortened(flat, feature, feature.max_length, faults)
+        flat = _shortened(flat, feature, feature.max_length, row_errors)
     return flat.values, np.repeat(np.arange(len(flat.counts)), flat.counts)
 
 
-def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Flat:
+def _flat(column: pa.ChunkedArray, feature: SparseFeature, row_errors: RowErrors) -> Flat:
     array = _combined(column)
     if pa.types.is_null(array.type):
         return Flat(pa.array([], pa.int64()), np.zeros(len(array), np.int32))
@@ -111,9 +113,9 @@ def _flat(column: pa.ChunkedArray, feature: SparseFeature, faults: Faults) -> Fl
         np.asarray(pc.is_null(values, nan_is_null=is_float)) if values.null_count or is_float else np.zeros(0, bool)
     )
     if missing.any():
-        faults.found(_rows_of(missing, lengths), feature.source, lambda row: "holds a null in a list; drop them")
+        row_errors.add(_rows_of(missing, lengths), feature.source, lambda row: "holds a null in a list; drop them")
         values = pc.if_else(pa.array(missing), _nothing(plain(values.type)), values)
-    _check_weights(weights, lengths, feature.source, faults)
+    _check_weights(weights, lengths, feature.source, row_errors)
     return Flat(values, lengths, weights)
 
 
@@ -122,7 +124,7 @@ def _nothing(kind: pa.DataType) -> pa.Scalar:
     return pa.scalar("", kind) if is_text(kind) else pa.scalar(False if pa.types.is_boolean(kind) else 0, kind)
 
 
-def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, faults: Faults) -> Flat:
+def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, row_errors: RowErrors) -> Flat:
     array = _combined(column)
     if pa.types.is_null(array.type):
         array = pa.array([[]] * len(array), pa.list_(pa.float32()))
@@ -131,11 +133,11 @@ def _with_weights(flat: Flat, column: pa.ChunkedArray, name: str, faults: Faults
     lengths = flat.counts
     wrong = given != lengths
     if wrong.any():
-        faults.found(wrong, name, lambda row: f"holds {given[row]} weights for {lengths[row]} ids")
-        weights = Ids(weights, given).without(wrong).values
+        row_errors.add(wrong, name, lambda row: f"holds {given[row]} weights for {lengths[row]} ids")
+        weights = Ids(weights, given).blank(wrong).values
         kept = ~np.repeat(wrong, lengths)
         flat = Flat(flat.values.filter(pa.array(kept)), np.where(wrong, 0, lengths).astype(np.int32))
-    _check_weights(weights, flat.counts, name, faults)
+    _check_weights(weights, flat.counts, name, row_errors)
     return Flat(flat.values, flat.lengths, weights)
 
 
@@ -144,17 +146,19 @@ def _floats(values: pa.Array) -> np.ndarray:
     return np.asarray(pc.cast(values, pa.float32(), safe=False).fill_null(np.nan))
 
 
-def _check_weights(weights: np.ndarray | None, lengths: np.ndarray, column: str, faults: Faults) -> None:
+def _check_weights(weights: np.ndarray | None, lengths: np.ndarray, column: str, row_errors: RowErrors) -> None:
     if weights is not None and not np.isfinite(weights).all():
         wrong = _rows_of(~np.isfinite(weights), lengths)
-        faults.found(wrong, column, lambda row: "holds a weight that is null or not finite")
+        row_errors.add(wrong, column, lambda row: "holds a weight that is null or not finite")
 
 
-def _shortened(flat: Flat, feature: SparseFeature, most: int, faults: Faults) -> Flat:
+def _shortened(flat: Flat, feature: SparseFeature, most: int, row_errors: RowErrors) -> Flat:
     """The last `most` ids of each row: position counted from the row's end decides."""
     lengths = flat.counts
     if feature.too_long == "error":
-        faults.found(lengths > most, feature.source, lambda row: f"holds {lengths[row]} ids; its max_length is {most}")
+        row_errors.add(
+            lengths > most, feature.source, lambda row: f"holds {lengths[row]} ids; its max_length is {most}"
+        )
     from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(flat.values))
     kept = from_end <= most
     weights = None if flat.weights is None else flat.weights[kept]
@@ -162,7 +166,7 @@ def _shortened(flat: Flat, feature: SparseFeature, most: int, faults: Faults) ->
 
 
 def _numbered(
-    flat: Flat, feature: SparseFeature, rows: int, vocabulary: Vocabulary | None, faults: Faults
+    flat: Flat, feature: SparseFeature, rows: int, vocabulary: Vocabulary | None, row_errors: RowErrors
 ) -> np.ndarray:
     """[M] of an integer type."""
     values = flat.values
@@ -175,7 +179,7 @@ def _numbered(
         numbers = np.asarray(pc.cast(values, pa.float64(), safe=False))
         if np.isinf(numbers).any():
             wrong = _rows_of(np.isinf(numbers), flat.counts)
-            faults.found(wrong, feature.source, lambda row: "holds an infinite number; take it out")
+            row_errors.add(wrong, feature.source, lambda row: "holds an infinite number; take it out")
         return np.searchsorted(feature.boundaries or [], numbers, side="right").astype(np.int64)
     if feature.transform == "hash":
         is_words = is_text(values.type)
@@ -185,10 +189,10 @@ def _numbered(
     if feature.transform == "modulo":
         wide = ids if ids.dtype == np.uint64 else ids.astype(np.int64)
         return (wide % wide.dtype.type(rows)).astype(np.int64)
-    return _in_range(ids, flat, feature, rows, faults)
+    return _in_range(ids, flat, feature, rows, row_errors)
 
 
-def _in_range(ids: np.ndarray, flat: Flat, feature: SparseFeature, rows: int, faults: Faults) -> np.ndarray:
+def _in_range(ids: np.ndarray, flat: Flat, feature: SparseFeature, rows: int, row_errors: RowErrors) -> np.ndarray:
     # Seen as unsigned, a negative id is half of the type's numbers or more: one look instead of two.
     unsigned = ids.view(f"u{ids.dtype.itemsize}")
     most = min(rows, 2 ** (8 * ids.dtype.itemsize - 1)) if np.issubdtype(ids.dtype, np.signedinteger) else rows
@@ -197,13 +201,13 @@ def _in_range(ids: np.ndarray, flat: Flat, feature: SparseFeature, rows: int, fa
     wrong = (ids < 0) | (ids >= rows)
     ends = np.cumsum(flat.counts)
 
-    def say(row: int) -> str:
+    def describe(row: int) -> str:
         of_row = slice(ends[row] - flat.counts[row], ends[row])
         bad = ids[of_row][wrong[of_row]][0]
         remedy = f"raise tables.{feature.table}.rows" if bad >= 0 else "ids are not negative"
         return f"holds id {bad}, table '{feature.table}' has {rows} rows; {remedy}, or take a transform"
 
-    faults.found(_rows_of(wrong, flat.counts), feature.source, say)
+    row_errors.add(_rows_of(wrong, flat.counts), feature.source, describe)
     return np.where(wrong, 0, ids)
 
 

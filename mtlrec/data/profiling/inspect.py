@@ -64,7 +64,7 @@ def inspect(path: str) -> Report:
     nulls = _nulls(dataset)
     return Report(
         files=len(dataset.files),
-        row_groups=len(dataset.groups),
+        row_groups=len(dataset.row_groups),
         rows=dataset.rows,
         bytes=sum(file.size for file in dataset.files),
         sampled_rows=sample.num_rows,
@@ -75,8 +75,8 @@ def inspect(path: str) -> Report:
 
 
 def _sample(dataset: Dataset) -> pa.Table:
-    chosen = np.unique(np.linspace(0, len(dataset.groups) - 1, SAMPLED_GROUPS).astype(int)).tolist()
-    reader = RowGroupReader(replace(dataset, groups=tuple(dataset.groups[index] for index in chosen)), None)
+    chosen = np.unique(np.linspace(0, len(dataset.row_groups) - 1, SAMPLED_GROUPS).astype(int)).tolist()
+    reader = RowGroupReader(replace(dataset, row_groups=tuple(dataset.row_groups[index] for index in chosen)), None)
     return stacked([reader.first_rows(index, SAMPLED_ROWS) for index in range(len(chosen))])
 
 

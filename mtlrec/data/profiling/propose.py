@@ -139,7 +139,7 @@ def _dense_transform(column: ColumnReport) -> dict[str, Any]:
 
 
 def _table(column: ColumnReport) -> tuple[int, dict[str, str]]:
-    """Rows, and the transform that makes ids of the values."""
+    """WindowTable, and the transform that makes ids of the values."""
     distinct = column.distinct or 1
     if isinstance(column.min, float) and isinstance(column.max, float) and column.min >= 0:
         rows = int(column.max) + 1

@@ -15,12 +15,12 @@ from mtlrec.config import DenseFeature, JobConfig, SparseFeature
 from mtlrec.config.moments import Moments
 from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
 from mtlrec.data.features.columns import Columns, floats, through
-from mtlrec.data.features.faults import Faults, FileFaults, Skipped
 from mtlrec.data.features.ids import flat_values
+from mtlrec.data.features.row_errors import FileRowErrors, RowErrors, Skipped
 from mtlrec.data.features.vocabulary import place_of
 from mtlrec.data.order import EpochOrder, Phase
 from mtlrec.data.sources.dataset import list_row_groups
-from mtlrec.data.sources.parquet import RowGroupReader, Rows
+from mtlrec.data.sources.parquet import RowGroupReader, WindowTable
 from mtlrec.errors import DataError
 
 SAMPLE = 1_000_000
@@ -72,9 +72,9 @@ def find(
     standardised = [one for one in job.features.dense if "standardise" in one.steps and one.mean is None]
     bucketised = [one for one in job.features.sparse if one.transform == "bucketize" and one.boundaries is None]
     worded = [one for one in job.features.sparse if one.vocabulary is not None and _is_to_be_made(data.root, one)]
-    readers = Columns(job.features, job.tables, {}, {}).readers
+    column_uses = Columns(job.features, job.tables, {}, {}).column_uses
     columns = [one.source for one in standardised] + [one.source for one in (*bucketised, *worded)]
-    wanted = {column: readers[column] for column in columns}
+    wanted = {column: column_uses[column] for column in columns}
     if not wanted:
         raise DataError(
             "nothing to find: no feature has transform standardise, bucketize or vocabulary without its mean and std, "
@@ -86,19 +86,19 @@ def find(
     samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
     counts: dict[str, pa.Table] = {}
 
-    def read(rows: Rows) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], Faults]:
-        faults = FileFaults(rows, ends=data.on_error != "skip_row")
-        numbers = [_before_standardise(rows, dense, faults) for dense in standardised]
-        flat = [flat_values(rows.table[sparse.source], sparse, faults) for sparse in (*bucketised, *worded)]
-        return numbers, flat, faults
+    def read(rows: WindowTable) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], RowErrors]:
+        row_errors = FileRowErrors(rows, ends=data.on_error != "skip_row")
+        numbers = [_before_standardise(rows, dense, row_errors) for dense in standardised]
+        flat = [flat_values(rows.table[sparse.source], sparse, row_errors) for sparse in (*bucketised, *worded)]
+        return numbers, flat, row_errors
 
-    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 1)]).windows(0)
+    windows = EpochOrder([group.rows for group in dataset.row_groups], 0, [Phase(1, 1)]).windows(0)
     check = read if data.on_error == "skip_file" else None
     reader = RowGroupReader(dataset, list(wanted), data.on_error, data.retries, check)
     done = 0
     for _, rows in reader.windows(windows, data.read_ahead):
-        numbers, flat, faults = read(rows)
-        left_out = np.zeros(rows.table.num_rows, bool) if faults.rows is None else faults.rows
+        numbers, flat, row_errors = read(rows)
+        left_out = np.zeros(rows.table.num_rows, bool) if row_errors.bad_mask is None else row_errors.bad_mask
         for dense, values in zip(standardised, numbers, strict=True):
             moments[dense.name].add(values[~left_out & ~np.isnan(values)])
         for sparse, (words, owners) in zip((*bucketised, *worded), flat, strict=True):
@@ -108,8 +108,8 @@ def find(
                 samples[sparse.name].add(values[np.isfinite(values)])
             else:
                 counts[str(sparse.vocabulary)] = _counted(counts.get(str(sparse.vocabulary)), kept)
-        if faults.messages:
-            skipped.add(int(left_out.sum()), faults.messages)
+        if row_errors.messages:
+            skipped.add(int(left_out.sum()), row_errors.messages)
         done += rows.table.num_rows
         progress(done, dataset.rows)
     statistics = Statistics(
@@ -147,11 +147,11 @@ def write(found: Found, job: JobConfig, out: Path) -> list[str]:
     return written
 
 
-def _before_standardise(rows: Rows, feature: DenseFeature, faults: Faults) -> np.ndarray:
+def _before_standardise(rows: WindowTable, feature: DenseFeature, row_errors: RowErrors) -> np.ndarray:
     """[N] float64, null as NaN."""
     given = floats(rows.table[feature.source])
-    values = through(given, feature, feature.steps[: feature.steps.index("standardise")], faults)
-    faults.found(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
+    values = through(given, feature, feature.steps[: feature.steps.index("standardise")], row_errors)
+    row_errors.add(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
     return values
 
 

@@ -29,7 +29,7 @@ class RowGroup:
     rows: int
 
 
-class Reader(NamedTuple):
+class ColumnUse(NamedTuple):
     """What reads a column: the job's key, the types it takes, and these in words."""
 
     key: str
@@ -55,30 +55,30 @@ class Dataset:
     """
 
     root: str
-    groups: tuple[RowGroup, ...]
+    row_groups: tuple[RowGroup, ...]
     partition_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
-        return sum(group.rows for group in self.groups)
+        return sum(group.rows for group in self.row_groups)
 
     @property
     def files(self) -> list[File]:
-        return list(dict.fromkeys(group.file for group in self.groups))
+        return list(dict.fromkeys(group.file for group in self.row_groups))
 
     @property
     def fingerprint(self) -> str:
         """Of the names below the root and the row groups: equal where an epoch visits the same rows."""
-        names = ";".join(f"{group.file.below_root}/{group.index}:{group.rows}" for group in self.groups)
+        names = ";".join(f"{group.file.below_root}/{group.index}:{group.rows}" for group in self.row_groups)
         return hashlib.sha256(names.encode()).hexdigest()[:12]
 
 
 def list_row_groups(
     root: str,
     patterns: Sequence[str],
-    readers: Mapping[str, Sequence[Reader]],
+    column_uses: Mapping[str, Sequence[ColumnUse]],
     on_error: OnError = "fail",
     retries: int = 3,
 ) -> Dataset:
@@ -90,7 +90,7 @@ def list_row_groups(
     """
     store = store_of(root)
     files = find_files(store, patterns)
-    partition_types = _partition_types(files, readers)
+    partition_types = _partition_types(files, column_uses)
     groups: list[RowGroup] = []
     left_out: list[LeftOut] = []
     known: dict[str, Known] = {}
@@ -100,7 +100,7 @@ def list_row_groups(
                 raise found
             with_file = dict(known)
             schema = found.schema.to_arrow_schema()
-            for column, of in readers.items():
+            for column, of in column_uses.items():
                 _check_column(file, schema, partition_types, column, of, with_file)
             known = with_file
         except DataError as error:
@@ -125,13 +125,13 @@ def _footer(store: Store, file: File, retries: int) -> pq.FileMetaData | DataErr
         return DataError(f"{file.name}: not a readable Parquet file ({one_line(error)})")
 
 
-def _partition_types(files: Sequence[File], readers: Mapping[str, Sequence[Reader]]) -> dict[str, pa.DataType]:
+def _partition_types(files: Sequence[File], column_uses: Mapping[str, Sequence[ColumnUse]]) -> dict[str, pa.DataType]:
     """A column of folders' names is what its readers take: text where all of them do, else a whole number; so that
     hashes of `day=1` do not depend on which other days are there. Where nothing reads it, the values decide."""
     types = {}
     for column in dict.fromkeys(column for file in files for column in file.partition):
-        if readers.get(column):
-            is_words = all(reader.takes(pa.string()) for reader in readers[column])
+        if column_uses.get(column):
+            is_words = all(reader.takes(pa.string()) for reader in column_uses[column])
         else:
             is_words = not all(_is_whole(file.partition.get(column)) for file in files)
         types[column] = pa.string() if is_words else pa.int64()
@@ -154,7 +154,7 @@ def _check_column(
     schema: pa.Schema,
     partition_types: Mapping[str, pa.DataType],
     column: str,
-    readers: Sequence[Reader],
+    column_uses: Sequence[ColumnUse],
     known: dict[str, Known],
 ) -> None:
     """There, once, of a type that its readers take and that goes together with that of the files before."""
@@ -162,17 +162,18 @@ def _check_column(
     in_names = column in file.partition
     if count + in_names != 1:
         what = "no column" if count + in_names == 0 else f"{count + in_names} columns called"
-        by = f", which {readers[0].key} reads" if readers else ""
+        by = f", which {column_uses[0].key} reads" if column_uses else ""
         raise DataError(
             f"{file.name}: {what} '{column}'{by}; the file has {', '.join([*schema.names, *file.partition])}"
         )
     kind = partition_types[column] if in_names else plain(schema.field(column).type)
     if in_names and not (is_text(kind) or _is_whole(file.partition[column])):
-        value, by = file.partition[column], f"; {readers[0].key} takes {readers[0].wants}" if readers else ""
+        value = file.partition[column]
+        by = f"; {column_uses[0].key} takes {column_uses[0].wants}" if column_uses else ""
         raise DataError(f"{file.name}: {column}={value} is no whole number{by}")
     if pa.types.is_null(item_type(kind)):  # nothing is known in this file
         return
-    for reader in readers:
+    for reader in column_uses:
         if not reader.takes(kind):
             raise DataError(f"{file.name}: column '{column}' is {kind}; {reader.key} takes {reader.wants}")
     first = known.get(column, Known(file.name, kind))
@@ -180,7 +181,7 @@ def _check_column(
         wide = common_schema([pa.schema([(column, one)]) for one in (first.kind, kind)]).field(column).type
     except DataError:
         wide = None
-    if wide is None or not all(reader.takes(wide) for reader in readers):
+    if wide is None or not all(reader.takes(wide) for reader in column_uses):
         raise DataError(f"{file.name}: column '{column}' is {kind}, in {first.file} it is {first.kind}")
     known[column] = Known(first.file, wide)
 

@@ -25,18 +25,18 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Rows:
+class WindowTable:
     """A window's rows as Arrow, in the order of the files, and where each comes from."""
 
     table: pa.Table
-    groups: tuple[RowGroup, ...]
+    row_groups: tuple[RowGroup, ...]
     pieces: tuple[Piece, ...]
-    faults: tuple[str | None, ...]
+    piece_errors: tuple[str | None, ...]
     """What kept a piece from being read; its rows are null."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(group.file.name for group in self.groups))
+        return tuple(dict.fromkeys(group.file.name for group in self.row_groups))
 
     def piece_of(self, row: int) -> int:
         return int(np.searchsorted(np.cumsum([len(piece) for piece in self.pieces]), row, side="right"))
@@ -45,7 +45,7 @@ class Rows:
         """File, row group and the row's number in it."""
         index = self.piece_of(row)
         before = sum(len(piece) for piece in self.pieces[:index])
-        group = self.groups[index]
+        group = self.row_groups[index]
         return f"{group.file.name}: row group {group.index}, row {self.pieces[index].rows[row - before]}"
 
 
@@ -65,13 +65,13 @@ class RowGroupReader:
         columns: Sequence[str] | None,
         on_error: OnError = "fail",
         retries: int = 3,
-        check: Callable[[Rows], object] | None = None,
+        check: Callable[[WindowTable], object] | None = None,
     ) -> None:
         self.dataset, self.columns, self.on_error, self.retries, self.check = dataset, columns, on_error, retries, check
         self.store = store_of(dataset.root)
         self._footer = lru_cache(maxsize=32)(self._read_footer)
 
-    def windows(self, windows: Sequence[Window], ahead: int = 1) -> Generator[tuple[Window, Rows]]:
+    def windows(self, windows: Sequence[Window], ahead: int = 1) -> Generator[tuple[Window, WindowTable]]:
         """The windows' rows in turn; `ahead` row groups are being read beyond those of the window at hand."""
         runs = [list(run) for _, run in groupby((piece for one in windows for piece in one.pieces), _group_of)]
         read = read_ahead(runs, self._read, ahead)
@@ -82,10 +82,10 @@ class RowGroupReader:
         finally:
             read.close()
 
-    def _rows(self, window: Window, pieces: Sequence[tuple[pa.Table, str | None]]) -> Rows:
-        tables, faults = zip(*pieces, strict=True)
-        groups = tuple(self.dataset.groups[piece.group] for piece in window.pieces)
-        return Rows(stacked(tables), groups, window.pieces, faults)
+    def _rows(self, window: Window, pieces: Sequence[tuple[pa.Table, str | None]]) -> WindowTable:
+        tables, row_errors = zip(*pieces, strict=True)
+        groups = tuple(self.dataset.row_groups[piece.group] for piece in window.pieces)
+        return WindowTable(stacked(tables), groups, window.pieces, row_errors)
 
     def nothing(self) -> pa.Table:
         """The columns without rows, of types that nobody knows."""
@@ -93,7 +93,7 @@ class RowGroupReader:
 
     def first_rows(self, index: int, most: int) -> pa.Table:
         """Of one row group. Raises DataError."""
-        group = self.dataset.groups[index]
+        group = self.dataset.row_groups[index]
         try:
             with self._opened(group.file) as (source, columns):
                 batches = source.iter_batches(min(most, group.rows), [group.index], columns)
@@ -103,11 +103,11 @@ class RowGroupReader:
 
     def _read(self, run: Sequence[Piece]) -> list[tuple[pa.Table, str | None]]:
         """Pieces of one row group, which is read once: each one's rows, or nulls and what kept them from being read."""
-        group = self.dataset.groups[run[0].group]
+        group = self.dataset.row_groups[run[0].group]
         try:
             table = persistently(lambda: self._row_group(group), self.store, self.retries)
             if self.check is not None:
-                self.check(Rows(table, (group,), (Piece(run[0].group, range(group.rows)),), (None,)))
+                self.check(WindowTable(table, (group,), (Piece(run[0].group, range(group.rows)),), (None,)))
         except DataError as error:
             message = str(error)
         except (pa.ArrowException, OSError) as error:

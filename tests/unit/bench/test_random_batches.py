@@ -34,8 +34,8 @@ def test_every_batch_is_one_of_the_job() -> None:
     names = list(job().label_columns)
     for batch in made:
         assert batch.dense.shape == (64, 1)
-        assert batch.labels.shape == batch.label_mask.shape == (64, len(names))
-        assert batch.weights.tolist() == [1.0] * 64
+        assert batch.label_columns.shape == batch.label_known.shape == (64, len(names))
+        assert batch.row_mask.tolist() == [1.0] * 64
         by_name = batch.sparse.to_dict()
         assert list(by_name) == ["user", "recent"]
         assert by_name["user"].lengths().tolist() == [1] * 64
@@ -44,8 +44,8 @@ def test_every_batch_is_one_of_the_job() -> None:
         for name, rows in (("user", 9), ("recent", 50)):
             assert 0 <= int(by_name[name].values().min()) <= int(by_name[name].values().max()) < rows
         for flag in ("click", "shown"):
-            assert set(batch.labels[:, names.index(flag)].tolist()) <= {0.0, 1.0}
-        assert (batch.labels[:, names.index("seconds")] > 0).all()
+            assert set(batch.label_columns[:, names.index(flag)].tolist()) <= {0.0, 1.0}
+        assert (batch.label_columns[:, names.index("seconds")] > 0).all()
 
 
 def test_a_seed_gives_the_same_batches_again_and_another_gives_others() -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.compare import markdown
-from mtlrec.compare.candidates import contenders
+from mtlrec.compare.candidates import candidates
 from mtlrec.compare.comparison import Comparison
 from mtlrec.compare.markdown import write_markdown
 from mtlrec.compare.report import answer, write_report
@@ -44,7 +44,7 @@ def result(kind: str, factor: float, seed: int) -> Result:
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    found = contenders(load_config("kuairand_ple", []), KINDS, match=None)
+    found = candidates(load_config("kuairand_ple", []), KINDS, match=None)
     factors = {"single_task": 1.0, "shared_bottom": 1.0, "mmoe": 1.0, "ple": 1.0}
     diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
     tuning = {
@@ -94,7 +94,7 @@ class Page(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.contender, self.means, self.links = "", dict[str, list[float]](), list[str]()
+        self.candidate, self.means, self.links = "", dict[str, list[float]](), list[str]()
         self.words, self.pictures, self._in_script = "", 0, False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -102,11 +102,11 @@ class Page(HTMLParser):
         self._in_script = tag in ("script", "style")
         self.pictures += "plotly-graph-div" in (given.get("class") or "")
         self.links += [value for key, value in attrs if key in ("src", "href") and value]
-        if given.get("data-contender"):
-            self.contender = given["data-contender"] or ""
-            self.means[self.contender] = []
+        if given.get("data-candidate"):
+            self.candidate = given["data-candidate"] or ""
+            self.means[self.candidate] = []
         if given.get("data-mean"):
-            self.means[self.contender].append(float(given["data-mean"] or ""))
+            self.means[self.candidate].append(float(given["data-mean"] or ""))
 
     def handle_endtag(self, tag: str) -> None:
         self._in_script = False
@@ -125,11 +125,11 @@ def page(folder: Path) -> Page:
 def test_its_means_are_those_of_the_table(page: Page, folder: Path) -> None:
     rows = pq.read_table(folder / "results.parquet").to_pylist()
     assert list(page.means) == ["ple", "mmoe", "single_task", "shared_bottom"]
-    for contender, means in page.means.items():
+    for candidate, means in page.means.items():
         expected = []
         for task in [*AUC_TASKS, "watch_ratio"]:
             metric = "mse" if task == "watch_ratio" else "auc"
-            chosen = {"contender": contender, "task": task, "metric": metric, "split": "test", "chosen": True}
+            chosen = {"candidate": candidate, "task": task, "metric": metric, "split": "test", "chosen": True}
             values = [row["value"] for row in rows if chosen.items() <= row.items()]
             assert len(values) == SEEDS
             expected.append(statistics.mean(values))
@@ -197,7 +197,7 @@ def test_a_comparison_in_which_no_task_can_be_judged_says_so(comparison: Compari
         for kind, results in comparison.results.items()
     }
     none = Comparison(
-        comparison.contenders, comparison.seeds, comparison.factors, {k: {1.0: v[:1]} for k, v in few.items()}, few
+        comparison.candidates, comparison.seeds, comparison.factors, {k: {1.0: v[:1]} for k, v in few.items()}, few
     )
     assert none.verdicts() == []
     write_report(none, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "few")
@@ -213,7 +213,7 @@ def test_a_task_of_one_class_is_shown_and_not_judged(comparison: Comparison, tmp
         for kind, results in comparison.results.items()
     }
     tuning = {kind: {1.0: results[:1]} for kind, results in without.items()}
-    found = Comparison(comparison.contenders, comparison.seeds, comparison.factors, tuning, without)
+    found = Comparison(comparison.candidates, comparison.seeds, comparison.factors, tuning, without)
     assert found.judged == ["click", "long_view", "watch_ratio"]
     assert found.not_judged[1] == "Not judged, for rows of one label alone in the test split: like."
     assert found.ranking()[0] == ("ple", 1.0)

@@ -112,7 +112,7 @@ def updated(features: list[int], dim: int) -> Tensor:
 def test_only_row_wise_adagrad_is_looked_up_by_halves(kind: str) -> None:
     job = toy_job(optim={"sparse": {"kind": kind}})
     with process_group("cpu") as ranks:
-        tables = build_sharded(job, ranks).module.module.model.tables
+        tables = build_sharded(job, ranks).network.tables
         found = [group.emb_module for lookup in tables._lookups for group in lookup._emb_modules]
     assert found
     assert all(isinstance(module, HalvedLookup) == (kind == "rowwise_adagrad") for module in found)

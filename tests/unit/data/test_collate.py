@@ -24,33 +24,33 @@ def test_columns_become_tensors(start: int) -> None:
     for index, row in enumerate(rows):
         age = 0.0 if row["age"] is None else (row["age"] - 40) / 10
         assert batch.dense[index].tolist() == pytest.approx([age, math.log1p(row["price"])], abs=1e-6)
-        assert batch.weights[index] == 1
+        assert batch.row_mask[index] == 1
         for column, name in enumerate(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"]):
-            assert batch.label_mask[index, column] == (row[name] is not None)
-            assert batch.labels[index, column].item() == pytest.approx(float(row[name] or 0))
+            assert batch.label_known[index, column] == (row[name] is not None)
+            assert batch.label_columns[index, column].item() == pytest.approx(float(row[name] or 0))
     ids = batch.sparse.to_dict()
     lists = {name: [one.tolist() for one in jagged.to_dense()[: len(rows)]] for name, jagged in ids.items()}
     assert lists["user_id"] == [[] if row["user_id"] is None else [row["user_id"]] for row in rows]
     assert lists["item_id"] == [[row["item_id"]] for row in rows]
     assert lists["recent_items"] == [row["recent_items"][-5:] for row in rows]
     padding = slice(len(rows), 55)
-    assert not batch.weights[padding].any()
-    assert not batch.label_mask[padding].any()
+    assert not batch.row_mask[padding].any()
+    assert not batch.label_known[padding].any()
     assert not batch.dense[padding].any()
     assert all(ids[name].lengths()[padding].sum() == 0 for name in ids)
 
 
 def test_no_rows_at_all_is_padding_only() -> None:
     batch = collated(toy_table(5).slice(0, 0), 3)
-    assert batch.weights.tolist() == [0, 0, 0]
+    assert batch.row_mask.tolist() == [0, 0, 0]
     assert batch.sparse.values().numel() == 0
     assert batch.sparse.values().dtype == torch.int64
 
 
 def test_null_and_nan_labels_are_unknown() -> None:
     batch = collated(changed("watch_ratio", pa.array([1.0, None, math.nan, 2.0])))
-    assert batch.label_mask[:, 3].tolist() == [1, 0, 0, 1]
-    assert batch.labels[:, 3].tolist() == [1, 0, 0, 2]
+    assert batch.label_known[:, 3].tolist() == [1, 0, 0, 1]
+    assert batch.label_columns[:, 3].tolist() == [1, 0, 0, 2]
 
 
 def test_null_lists_are_empty() -> None:
@@ -104,7 +104,7 @@ def test_bad_values_name_file_row_column_and_value(column: str, value: pa.Array,
 def test_equal_values_are_one_group_whatever_their_type(values: pa.Array, same: list[tuple[int, int]]) -> None:
     job = toy_job(metrics={"group_by": "who"})
     table = toy_table(4).append_column("who", values)
-    groups = collated(table, 6, job).groups
+    groups = collated(table, 6, job).group_ids
     assert groups is not None
     assert groups.dtype == torch.int64
     assert len(groups) == 6
@@ -112,10 +112,10 @@ def test_equal_values_are_one_group_whatever_their_type(values: pa.Array, same: 
     assert set(same) <= set(pairs)
     if len(same) < 3:
         assert pairs == same
-    swapped = collated(table.slice(2), 2, job).groups
+    swapped = collated(table.slice(2), 2, job).group_ids
     assert swapped is not None
     assert swapped.tolist() == groups[2:4].tolist()  # the same in every batch and on every rank
-    assert collated(table, 6).groups is None
+    assert collated(table, 6).group_ids is None
 
 
 def test_negative_weights_are_refused() -> None:

@@ -28,8 +28,8 @@ ROW_JOB = {
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    pairs = [(one.dense, other.dense), (one.labels, other.labels), (one.label_mask, other.label_mask)]
-    pairs += [(one.weights, other.weights), (one.sparse.values(), other.sparse.values())]
+    pairs = [(one.dense, other.dense), (one.label_columns, other.label_columns), (one.label_known, other.label_known)]
+    pairs += [(one.row_mask, other.row_mask), (one.sparse.values(), other.sparse.values())]
     return all(torch.equal(a, b) for a, b in [*pairs, (one.sparse.lengths(), other.sparse.lengths())])
 
 
@@ -51,7 +51,7 @@ def test_an_epoch_can_be_entered_anywhere(tmp_path: Path) -> None:
             assert all(equal(a, b) for a, b in zip(rest, whole[steps:], strict=True))
         assert one.after(start, 5) == Position(2)
     ranks = [shuffled(tmp_path, rank, 2) for rank in range(2)]
-    assert sum(float(batch.weights.sum()) for one in ranks for batch in one.epoch()) == 557
+    assert sum(float(batch.row_mask.sum()) for one in ranks for batch in one.epoch()) == 557
 
 
 @settings(max_examples=25, deadline=None)
@@ -97,7 +97,7 @@ def test_every_row_once_through_the_files(
             batches = loader.epoch(position)
             for batch, _ in zip(batches, range(taken), strict=False):
                 seen += batch.sparse.values().tolist()
-                assert batch.sparse.values().numel() == batch.weights.sum()
+                assert batch.sparse.values().numel() == batch.row_mask.sum()
             batches.close()
         position = loaders[0].after(position, taken) if taken else position
         if position.epoch:
@@ -139,7 +139,7 @@ def test_an_error_on_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
 def test_a_rank_without_rows_takes_its_steps(tmp_path: Path) -> None:
     write_toy(tmp_path, train=(3,))
     loaders = [loader_of(toy_job(tmp_path), rank, 5) for rank in range(5)]
-    sizes = [[batch.weights.sum().item() for batch in loader.epoch()] for loader in loaders]
+    sizes = [[batch.row_mask.sum().item() for batch in loader.epoch()] for loader in loaders]
     assert sizes == [[0], [1], [0], [1], [1]]
 
 
@@ -240,14 +240,16 @@ def test_what_is_broken_is_left_out_counted_and_said_once(
     loader = loader_of(toy_job(tmp_path, data={"on_error": on_error}), shuffle="rows")
     for _ in range(2):
         batches = list(loader.epoch())
-        assert sum(batch.weights.sum().item() for batch in batches) == 557 - left_out
+        assert sum(batch.row_mask.sum().item() for batch in batches) == 557 - left_out
     assert len(logged) == 1
     assert said in logged[0]
-    weightless = torch.cat([batch.weights for batch in batches]) == 0
+    weightless = torch.cat([batch.row_mask for batch in batches]) == 0
     assert not torch.cat([batch.dense for batch in batches])[weightless].any()
-    assert not torch.cat([batch.label_mask for batch in batches])[weightless].any()
+    assert not torch.cat([batch.label_known for batch in batches])[weightless].any()
     assert all(
-        batch.sparse.to_dict()[key].lengths()[batch.weights == 0].sum() == 0 for batch in batches for key in ["item_id"]
+        batch.sparse.to_dict()[key].lengths()[batch.row_mask == 0].sum() == 0
+        for batch in batches
+        for key in ["item_id"]
     )
     assert loader.skipped.rows == counted
     job = toy_job(tmp_path, data={"on_error": on_error, "max_skipped": counted - 1})
@@ -261,7 +263,7 @@ def test_a_row_group_is_left_out_whole_however_it_is_cut(tmp_path: Path, buffer:
     bad_value(write_toy(tmp_path) / "train" / "part-0.parquet")
     job = toy_job(tmp_path, data={"on_error": "skip_file", "shuffle_buffer": buffer})
     loaders = [loader_of(job, rank, ranks, shuffle="rows") for rank in range(ranks)]
-    assert sum(batch.weights.sum().item() for one in loaders for batch in one.epoch()) == 557 - 70
+    assert sum(batch.row_mask.sum().item() for one in loaders for batch in one.epoch()) == 557 - 70
     assert sum(one.skipped.rows for one in loaders) == 70
 
 
@@ -287,7 +289,7 @@ def test_every_column_at_fault_is_said_once(tmp_path: Path, logged: list[str]) -
         table = table.set_column(table.column_names.index(column), column, pa.array(values))
     pq.write_table(table, path)
     loader = loader_of(toy_job(tmp_path, data={"on_error": "skip_row"}))
-    assert sum(batch.weights.sum().item() for batch in loader.epoch()) == 96
+    assert sum(batch.row_mask.sum().item() for batch in loader.epoch()) == 96
     assert [line.split("column ")[1].split(";")[0] for line in sorted(logged)] == [
         "'item_id' holds id 999, table 'item' has 40 rows",
         "'price' holds inf",

@@ -1,7 +1,7 @@
 """The fusion layers: batched equals a loop over experts.
 
-The loops are written from the definitions and see only the per-expert weights that `to_meta` names; that these names
-are right is what test_golden.py holds.
+The loops are written from the definitions and see only the per-expert weights that `to_adatt_reference` names; that
+these names are right is what test_golden.py holds.
 """
 
 import torch
@@ -19,7 +19,7 @@ from mtlrec.layers import (
     MMoE,
     SharedBottom,
     SingleTask,
-    to_meta,
+    to_adatt_reference,
 )
 from mtlrec.layers.experts import ExpertBank
 
@@ -71,7 +71,7 @@ def test_single_task_equals_a_loop(num_tasks: int, levels: list[list[int]], has_
 def test_shared_bottom_equals_one_mlp_for_all(num_tasks: int, levels: list[list[int]]) -> None:
     layer = SharedBottom(D, num_tasks, levels).double()
     x = randn(4, D)
-    expected = mlp(to_meta(layer), "bottom_projection", [width for level in levels for width in level], x)
+    expected = mlp(to_adatt_reference(layer), "bottom_projection", [width for level in levels for width in level], x)
     assert_equal(layer(x), [expected] * num_tasks)
 
 
@@ -86,7 +86,7 @@ def test_mmoe_equals_a_loop(num_tasks: int, num_experts: int, levels: list[list[
     per_level = st.lists(st.lists(st.integers(1, 4), max_size=2), min_size=len(levels), max_size=len(levels))
     gate_hidden = data.draw(st.none() | per_level)
     layer = MMoE(D, num_tasks, num_experts, levels, gate_hidden).double()
-    weights, x = to_meta(layer), randn(4, D)
+    weights, x = to_adatt_reference(layer), randn(4, D)
 
     inputs = [x] * num_experts
     for level, hidden in enumerate(levels):
@@ -111,7 +111,7 @@ def test_ple_equals_a_loop(
 ) -> None:
     num_tasks, owners = len(task_experts), [*task_experts, shared_experts]
     layer = PLE(D, num_tasks, task_experts, shared_experts, levels).double()
-    weights, x = to_meta(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
+    weights, x = to_adatt_reference(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
 
     slots = list(x.unbind(1)) if has_slots else [x] * (num_tasks + 1)
     for level, hidden in enumerate(levels):
@@ -142,7 +142,7 @@ def test_adatt_sp_equals_a_loop(
     num_tasks: int, count: int, levels: list[list[int]], residual: bool, has_slots: bool
 ) -> None:
     layer = AdaTTSp(D, num_tasks, count, levels, residual).double()
-    weights, x = to_meta(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
+    weights, x = to_adatt_reference(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
 
     slots = list(x.unbind(1)) if has_slots else [x] * num_tasks
     for level, hidden in enumerate(levels):
@@ -174,7 +174,7 @@ def test_adatt_equals_a_loop(
 ) -> None:
     num_tasks, owners = len(task_experts), [*task_experts, shared_experts]
     layer = AdaTT(D, num_tasks, task_experts, shared_experts, levels, residual).double()
-    weights, x = to_meta(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
+    weights, x = to_adatt_reference(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
 
     slots = list(x.unbind(1)) if has_slots else [x] * (num_tasks + 1)
     for level, hidden in enumerate(levels):
@@ -201,7 +201,7 @@ def test_adatt_equals_a_loop(
 @given(num_tasks=st.integers(1, 8), levels=LEVELS, has_slots=st.booleans())
 def test_cross_stitch_equals_a_loop(num_tasks: int, levels: list[list[int]], has_slots: bool) -> None:
     layer = CrossStitch(D, num_tasks, levels).double()
-    weights, x = to_meta(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
+    weights, x = to_adatt_reference(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
     slots = list(x.unbind(1)) if has_slots else [x] * num_tasks
     for level, hidden in enumerate(levels):
         outputs = [mlp(weights, f"experts.{level}.{t}", hidden, slot) for t, slot in enumerate(slots)]
@@ -213,7 +213,7 @@ def test_cross_stitch_equals_a_loop(num_tasks: int, levels: list[list[int]], has
 @given(num_tasks=st.integers(2, 8), levels=LEVELS, has_slots=st.booleans())
 def test_asymmetric_equals_a_loop(num_tasks: int, levels: list[list[int]], has_slots: bool) -> None:
     layer = AsymmetricBottom(D, num_tasks, levels).double()
-    weights, x = to_meta(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
+    weights, x = to_adatt_reference(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
     hidden, outputs = [width for level in levels for width in level], []
     for task in range(num_tasks):
         own = mlp(weights, f"task{task + 1}_mlp", hidden, x[:, task] if has_slots else x)

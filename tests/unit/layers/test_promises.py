@@ -20,8 +20,8 @@ from mtlrec.layers import (
     SharedBottom,
     SingleTask,
 )
+from mtlrec.layers.adatt_reference import reference_tensors
 from mtlrec.layers.experts import ExpertBank
-from mtlrec.layers.meta_weights import meta_tensors
 from tests.layers import EXTRA_ARGUMENTS
 
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
@@ -153,7 +153,7 @@ def test_gradient_reaches_every_parameter_of_every_expert(build: Callable[[], Fu
         }
         assert len(parts) == 3 * len(list(layer.parameters()))
     else:
-        parts = meta_tensors(layer, lambda parameter: parameter.grad)
+        parts = reference_tensors(layer, lambda parameter: parameter.grad)
     unreached = [name for name, gradient in parts.items() if gradient.eq(0).all()]
     assert not unreached
 

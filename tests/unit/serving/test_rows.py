@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 
 from mtlrec.data.features.columns import Columns
-from mtlrec.data.features.faults import RowFaults
-from mtlrec.data.sources.dataset import Reader
+from mtlrec.data.features.row_errors import RawRowErrors
+from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.errors import DataError
 from mtlrec.serving.rows import arrow_column, columns_of, shown
 from tests.toy import toy_job, toy_tree
 
-READERS = Columns.of(toy_job(), with_labels=False).readers
-IDS, LISTS, NUMBERS = READERS["user_id"], READERS["recent_items"], READERS["age"]
+COLUMN_USES = Columns.of(toy_job(), with_labels=False).column_uses
+IDS, LISTS, NUMBERS = COLUMN_USES["user_id"], COLUMN_USES["recent_items"], COLUMN_USES["age"]
 
 
 NAN = float("nan")
@@ -28,20 +28,20 @@ class Missing(list[Any]):
         return [value != value for value in self]
 
 
-def words() -> list[Reader]:
+def words() -> list[ColumnUse]:
     tree = toy_tree()
     tree["features"]["sparse"][0] |= {"transform": "hash"}
-    return Columns.of(type(toy_job()).model_validate(tree), with_labels=False).readers["user_id"]
+    return Columns.of(type(toy_job()).model_validate(tree), with_labels=False).column_uses["user_id"]
 
 
-def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[int, str]]:
-    faults = RowFaults(len(values))
-    column = arrow_column(values, len(values), "c", readers, faults)
-    return column.to_pylist(), faults.reasons
+def converted(values: Any, column_uses: Sequence[ColumnUse]) -> tuple[list[Any], dict[int, str]]:
+    row_errors = RawRowErrors(len(values))
+    column = arrow_column(values, len(values), "c", column_uses, row_errors)
+    return column.to_pylist(), row_errors.reasons
 
 
 @pytest.mark.parametrize(
-    ("values", "readers", "expected"),
+    ("values", "column_uses", "expected"),
     [
         ([3, None, 4], IDS, [3, None, 4]),
         (np.array([3, 4], np.uint8), IDS, [3, 4]),
@@ -62,12 +62,12 @@ def converted(values: Any, readers: Sequence[Reader]) -> tuple[list[Any], dict[i
         (Missing(["a", NAN]), words(), ["a", None]),
     ],
 )
-def test_what_features_take(values: Any, readers: list[Reader], expected: list[Any]) -> None:
-    assert converted(values, readers) == (expected, {})
+def test_what_features_take(values: Any, column_uses: list[ColumnUse], expected: list[Any]) -> None:
+    assert converted(values, column_uses) == (expected, {})
 
 
 @pytest.mark.parametrize(
-    ("values", "readers", "wrong"),
+    ("values", "column_uses", "wrong"),
     [
         ([3, "x", 4], IDS, {1: "'x'"}),
         ([2**63, "x", 5, -1], IDS, {1: "'x'", 3: "-1"}),
@@ -84,12 +84,14 @@ def test_what_features_take(values: Any, readers: list[Reader], expected: list[A
         ([np.zeros((2, 2)), [1]], LISTS, {0: "array"}),
     ],
 )
-def test_what_they_do_not_take_is_their_rows_fault(values: Any, readers: list[Reader], wrong: dict[int, str]) -> None:
-    column, reasons = converted(values, readers)
+def test_what_they_do_not_take_is_their_rows_fault(
+    values: Any, column_uses: list[ColumnUse], wrong: dict[int, str]
+) -> None:
+    column, reasons = converted(values, column_uses)
     assert reasons.keys() == wrong.keys()
     for row, words_ in wrong.items():
         assert words_ in reasons[row]
-        assert f"{readers[0].key} takes {readers[0].wants}" in reasons[row]
+        assert f"{column_uses[0].key} takes {column_uses[0].wants}" in reasons[row]
         assert column[row] is None
     for row, value in enumerate(values):
         is_missing = value is None or value is np.ma.masked or value is NAN or str(value) == "None"
@@ -127,7 +129,7 @@ def test_a_column_whose_length_lies_is_refused() -> None:
             return 3
 
     with pytest.raises(DataError, match="says that it has 3 values"):
-        arrow_column(Liar([1, 2]), 3, "c", IDS, RowFaults(3))
+        arrow_column(Liar([1, 2]), 3, "c", IDS, RawRowErrors(3))
 
 
 def test_lists_that_have_no_end_are_their_rows_fault() -> None:
@@ -141,9 +143,9 @@ def test_lists_that_have_no_end_are_their_rows_fault() -> None:
     view["a"] = view.values()
     _, reasons = converted([[1], endless, {"a": endless}, view["a"]], LISTS)
     assert reasons.keys() == {1, 2, 3}
-    faults = RowFaults(2)
-    assert arrow_column([deep, [2]], 2, "c", LISTS, faults).to_pylist() == [None, [2]]
-    assert faults.reasons.keys() == {0}
+    row_errors = RawRowErrors(2)
+    assert arrow_column([deep, [2]], 2, "c", LISTS, row_errors).to_pylist() == [None, [2]]
+    assert row_errors.reasons.keys() == {0}
 
 
 def test_messages_stay_short_and_one_line() -> None:

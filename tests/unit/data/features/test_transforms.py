@@ -50,7 +50,7 @@ def ids_of(batch: Batch) -> list[list[int]]:
 
 
 def takes(job: JobConfig, kind: pa.DataType) -> bool:
-    return all(reader.takes(kind) for reader in Columns.of(job).readers["x"])
+    return all(reader.takes(kind) for reader in Columns.of(job).column_uses["x"])
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.int64()])
@@ -220,8 +220,8 @@ def test_bad_weights(weights: list[Any], message: str) -> None:
     table = pa.table({"x": LISTS, "w": weights, "number": [0.0] * 4, "click": [0] * 4})
     block = Columns.of(JobConfig.model_validate(tree)).block(rows_of(table), "skip_row")
     bad = 0 if "row 0" in message else 3
-    assert block.weights is not None
-    assert block.weights.tolist() == [float(row != bad) for row in range(4)]
+    assert block.row_mask is not None
+    assert block.row_mask.tolist() == [float(row != bad) for row in range(4)]
     assert block.ids[0].lengths is not None
     assert block.ids[0].lengths.tolist() == [0 if row == bad else len(ids or []) for row, ids in enumerate(LISTS)]
 

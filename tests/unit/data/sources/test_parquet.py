@@ -10,11 +10,11 @@ import pytest
 
 from mtlrec.data.ahead import read_ahead
 from mtlrec.data.order import EpochOrder, Phase, Piece, Window
-from mtlrec.data.sources.dataset import Dataset, Reader, is_number, list_row_groups
+from mtlrec.data.sources.dataset import ColumnUse, Dataset, is_number, list_row_groups
 from mtlrec.data.sources.parquet import RowGroupReader
 from mtlrec.errors import DataError
 
-NUMBER = {"row": [Reader("features.dense.row", is_number, "numbers")]}
+NUMBER = {"row": [ColumnUse("features.dense.row", is_number, "numbers")]}
 
 
 def write(folder: Path, sizes: list[int], row_group: int = 10) -> Path:
@@ -27,7 +27,7 @@ def write(folder: Path, sizes: list[int], row_group: int = 10) -> Path:
 
 
 def rows_of(dataset: Dataset, **options: int) -> list[int]:
-    windows = EpochOrder([group.rows for group in dataset.groups], 0, [Phase(1, 8)]).windows(0)
+    windows = EpochOrder([group.rows for group in dataset.row_groups], 0, [Phase(1, 8)]).windows(0)
     reader = RowGroupReader(dataset, ["row"])
     return [row for _, rows in reader.windows(windows, **options) for row in rows.table["row"].to_pylist()]
 
@@ -35,7 +35,7 @@ def rows_of(dataset: Dataset, **options: int) -> list[int]:
 @pytest.mark.parametrize("ahead", [1, 3, 100])
 def test_row_groups_come_in_order(tmp_path: Path, ahead: int) -> None:
     dataset = list_row_groups(str(write(tmp_path, [25, 0, 18])), ["*.parquet"], NUMBER)
-    assert [group.rows for group in dataset.groups] == [10, 10, 5, 10, 8]
+    assert [group.rows for group in dataset.row_groups] == [10, 10, 5, 10, 8]
     assert rows_of(dataset, ahead=ahead) == list(range(43))
 
 
@@ -65,7 +65,7 @@ def test_files_that_were_not_written_alike_are_read_together(
 ) -> None:
     for index, values in enumerate((first, second)):
         pq.write_table(pa.table({"row": values}), tmp_path / f"{index}.parquet")
-    dataset = list_row_groups(str(tmp_path), ["*.parquet"], {"row": [Reader("k", lambda kind: True, "")]})
+    dataset = list_row_groups(str(tmp_path), ["*.parquet"], {"row": [ColumnUse("k", lambda kind: True, "")]})
     window = Window((Piece(0, range(3)), Piece(1, range(3))), None)
     ((_, rows),) = RowGroupReader(dataset, ["row"]).windows([window])
     assert rows.table["row"].to_pylist() == together
@@ -84,10 +84,10 @@ def test_files_that_were_not_written_alike_are_read_together(
 def test_types_that_do_not_go_together_are_told_when_listed(tmp_path: Path, first: pa.Array, second: pa.Array) -> None:
     for index, values in enumerate((first, second)):
         pq.write_table(pa.table({"row": values}), tmp_path / f"{index}.parquet")
-    readers = {"row": [Reader("k", lambda kind: True, "")]}
+    column_uses = {"row": [ColumnUse("k", lambda kind: True, "")]}
     with pytest.raises(DataError, match=r"1\.parquet: column 'row' is .*, in .*0\.parquet it is"):
-        list_row_groups(str(tmp_path), ["*.parquet"], readers)
-    dataset = list_row_groups(str(tmp_path), ["*.parquet"], readers, on_error="skip_file")
+        list_row_groups(str(tmp_path), ["*.parquet"], column_uses)
+    dataset = list_row_groups(str(tmp_path), ["*.parquet"], column_uses, on_error="skip_file")
     assert [file.below_root for file in dataset.files] == ["0.parquet"]
     assert len(dataset.left_out) == 1
 
@@ -107,9 +107,9 @@ def test_hive_partitions_are_columns(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         write(folder, [2])
         (folder / "_SUCCESS").touch()
-    any_type, numbers = Reader("k", lambda kind: True, ""), Reader("n", is_number, "numbers")
-    readers = {"row": [any_type], "day": [any_type, numbers], "country": [any_type]}
-    dataset = list_row_groups(str(tmp_path), ["log"], readers)
+    any_type, numbers = ColumnUse("k", lambda kind: True, ""), ColumnUse("n", is_number, "numbers")
+    column_uses = {"row": [any_type], "day": [any_type, numbers], "country": [any_type]}
+    dataset = list_row_groups(str(tmp_path), ["log"], column_uses)
     windows = EpochOrder([2, 2, 2], 0, [Phase(1, 8, shuffle_buffer=10)]).windows(0)
     ((_, rows),) = RowGroupReader(dataset, ["row", "day", "country"]).windows(windows)
     assert rows.table["day"].to_pylist() == [1, 1, 2, 2, 3, 3]
@@ -127,7 +127,7 @@ def test_mistakes_name_the_file_and_the_column(tmp_path: Path) -> None:
         list_row_groups(root, ["nothing-*.parquet"], {})
     write(tmp_path, [3])
     with pytest.raises(DataError, match=r"000\.parquet: no column 'age', which age reads; the file has row"):
-        list_row_groups(root, ["*.parquet"], {"age": [Reader("age", is_number, "numbers")]})
+        list_row_groups(root, ["*.parquet"], {"age": [ColumnUse("age", is_number, "numbers")]})
     pq.write_table(pa.table({"row": ["a"]}), tmp_path / "001.parquet")
     with pytest.raises(DataError, match=r"001\.parquet: column 'row' is string; features\.dense\.row takes numbers"):
         list_row_groups(root, ["*.parquet"], NUMBER)
@@ -207,14 +207,16 @@ def test_structs_whose_fields_differ_are_told_apart(tmp_path: Path) -> None:
     for name, field in (("a", "id"), ("b", "item")):
         kind = pa.list_(pa.struct([("w", pa.int64()), (field, pa.int64())]))
         pq.write_table(pa.table({"u": pa.array([[{"w": 7, field: 3}]], kind)}), tmp_path / f"{name}.parquet")
-    is_pair = Reader("features.sparse.u", lambda kind: kind.value_type.num_fields == 2, "structs of two")
+    is_pair = ColumnUse("features.sparse.u", lambda kind: kind.value_type.num_fields == 2, "structs of two")
     with pytest.raises(DataError, match=r"b\.parquet: column 'u' is list<.*item.*in .*a\.parquet it is list<"):
         list_row_groups(str(tmp_path), ["*.parquet"], {"u": [is_pair]})
 
 
 def test_what_reads_a_folders_column_decides_its_type(tmp_path: Path) -> None:
-    text = Reader("features.sparse.device", lambda kind: pa.types.is_string(kind) or pa.types.is_integer(kind), "both")
-    number = Reader("features.dense.device", is_number, "numbers")
+    text = ColumnUse(
+        "features.sparse.device", lambda kind: pa.types.is_string(kind) or pa.types.is_integer(kind), "both"
+    )
+    number = ColumnUse("features.dense.device", is_number, "numbers")
     for value in ("3", "07", "unknown"):
         (tmp_path / f"device={value}").mkdir()
         write(tmp_path / f"device={value}", [2])

@@ -1,4 +1,4 @@
-"""Bad values, what becomes of their rows, and how many that are."""
+"""Rows with bad values: which they are, what is wrong, and how many a job has left out."""
 
 from __future__ import annotations
 
@@ -8,64 +8,64 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mtlrec.data.sources.dataset import Dataset
-from mtlrec.data.sources.parquet import Rows
+from mtlrec.data.sources.parquet import WindowTable
 from mtlrec.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 
-class Faults:
+class RowErrors:
     """Collects the rows that are left out.
 
     Attributes:
-        rows: [N] bool, or None while nothing was found
-        messages: the first fault of each file and column, or of each file that could not be read
+        bad_mask: [N] bool, the rows that are left out, or None while there is none
+        messages: the first error of each file and column, or of each file that could not be read
     """
 
     def __init__(self, count: int) -> None:
-        self.rows: np.ndarray | None = None
+        self.bad_mask: np.ndarray | None = None
         self.messages: dict[tuple[str, str], str] = {}
         self._count = count
 
-    def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
-        """wrong [N] bool: rows where `column` holds what it must not; `say(row)` tells what and the remedy."""
+    def add(self, wrong: np.ndarray, column: str, describe: Callable[[int], str]) -> None:
+        """wrong [N] bool: rows where `column` holds what it must not; `describe(row)` tells what and the remedy."""
         raise NotImplementedError
 
     def _leave_out(self, rows: slice | np.ndarray) -> None:
-        if self.rows is None:
-            self.rows = np.zeros(self._count, bool)
-        self.rows[rows] = True
+        if self.bad_mask is None:
+            self.bad_mask = np.zeros(self._count, bool)
+        self.bad_mask[rows] = True
 
 
-class FileFaults(Faults):
+class FileRowErrors(RowErrors):
     """Of rows that files hold, those first that could not be read.
 
     Args:
         ends: whether a bad value raises, instead of leaving its row out
     """
 
-    def __init__(self, rows: Rows, ends: bool) -> None:
+    def __init__(self, rows: WindowTable, ends: bool) -> None:
         super().__init__(rows.table.num_rows)
         self._of, self._ends = rows, ends
         first = 0
-        for group, piece, fault in zip(rows.groups, rows.pieces, rows.faults, strict=True):
+        for group, piece, fault in zip(rows.row_groups, rows.pieces, rows.piece_errors, strict=True):
             if fault is not None:
                 self._leave_out(slice(first, first + len(piece)))
                 self.messages.setdefault((group.file.name, ""), fault)
             first += len(piece)
 
-    def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
-        """Raises DataError with file, row group, row, column and value where faults end the job."""
-        if self.rows is not None:
-            wrong = wrong & ~self.rows
+    def add(self, wrong: np.ndarray, column: str, describe: Callable[[int], str]) -> None:
+        """Raises DataError with file, row group, row, column and value where errors end the job."""
+        if self.bad_mask is not None:
+            wrong = wrong & ~self.bad_mask
         if not wrong.any():
             return
         first = 0
-        for group, piece in zip(self._of.groups, self._of.pieces, strict=True):
+        for group, piece in zip(self._of.row_groups, self._of.pieces, strict=True):
             here = wrong[first : first + len(piece)]
             if here.any():
                 row = first + int(np.argmax(here))
-                message = f"{self._of.where(row)}: column '{column}' {say(row)}"
+                message = f"{self._of.where(row)}: column '{column}' {describe(row)}"
                 if self._ends:
                     raise DataError(message)
                 self.messages.setdefault((group.file.name, column), message)
@@ -73,7 +73,7 @@ class FileFaults(Faults):
         self._leave_out(wrong)
 
 
-class RowFaults(Faults):
+class RawRowErrors(RowErrors):
     """Of rows that come from no file, each one's first fault.
 
     Attributes:
@@ -84,10 +84,10 @@ class RowFaults(Faults):
         super().__init__(count)
         self.reasons: dict[int, str] = {}
 
-    def found(self, wrong: np.ndarray, column: str, say: Callable[[int], str]) -> None:
+    def add(self, wrong: np.ndarray, column: str, describe: Callable[[int], str]) -> None:
         for row in np.flatnonzero(wrong).tolist():
             if row not in self.reasons:
-                self.reasons[row] = f"column '{column}' {say(row)}"
+                self.reasons[row] = f"column '{column}' {describe(row)}"
         if wrong.any():
             self._leave_out(wrong)
 

@@ -55,7 +55,7 @@ class MetaSlice(NamedTuple):
     """Of the reference's tensor, where this is only a row of it; rows come in order."""
 
 
-def from_meta(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> FusionLayer:
+def from_adatt_reference(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> FusionLayer:
     """A layer of ours with the public reference's weights.
 
     Args:
@@ -70,8 +70,8 @@ def from_meta(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Fu
 
     Example:
         >>> config = {"kind": "mmoe", "input_dim": 8, "num_tasks": 2, "num_experts": 3, "expert_hidden": [[4]]}
-        >>> weights = to_meta(MMoE(8, 2, 3, [[4]]))
-        >>> from_meta(config, weights)(torch.randn(5, 8)).shape
+        >>> weights = to_adatt_reference(MMoE(8, 2, 3, [[4]]))
+        >>> from_adatt_reference(config, weights)(torch.randn(5, 8)).shape
         torch.Size([5, 2, 4])
     """
     layer = _build(config)
@@ -87,20 +87,20 @@ def from_meta(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Fu
     return layer
 
 
-def to_meta(layer: nn.Module) -> dict[str, Tensor]:
-    """The layer's weights under the public reference's names: the inverse of `from_meta`. Copies, detached.
+def to_adatt_reference(layer: nn.Module) -> dict[str, Tensor]:
+    """The layer's weights under the public reference's names: the inverse of `from_adatt_reference`. Copies, detached.
 
     Raises:
         ValueError: for a layer the reference has no names for.
 
     Example:
-        >>> sorted(to_meta(SharedBottom(8, 2, [[4]])))
+        >>> sorted(to_adatt_reference(SharedBottom(8, 2, [[4]])))
         ['bottom_projection.mlp_net.0.bias', 'bottom_projection.mlp_net.0.weight']
     """
-    return meta_tensors(layer, lambda parameter: parameter)
+    return reference_tensors(layer, lambda parameter: parameter)
 
 
-def meta_tensors(layer: nn.Module, tensor_of: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
+def reference_tensors(layer: nn.Module, tensor_of: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
     """What belongs to the layer's parameters, under the reference's names: `tensor_of` gives a tensor of a parameter's
     shape, such as its gradient. Copies, detached.
 
@@ -110,7 +110,7 @@ def meta_tensors(layer: nn.Module, tensor_of: Callable[[nn.Parameter], Tensor]) 
     Example:
         >>> layer = SharedBottom(8, 2, [[4]])
         >>> layer(torch.randn(5, 8)).sum().backward()
-        >>> sorted(meta_tensors(layer, lambda parameter: parameter.grad))
+        >>> sorted(reference_tensors(layer, lambda parameter: parameter.grad))
         ['bottom_projection.mlp_net.0.bias', 'bottom_projection.mlp_net.0.weight']
     """
     tensors: dict[str, Tensor] = {}
@@ -224,7 +224,7 @@ def _build(config: Mapping[str, Any]) -> FusionLayer:
 
 
 def _check_fit(layer: FusionLayer, state_dict: Mapping[str, Tensor]) -> None:
-    wanted = {name: list(tensor.shape) for name, tensor in to_meta(layer).items()}
+    wanted = {name: list(tensor.shape) for name, tensor in to_adatt_reference(layer).items()}
     given = {name: list(tensor.shape) for name, tensor in state_dict.items()}
     problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     problems += [f"{name} is not expected" for name in given.keys() - wanted.keys()]

@@ -1,10 +1,10 @@
-"""What does a look inside cost? What `train.diagnose_every` adds to training, over the steps between two looks.
+"""What does a diagnosis during training cost? What `train.diagnose_every` adds, over the steps between two of them.
 
-    python benchmarks/looks.py --out benchmarks/results/looks.json
+    python benchmarks/diagnosis.py --out benchmarks/results/diagnosis.json
 
-Random batches of each recipe, in one process; a round is `--steps` steps, then what the trainer does for a look: the
+Random batches of each recipe, in one process; a round is `--steps` steps, then a diagnosis as the trainer makes it: the
 pipeline detached, the model diagnosed on a batch, figures and heatmaps written to TensorBoard, and the pipeline filled
-anew by the step that follows. A figure is the median over rounds; the share is a look's, in steps of its round, over
+anew by the step that follows. A figure is the median over rounds; the share is a diagnosis's steps over
 the steps that the default leaves between two.
 """
 
@@ -46,13 +46,15 @@ def main() -> None:
     quiet_libraries()
     cells = {recipe: measure(recipe, options.steps, options.rounds) for recipe in options.recipe}
     hardware = f"{trials.processor()}, {torch.get_num_threads()} threads"
-    command = shlex.join(["python", "benchmarks/looks.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/diagnosis.py", *sys.argv[1:]])
     if options.out:
         trials.write({"command": command, "hardware": hardware, "cells": cells}, options.out)
-    print(f"{hardware}, a look every {EVERY} steps\n\n| recipe | a step, ms | a look, in steps | of training |")
+    print(
+        f"{hardware}, a diagnosis every {EVERY} steps\n\n| recipe | a step, ms | a diagnosis, in steps | of training |"
+    )
     print("|---|--:|--:|--:|")
     for recipe, cell in cells.items():
-        print(f"| {recipe} | {cell['step_ms']:.1f} | {cell['look_in_steps']:.1f} | {cell['share']:.2%} |")
+        print(f"| {recipe} | {cell['step_ms']:.1f} | {cell['diagnosis_in_steps']:.1f} | {cell['share']:.2%} |")
 
 
 def measure(recipe: str, steps: int, rounds: int) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def measure(recipe: str, steps: int, rounds: int) -> dict[str, Any]:
         step = TrainingStep(job, ranks, 10_000, EVERY)
         made = random_batches(job, 8, seed=0)
         batches = itertools.cycle(made)
-        step_ms, looks = [], []
+        step_ms, diagnoses = [], []
         with Telemetry(Path(folder), ranks) as telemetry:
             telemetry.open(0, EVERY)
             for number in range(rounds + 1):  # the first warms up
@@ -73,14 +75,14 @@ def measure(recipe: str, steps: int, rounds: int) -> dict[str, Any]:
                 step.pipeline.detach()
                 write_diagnosis(telemetry, number, diagnose_batches(step.model, made[:1], job, ranks))
                 step(batches, number)
-                looks.append((time.perf_counter() - started) / seconds - 1)
+                diagnoses.append((time.perf_counter() - started) / seconds - 1)
                 step_ms.append(1000 * seconds)
-    look = statistics.median(looks[1:])
+    diagnosis_steps = statistics.median(diagnoses[1:])
     return {
         "step_ms": round(statistics.median(step_ms[1:]), 2),
-        "look_in_steps": round(look, 2),
-        "look_in_steps_all": [round(one, 2) for one in looks[1:]],
-        "share": round(look / EVERY, 5),
+        "diagnosis_in_steps": round(diagnosis_steps, 2),
+        "diagnosis_in_steps_all": [round(one, 2) for one in diagnoses[1:]],
+        "share": round(diagnosis_steps / EVERY, 5),
     }
 
 
