@@ -2,7 +2,7 @@
 
 One file for each. Its docstring says what upstream does, in which versions it was seen, the upstream issue where there
 is one, and when to delete the file. A test with the file's name in tests/unit/compat/ fails once upstream no longer
-needs it. tests/unit/test_imports.py holds that no other file of mtlrec uses a private name of these libraries.
+needs it. tests/unit/test_private_names.py holds that no other file of mtlrec uses a private name of these libraries.
 
 Names that upstream keeps private
     sharded_tensor          ShardedTensor and its parts

@@ -12,28 +12,29 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from mtlrec.compat.cpu_kernels import has_rank_without_lookup
 
 
-def look_up(rows: int, optimizer: EmbOptimType) -> None:
-    module = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, 8, EmbeddingLocation.HOST, ComputeDevice.CPU)], optimizer=optimizer, device=torch.device("cpu")
-    )
-    module(torch.zeros(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64))
+def look_up(rows: int, optimizer: EmbOptimType) -> str:
+    """The error of a lookup on CPU, if there is one."""
+    tables = [(rows, 8, EmbeddingLocation.HOST, ComputeDevice.CPU)]
+    try:
+        module = SplitTableBatchedEmbeddingBagsCodegen(tables, optimizer=optimizer, device=torch.device("cpu"))
+        module(torch.zeros(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64))
+    except (AssertionError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def test_there_is_no_adam_on_cpu() -> None:
-    with pytest.raises(AssertionError) as raised:
-        look_up(10, EmbOptimType.ADAM)
-    assert "not supported in CPU mode" in str(raised.value), "has_fused_adam of compat/cpu_kernels.py can be deleted"
+    error = look_up(10, EmbOptimType.ADAM)
+    assert "not supported in CPU mode" in error, "has_fused_adam of compat/cpu_kernels.py can be deleted"
 
 
 def test_there_is_no_lookup_without_rows() -> None:
-    look_up(1, EmbOptimType.EXACT_SGD)
-    with pytest.raises(RuntimeError) as raised:
-        look_up(0, EmbOptimType.EXACT_SGD)
-    needed = "weights[0]" in str(raised.value)
-    assert needed, "has_rank_without_lookup of compat/cpu_kernels.py can be deleted"
+    assert not look_up(1, EmbOptimType.EXACT_SGD)
+    error = look_up(0, EmbOptimType.EXACT_SGD)
+    assert "weights[0]" in error, "has_rank_without_lookup of compat/cpu_kernels.py can be deleted"
 
 
-@pytest.mark.parametrize(("rows", "ranks", "left"), [(1, 2, True), (2, 2, False), (5, 4, True), (9, 4, False)])
+@pytest.mark.parametrize(("rows", "ranks", "left"), [(1, 2, True), (2, 2, False), (5, 4, True), (8, 4, False)])
 def test_ranks_without_rows(rows: int, ranks: int, left: bool) -> None:
     """5 rows on 4 ranks are 2, 2, 1 and 0."""
     assert has_rank_without_lookup(rows, ranks, "cpu") == left

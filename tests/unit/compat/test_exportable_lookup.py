@@ -1,6 +1,7 @@
 """torch still cannot export a lookup that is a submodule, nor compile one that checks its ids."""
 
-import pytest
+from typing import Any
+
 import torch
 from fbgemm_gpu.split_embedding_configs import SparseType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, EmbeddingLocation
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from mtlrec.compat.exportable_lookup import build_exportable_lookup
 
 TABLES = [("table", 10, 8, SparseType.FP32, EmbeddingLocation.HOST)]
+OPTIONS: dict[str, Any] = {"device": "cpu", "output_dtype": SparseType.FP32, "row_alignment": 1}
 ARGUMENTS = (torch.tensor([1, 2, 3]), torch.tensor([0, 1, 3]))
 
 
 class Program(nn.Module):
-    def __init__(self, lookups: list[IntNBitTableBatchedEmbeddingBagsCodegen]) -> None:
+    def __init__(self, lookups: Any) -> None:
         super().__init__()
         self.lookups = lookups
 
@@ -24,33 +26,32 @@ class Program(nn.Module):
 
 
 def lookup(check: BoundsCheckMode) -> IntNBitTableBatchedEmbeddingBagsCodegen:
-    made = IntNBitTableBatchedEmbeddingBagsCodegen(
-        TABLES, bounds_check_mode=check, device="cpu", output_dtype=SparseType.FP32, row_alignment=1
-    )
+    made = IntNBitTableBatchedEmbeddingBagsCodegen(TABLES, bounds_check_mode=check, **OPTIONS)
     made.fill_random_weights()
     return made
 
 
-def lower(lookups: list[IntNBitTableBatchedEmbeddingBagsCodegen]) -> None:
-    """Exports, and does the first step of compiling, where it fails."""
-    with torch.no_grad():
-        torch.export.export(Program(lookups), ARGUMENTS).run_decompositions()
+def lower(lookups: Any) -> str:
+    """Exports, and takes the first step of compiling, where it fails. The error, if there is one."""
+    try:
+        with torch.no_grad():
+            torch.export.export(Program(lookups), ARGUMENTS).run_decompositions()
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def test_a_lookup_without_check_in_a_list_is_taken() -> None:
-    options = {"device": "cpu", "output_dtype": SparseType.FP32, "row_alignment": 1}
-    lookups = build_exportable_lookup(TABLES, **options)
+    lookups = build_exportable_lookup(TABLES, **OPTIONS)
     lookups[0].fill_random_weights()
-    lower(lookups)
+    assert not lower(lookups)
 
 
 def test_a_lookup_that_is_a_submodule_is_not_taken() -> None:
-    with pytest.raises(Exception) as raised:
-        lower(nn.ModuleList([lookup(BoundsCheckMode.NONE)]))  # type: ignore[arg-type]
-    assert "registered a fake class" in str(raised.value), "the list of compat/exportable_lookup.py can be deleted"
+    error = lower(nn.ModuleList([lookup(BoundsCheckMode.NONE)]))
+    assert "registered a fake class" in error, "the list of compat/exportable_lookup.py can be deleted"
 
 
 def test_a_lookup_that_checks_its_ids_is_not_taken() -> None:
-    with pytest.raises(Exception) as raised:
-        lower([lookup(BoundsCheckMode.WARNING)])
-    assert "bounds_check_indices" in str(raised.value), "compat/exportable_lookup.py can leave the check on"
+    error = lower([lookup(BoundsCheckMode.WARNING)])
+    assert "mutated" in error, "compat/exportable_lookup.py can leave the check on"

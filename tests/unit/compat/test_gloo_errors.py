@@ -27,7 +27,7 @@ def pair(timeout_s: float) -> list[dist.ProcessGroupGloo]:
 
 
 def sum_fails(group: dist.ProcessGroupGloo) -> RuntimeError:
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(Exception) as raised:
         group.allreduce([torch.ones(1)]).wait()
     assert type(raised.value) is RuntimeError, "compat/gloo_errors.py can read classes in place of texts"
     return raised.value

@@ -78,6 +78,35 @@ def test_outputs_tables_and_states_are_those_of_whole_features(
         assert not torch.equal(ours[3], lookup(HalvedLookup, tables, pooling).split_embedding_weights()[0])
 
 
+@pytest.mark.parametrize("dim", [8, 16, WIDEST])
+def test_fbgemm_has_another_kernel_for_a_table_with_one_feature(dim: int) -> None:
+    """The generated one, which is the slow one: told by its digits, where the arithmetic is otherwise the same."""
+    one, shared = (updated(features, dim) for features in ([0], [0, 0]))
+    torch.testing.assert_close(one, shared)
+    assert not torch.equal(one, shared), "FBGEMM has one kernel: time it, compat/halved_lookup.py may be deleted"
+
+
+def updated(features: list[int], dim: int) -> Tensor:
+    """A table after three updates, in each of which a row has one id at most: there are no sums to reorder."""
+    module = SplitTableBatchedEmbeddingBagsCodegen(
+        [(64, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+        feature_table_map=features,
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=0.1,
+        eps=1e-8,
+        device=torch.device("cpu"),
+    )
+    torch.manual_seed(0)
+    (table,) = module.split_embedding_weights()
+    table.data.copy_(torch.randn(table.shape))
+    for _ in range(3):
+        ids, gradients = torch.randperm(64)[:32], torch.randn(32, dim)
+        pooled = module(ids, torch.arange(33))
+        of_features = gradients.view(len(features), -1, dim).permute(1, 0, 2)
+        pooled.backward(of_features.reshape(pooled.shape))
+    return table.detach().clone()
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["rowwise_adagrad", "adagrad", "sgd"])
 def test_only_row_wise_adagrad_is_looked_up_by_halves(kind: str) -> None:

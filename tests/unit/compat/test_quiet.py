@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch.distributed.checkpoint as dcp
 from mtlrec.checkpoints.reader import load_tensors
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.step import TrainingStep
+from tests.ranks import run_ranks
 from tests.toy import collated, toy_job, toy_table
 
 Said = list[tuple[str, str]]
@@ -18,25 +18,25 @@ Said = list[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Said]:
-    """What a small job says that is trained, saved and loaded."""
+def said(tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """What a small job says in a process of its own: some of it is said once only."""
+    (lines,) = run_ranks(1, listen, tmp_path_factory.mktemp("checkpoint"))
+    return lines
+
+
+def listen(folder: Path) -> Said:
     lines: Said = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append((record.name, record.getMessage()))  # type: ignore[method-assign]
-    loggers = [logging.getLogger(name) for name in ("", "torch", "torchrec")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            run(tmp_path_factory.mktemp("checkpoint"))
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
+    for name in ("", "torch", "torchrec"):
+        logging.getLogger(name).addHandler(handler)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        train_save_and_load(folder)
     return lines + [(one.category.__name__, f"{one.filename}: {one.message}") for one in warned]
 
 
-def run(folder: Path) -> None:
+def train_save_and_load(folder: Path) -> None:
     job = toy_job(sharding={"constraints": {"user": {"types": ["data_parallel"]}}})
     with process_group("cpu") as ranks:
         take_step = TrainingStep(job, ranks, total_steps=1, steps_per_epoch=1)
