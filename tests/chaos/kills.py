@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from tests.jobs import curve, final_tensors, torchx, write_job
-from tests.toy import write_toy
+from tests.support.jobs import curve, final_tensors, torchx, write_job
+from tests.support.toy import write_toy
 
 INJECT = Path(__file__).parent / "inject"
 SAVE_EVERY = 5

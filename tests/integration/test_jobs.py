@@ -15,9 +15,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests.jobs import curve, final_tensors, killed_after, write_job
-from tests.ranks import run_cli
-from tests.toy import FUSIONS, toy_table, write_toy
+from tests.support.jobs import curve, final_tensors, killed_after, write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import FUSIONS, toy_table, write_toy
 
 FEATURES_PER_TASK = [
     {"name": "click", "label": "is_click"},

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from mtlrec.errors import ArtifactError, DataError
 from mtlrec.serving import Predictor, Scores, score_files
 from mtlrec.serving.manifest import Manifest, Sample
-from tests.ranks import free_port, run_cli, run_ranks
-from tests.serving import serving_table, write_serving_job
+from tests.support.ranks import free_port, run_cli, run_ranks
+from tests.support.serving import serving_table, write_serving_job
 
 TASKS = ["click", "buy", "like", "ratio", "seconds"]
 GOOD: dict[str, Any] = {
