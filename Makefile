@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 ARGS ?=
 
-.PHONY: help setup demo test test-slurm lint format bench bench-peers bench-check clean
+.PHONY: help setup demo test test-nightly test-slurm lint format bench bench-peers bench-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -51,8 +51,14 @@ demo: .demo/feed ## synthetic data, a job on two ranks through TorchX, its evalu
 	$(BIN)/mtlrec synth feed --out $@.part --rows 300000
 	mv $@.part $@
 
-test: $(INSTALLED) ## run the tests; ARGS="-m 'not slow'" and the like reach pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Two workers: tests/conftest.py says which tests each gets.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test: $(INSTALLED) ## run the tests on two cores; ARGS=tests/unit and the like reach pytest
+	$(PYTEST) -m "not nightly" $(ARGS)
+
+test-nightly: $(INSTALLED) ## the tests that are too long for every run
+	$(PYTEST) -m nightly $(ARGS)
 
 test-slurm: $(INSTALLED) ## start two Slurm nodes on this machine (Debian, root), run the tests that want them
 	tests/slurm/cluster.sh up && $(BIN)/python -m pytest -v tests/integration/test_slurm.py $(ARGS); \

@@ -16,7 +16,17 @@ hypothesis.settings.register_profile("mtlrec", deadline=None)
 hypothesis.settings.load_profile("mtlrec")
 
 
+RANKS = ("tests/distributed/", "tests/integration/test_kills", "tests/integration/test_preemption")
+RANKS += ("tests/integration/test_torchx", "tests/integration/test_bench", "tests/integration/test_rank_metric")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers: one has the tests that start ranks, the other the rest, a file at a time, the longest first."""
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group("ranks" if file.startswith(RANKS) else file))
+    order = ("tests/distributed/", "tests/integration/test_serving", "tests/integration/", "tests/unit/serving/")
+    items.sort(key=lambda item: _place(item, order))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -25,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _place(item: pytest.Item, order: tuple[str, ...]) -> int:
+    if any(mark.args == ("ranks",) for mark in item.iter_markers("xdist_group")):
+        return -1
+    return next((place for place, start in enumerate(order) if item.nodeid.startswith(start)), len(order))
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from tests.jobs import curve, final_tensors, torchx, write_job
-from tests.toy import write_toy
+from tests.support.jobs import curve, final_tensors, torchx, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import write_toy
 
 INJECT = Path(__file__).parent / "inject"
 SAVE_EVERY = 5
@@ -76,15 +77,14 @@ def survive(folder: Path, plan: list[dict[str, Any]], *overrides: str) -> Outcom
     train = {"epochs": 20 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60}
     config = write_job(folder / "job.yaml", write_toy(folder / "data"), train=train)
     environment = f"PYTHONPATH={INJECT},MTLREC_CHAOS={folder / 'kills.json'}"
-    disturbed = ["--max_restarts", str(kills + 5), "--env", environment, *overrides]
-    for run, options in (("whole", []), ("killed", disturbed)):
-        job = torchx(config, folder / run, *options)
-        try:
-            output, _ = job.communicate(timeout=120 + 40 * kills)
-        finally:
-            job.terminate()
-        if job.returncode:
-            return Outcome(kills, [], [], [f"the job '{run}' failed with status {job.returncode}"], output)
+    assert run_ranks(2, run_cli, "train", config, "-o", folder / "whole") == [0, 0]
+    job = torchx(config, folder / "killed", "--max_restarts", str(kills + 5), "--env", environment, *overrides)
+    try:
+        output, _ = job.communicate(timeout=120 + 40 * kills)
+    finally:
+        job.terminate()
+    if job.returncode:
+        return Outcome(kills, [], [], [f"the job failed with status {job.returncode}"], output)
     log = [json.loads(line) for line in (folder / "kills.json.log").read_text().splitlines()]
     killed = [entry for entry in log if entry["event"] == "killed"]
     first_steps = [entry for entry in log if entry["event"] == "first step"]

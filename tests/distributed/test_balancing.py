@@ -13,8 +13,8 @@ from mtlrec.models.build import build_train_module
 from mtlrec.training.optim import EPS, Optimizers
 from mtlrec.training.sharded import build_sharded
 from tests.distributed.test_sharding import batches, fill
-from tests.ranks import run_ranks
-from tests.toy import toy_job
+from tests.support.ranks import run_ranks
+from tests.support.toy import toy_job
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

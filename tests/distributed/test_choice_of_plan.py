@@ -12,7 +12,7 @@ from benchmarks import jobs
 from mtlrec.distributed.process_group import process_group
 from mtlrec.distributed.sharding import GIB, _host_memory, planned
 from mtlrec.training.sharded import unsharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 def types(world_size: int, memory: int, rows: int = 100_000) -> list[str]:

@@ -28,7 +28,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtlrec.compat.sharding_types import TableSharder
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mtlrec.distributed.estimate import GIB, _spans
-from tests.jobs import write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import write_toy
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict:

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import RankMissing
-from tests.jobs import write_job
-from tests.ranks import free_port, run_ranks
-from tests.toy import write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import free_port, run_ranks
+from tests.support.toy import write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 TIMEOUT_S = 6

@@ -12,9 +12,9 @@ import yaml
 from mtlrec.distributed.estimate import estimate
 from mtlrec.distributed.plans import TablePlan
 from mtlrec.training.sharded import unsharded
-from tests.jobs import curve, final_tensors, write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import toy_job, toy_tree, write_toy
+from tests.support.jobs import curve, final_tensors, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import toy_job, toy_tree, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 MIXED = {"sharding": {"constraints": {"user": {"types": ["row_wise"]}, "item": {"types": ["column_wise"]}}}}

@@ -18,9 +18,9 @@ from mtlrec.distributed.process_group import Ranks, process_group
 from mtlrec.training.loading import loader_of
 from mtlrec.training.saving import Saving
 from mtlrec.training.trainer import Trainer
-from tests.jobs import final_tensors
-from tests.ranks import run_ranks
-from tests.toy import collated, toy_job, toy_table, write_toy
+from tests.support.jobs import final_tensors
+from tests.support.ranks import run_ranks
+from tests.support.toy import collated, toy_job, toy_table, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -18,8 +18,8 @@ from mtlrec.distributed.process_group import process_group
 from mtlrec.models.build import build_train_module
 from mtlrec.training.optim import EPS, Optimizers, learning_rate
 from mtlrec.training.sharded import build_sharded
-from tests.ranks import run_ranks
-from tests.toy import collated, toy_job, toy_table
+from tests.support.ranks import run_ranks
+from tests.support.toy import collated, toy_job, toy_table
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.jobs import curve, final_tensors, killed_after, write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import FUSIONS, toy_tree, write_toy
+from tests.support.jobs import curve, final_tensors, killed_after, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import FUSIONS, toy_tree, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

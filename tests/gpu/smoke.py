@@ -26,7 +26,7 @@ from mtlrec.training.saving import Saving
 from mtlrec.training.sharded import load_run
 from mtlrec.training.telemetry import Telemetry
 from mtlrec.training.trainer import Trainer
-from tests.toy import toy_tree, write_toy
+from tests.support.toy import toy_tree, write_toy
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import write_toy
+from tests.support.toy import write_toy
 
 
 @pytest.fixture(scope="session")

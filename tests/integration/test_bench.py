@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from mtlrec.bench.timeline import STAGES, STEP
-from tests.jobs import write_job
-from tests.ranks import run_cli
-from tests.toy import write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import write_toy
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.jobs import write_job
-from tests.ranks import run_cli
-from tests.toy import write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import write_toy
 
 
 @pytest.fixture(scope="module")

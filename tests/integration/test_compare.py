@@ -17,9 +17,9 @@ from mtlrec.compare.candidates import candidates
 from mtlrec.compare.comparison import choose
 from mtlrec.compare.trials import Result, Trial, Trials
 from mtlrec.config.file import load_config
-from tests.jobs import write_job
-from tests.ranks import run_cli
-from tests.toy import write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import write_toy
 
 WORDS = ("--fusion", "single_task,mmoe", "--seeds", "2", "--learning-rates", "1,3", "--jobs", "2")
 

@@ -20,9 +20,9 @@ from mtlrec.distributed.process_group import process_group
 from mtlrec.evaluation.slices import kept_for_slices
 from mtlrec.training.loading import loader_of
 from mtlrec.training.sharded import load_run
-from tests.jobs import curve, final_tensors, write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import FUSIONS, write_toy
+from tests.support.jobs import curve, final_tensors, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import FUSIONS, write_toy
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from tests.jobs import curve, final_tensors, killed_after, write_job
-from tests.ranks import run_cli
-from tests.toy import FUSIONS, toy_table, write_toy
+from tests.support.jobs import curve, final_tensors, killed_after, write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import FUSIONS, toy_table, write_toy
 
 FEATURES_PER_TASK = [
     {"name": "click", "label": "is_click"},
@@ -111,6 +111,7 @@ def test_job(name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         pytest.importorskip("torchjd", reason="TorchJD is not installed")
     config, run = write_job(tmp_path / "job.yaml", data, **JOBS[name]), tmp_path / "run"
     every = ["--set", "train.checkpoint_every=4", "--set", "train.keep_checkpoints=9"]
+    every += ["--set", "train.diagnose_every=1000"]  # at the end: every kind can be diagnosed
     assert run_cli("train", config, "-o", run, *every, "--json") == 0
     trained = json.loads(capsys.readouterr().out)
     assert all(("gauc" in metrics) == (name == "gauc") for task, metrics in trained["test"].items() if task != "ratio")

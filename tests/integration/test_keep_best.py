@@ -9,8 +9,8 @@ import pytest
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.errors import CheckpointNotSaved
-from tests.jobs import curve, killed_after, write_job
-from tests.ranks import run_cli, run_ranks
+from tests.support.jobs import curve, killed_after, write_job
+from tests.support.ranks import run_cli, run_ranks
 
 TRAIN = {"epochs": 4, "eval_every": 5, "checkpoint_every": 7, "keep_checkpoints": 1, "keep_best": "click/ne"}
 

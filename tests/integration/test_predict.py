@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from mtlrec.evaluation import predict as predict_module
-from tests.jobs import write_job
-from tests.ranks import run_cli
-from tests.toy import toy_table, toy_tree, write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import toy_table, toy_tree, write_toy
 
 
 def test_scores_never_land_on_their_input(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

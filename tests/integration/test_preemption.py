@@ -14,9 +14,9 @@ import torch
 from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.evaluation import evaluate
 from mtlrec.evaluation.evaluate import check_finite
-from tests.jobs import curve, final_tensors, write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import write_toy
+from tests.support.jobs import curve, final_tensors, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

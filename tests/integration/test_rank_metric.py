@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import ndcg_score
 
-from tests.jobs import write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import write_toy
+from tests.support.jobs import write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import write_toy
 
 pytestmark = pytest.mark.slow
 TASKS = ("click", "buy", "like", "watch")

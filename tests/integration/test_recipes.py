@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import run_cli
+from tests.support.ranks import run_cli
 from tests.unit.datasets import test_ali_ccp as test_prepare_ali_ccp
 from tests.unit.datasets import test_criteo as test_prepare_criteo
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.browser import contrast, needs_browser, opened
+from tests.support.browser import contrast, needs_browser, opened
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FUSIONS = {

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from tests.jobs import curve, final_tensors, killed_after, write_job
-from tests.ranks import run_cli
-from tests.toy import FUSIONS, toy_table, toy_tree, write_toy
+from tests.support.jobs import curve, final_tensors, killed_after, write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import FUSIONS, toy_table, toy_tree, write_toy
 
 
 @pytest.fixture

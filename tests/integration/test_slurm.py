@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.jobs import curve, final_tensors, write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import write_toy
+from tests.support.jobs import curve, final_tensors, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import write_toy
 
 REPO = Path(__file__).parents[2]
 STEPS = 200  # 5 a pass

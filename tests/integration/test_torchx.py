@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.jobs import curve, torchx, write_job
-from tests.ranks import run_cli, run_ranks
-from tests.toy import write_toy
+from tests.support.jobs import curve, torchx, write_job
+from tests.support.ranks import run_cli, run_ranks
+from tests.support.toy import write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ import torch
 
 from mtlrec.bench.batches import KEPT, BenchBatches, Source
 from mtlrec.distributed.process_group import process_group
-from tests.toy import toy_job, write_toy
+from tests.support.toy import toy_job, write_toy
 
 SIZE = 100
 STEPS = 557 // SIZE

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mtlrec.cli.main import app
 from mtlrec.config import JobConfig
-from tests.ranks import run_cli
+from tests.support.ranks import run_cli
 
 VERBS = [
     ["train"],

@@ -22,7 +22,7 @@ from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
 from mtlrec.diagnosis.level_sums import Level
 from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.evaluation.slices import Slices
-from tests.browser import contrast, needs_browser, opened
+from tests.support.browser import contrast, needs_browser, opened
 
 KINDS = ["single_task", "shared_bottom", "mmoe", "ple"]
 GAINS = {"single_task": 0.0, "shared_bottom": -0.01, "mmoe": 0.004, "ple": 0.012}

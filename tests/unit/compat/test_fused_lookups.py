@@ -5,7 +5,7 @@ import torch
 from mtlrec.compat.fused_lookups import fused_lookups, uncounted
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
-from tests.toy import collated, toy_job, toy_table
+from tests.support.toy import collated, toy_job, toy_table
 
 
 def test_lookups_are_hidden_and_count_every_forward() -> None:

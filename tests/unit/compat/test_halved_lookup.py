@@ -15,7 +15,7 @@ from torchrec.distributed import batched_embedding_kernel
 from mtlrec.compat.halved_lookup import WIDEST, HalvedLookup
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 # The tables' dims, and the table of each feature: alike, of several widths, shared by features, too wide.
 TABLES = {

@@ -7,7 +7,7 @@ from mtlrec.compat.optimizer_states import columns_of, fused_states, replicated_
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import build_sharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 def test_a_fused_state_has_another_name_and_shape_than_a_replicated_one() -> None:

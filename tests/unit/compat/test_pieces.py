@@ -12,7 +12,7 @@ from mtlrec.compat import pieces
 from mtlrec.compat.sharded_tensor import ShardedTensor
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 class Clones(TorchDispatchMode):

@@ -6,7 +6,7 @@ import torch
 from mtlrec.compat.profiler_events import AUTOGRAD_NODE, BACKWARD, INPUT, collective_of_event, stage_of_event
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.step import TrainingStep
-from tests.toy import collated, toy_job, toy_table
+from tests.support.toy import collated, toy_job, toy_table
 
 NAMES = {
     "host to device": ["## copy_batch_to_gpu"],

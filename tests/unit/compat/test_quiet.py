@@ -10,8 +10,8 @@ import torch.distributed.checkpoint as dcp
 from mtlrec.checkpoints.reader import load_tensors
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.step import TrainingStep
-from tests.ranks import run_ranks
-from tests.toy import collated, toy_job, toy_table
+from tests.support.ranks import run_ranks
+from tests.support.toy import collated, toy_job, toy_table
 
 Said = list[tuple[str, str]]
 """The kind of a warning or the name of a logger, and the text."""

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 def test_tables_are_sharded_tensors_of_a_private_package() -> None:

@@ -11,7 +11,7 @@ from mtlrec.compat.sharded_tensor import ShardedTensor
 from mtlrec.compat.staging import Staging
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 @pytest.fixture

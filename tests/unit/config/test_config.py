@@ -10,7 +10,7 @@ from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config, parse_config, recipes
 from mtlrec.errors import ConfigError
 from mtlrec.models.build import build_model
-from tests.toy import FUSIONS, toy_job, toy_tree
+from tests.support.toy import FUSIONS, toy_job, toy_tree
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtlrec.errors import DataError
-from tests.toy import collated, toy_job, toy_table
+from tests.support.toy import collated, toy_job, toy_table
 
 
 def changed(column: str, value: Any) -> pa.Table:

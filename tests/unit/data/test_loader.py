@@ -18,7 +18,7 @@ from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.data.order import Position
 from mtlrec.errors import DataError
-from tests.toy import loader_of, toy_job, toy_table, toy_tree, write_toy
+from tests.support.toy import loader_of, toy_job, toy_table, toy_tree, write_toy
 
 ROW_JOB = {
     "tables": {"row": {"rows": 1000, "dim": 4}},

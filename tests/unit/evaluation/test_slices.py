@@ -16,7 +16,7 @@ from mtlrec.losses.multitask import LossReport
 from mtlrec.losses.spaces import Populations
 from mtlrec.metrics.grouped_auc import auc_of_groups
 from mtlrec.models.train_module import StepOutput
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 def test_few_values_are_slices_of_their_own() -> None:

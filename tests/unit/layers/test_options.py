@@ -18,7 +18,7 @@ from mtlrec.layers import (
 )
 from mtlrec.layers import experts as experts_module
 from mtlrec.layers.experts import ExpertNorm
-from tests.layers import EXTRA_ARGUMENTS
+from tests.support.layers import EXTRA_ARGUMENTS
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 GATED = [MMoE, PLE, AdaTTSp, AdaTT]

@@ -22,7 +22,7 @@ from mtlrec.layers import (
 )
 from mtlrec.layers.adatt_reference import reference_tensors
 from mtlrec.layers.experts import ExpertBank
-from tests.layers import EXTRA_ARGUMENTS
+from tests.support.layers import EXTRA_ARGUMENTS
 
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: SingleTask(12, 3, [[16, 8], [6]]),

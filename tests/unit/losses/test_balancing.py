@@ -14,7 +14,7 @@ from mtlrec.heads.funnel import HeadOutput
 from mtlrec.losses import DynamicWeightAverage, GradientBalancing, MultiTaskLoss, SampleSpaces, TaskLoss, Uncertainty
 from mtlrec.losses.balancing import Balancing, Totals
 from mtlrec.models.balancing import build_balancing
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 TASKS = 3
 

@@ -12,7 +12,7 @@ from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss, decayed_weights
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 # click -> buy -> review; like trained where column 3 is 1; ratio (a regression) where buy is 1, made consistent
 LABELS, PARENTS = [0, 1, 2, 4, 5], [None, 0, 1, None, None]

@@ -16,7 +16,7 @@ from mtlrec.errors import CheckpointError
 from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
 from mtlrec.metrics.calibration import Calibration, Map, fit
 from mtlrec.metrics.grouped_auc import GroupedAUC, grouped_auc
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 
 def overconfident(rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from mtlrec.evaluation.ranking_report import mean_of
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
 from mtlrec.metrics.ranking import PerUser, RankMetric
-from tests.toy import toy_job, toy_tree
+from tests.support.toy import toy_job, toy_tree
 
 
 def rows(seed: int, users: int = 40, most: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from mtlrec.heads.funnel import Kind
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
-from tests.ranks import run_ranks
+from tests.support.ranks import run_ranks
 
 TASKS = ["click", "buy", "ratio"]
 KINDS: list[Kind] = ["binary", "binary", "regression"]

@@ -10,7 +10,7 @@ from mtlrec.checkpoints.warm_start import transplant
 from mtlrec.config import JobConfig
 from mtlrec.models.axes import parameter_axes
 from mtlrec.models.build import build_model
-from tests.toy import FUSIONS, toy_tree
+from tests.support.toy import FUSIONS, toy_tree
 
 BOTTOMS: dict[str, dict[str, Any]] = {
     "concat": {"kind": "concat"},

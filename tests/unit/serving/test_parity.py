@@ -16,7 +16,7 @@ from mtlrec.heads import HeadOutput
 from mtlrec.models.build import build_train_module
 from mtlrec.models.train_module import StepOutput
 from mtlrec.serving.parity import Parity, apart, compare, differences
-from tests.toy import loader_of, toy_table, toy_tree, write_toy
+from tests.support.toy import loader_of, toy_table, toy_tree, write_toy
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 

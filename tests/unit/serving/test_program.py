@@ -10,7 +10,7 @@ from mtlrec.models.build import build_train_module
 from mtlrec.serving.export import serving_program
 from mtlrec.serving.lookup import FrozenTables, Precision
 from mtlrec.serving.program import PARTS, arguments, exported
-from tests.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
+from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
 
 CPU = torch.device("cpu")
 TOWERS = {"tower_hidden": [8]}

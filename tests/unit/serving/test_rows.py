@@ -12,7 +12,7 @@ from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.errors import DataError
 from mtlrec.serving.rows import arrow_column, columns_of, shown
-from tests.toy import toy_job, toy_tree
+from tests.support.toy import toy_job, toy_tree
 
 COLUMN_USES = Columns.of(toy_job(), with_labels=False).column_uses
 IDS, LISTS, NUMBERS = COLUMN_USES["user_id"], COLUMN_USES["recent_items"], COLUMN_USES["age"]

@@ -6,7 +6,7 @@ from mtlrec.config import Schedule
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.sharded import build_sharded
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 @pytest.mark.parametrize(

@@ -1,39 +1,45 @@
 """What the signals do to one process; test_preemption of the integration tests has the ranks."""
 
+import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 
 import pytest
 
-PROCESS = """
-import sys, time
-import torch.distributed as dist
-from mtlrec.distributed.liveness import Liveness
-from mtlrec.distributed.process_group import Ranks
-from mtlrec.training.preemption import Preemption
-import torch
-store = dist.HashStore()
-ranks = Ranks(0, 1, 1, torch.device("cpu"), store, Liveness(store, 0, 1, 10))
-with Preemption(ranks) as preemption:
-    print("ready", flush=True)
-    due = []
-    for _ in range(300):
-        time.sleep(0.01)
-        due.append(preemption.is_due())
-print("due" if True in due else "never", flush=True)
-"""
+from tests.support.ranks import context
 
 
-@pytest.mark.parametrize(("pauses", "status"), [([], 0), ([0.2], 0), ([0.2, 0.01], 0), ([0.2, 1.3], -signal.SIGTERM)])
-def test_a_second_signal_ends_the_process_if_it_comes_later(pauses: list[float], status: int) -> None:
-    process = subprocess.Popen([sys.executable, "-c", PROCESS], text=True, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+def asks_whether_to_stop(ready: Connection) -> None:
+    """Sends "ready", then whether it was told to stop within three seconds."""
+    import torch
+    import torch.distributed as dist
+
+    from mtlrec.distributed.liveness import Liveness
+    from mtlrec.distributed.process_group import Ranks
+    from mtlrec.training.preemption import Preemption
+
+    store = dist.HashStore()
+    ranks = Ranks(0, 1, 1, torch.device("cpu"), store, Liveness(store, 0, 1, 10))
+    with Preemption(ranks) as preemption:
+        ready.send("ready")
+        due = []
+        for _ in range(300):
+            time.sleep(0.01)
+            due.append(preemption.is_due())
+    ready.send(True in due)
+
+
+@pytest.mark.parametrize(("pauses", "is_due"), [([], False), ([0.2], True), ([0.2, 0.01], True), ([0.2, 1.3], None)])
+def test_a_second_signal_ends_the_process_if_it_comes_later(pauses: list[float], is_due: bool | None) -> None:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=asks_whether_to_stop, args=(theirs,))
+    process.start()
+    assert process.pid is not None
+    assert ours.recv() == "ready"
     for pause in pauses:
         time.sleep(pause)
-        process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
-    assert process.returncode == status
-    assert said == ("" if status else "never\n" if not pauses else "due\n")
+        os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=30)
+    assert process.exitcode == (-signal.SIGTERM if is_due is None else 0)
+    assert is_due is None or ours.recv() == is_due

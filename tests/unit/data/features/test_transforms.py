@@ -18,7 +18,7 @@ from mtlrec.data.features import vocabulary
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.hashing import hash_text
 from mtlrec.errors import DataError
-from tests.toy import rows_of, toy_tree
+from tests.support.toy import rows_of, toy_tree
 
 ROWS = 10
 

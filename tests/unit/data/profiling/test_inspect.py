@@ -14,8 +14,8 @@ from mtlrec.data.profiling.inspect import inspect
 from mtlrec.data.profiling.propose import propose, render
 from mtlrec.data.sources.files import split_root
 from mtlrec.errors import DataError
-from tests.ranks import run_cli
-from tests.toy import toy_table, write_toy
+from tests.support.ranks import run_cli
+from tests.support.toy import toy_table, write_toy
 
 
 @pytest.mark.parametrize(

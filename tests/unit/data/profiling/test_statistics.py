@@ -18,8 +18,8 @@ from mtlrec.config.job import STATISTICS_TO_COME
 from mtlrec.config.moments import Moments
 from mtlrec.data.profiling import statistics
 from mtlrec.data.profiling.statistics import Sample
-from tests.ranks import run_cli
-from tests.toy import toy_table, toy_tree, write_toy
+from tests.support.ranks import run_cli
+from tests.support.toy import toy_table, toy_tree, write_toy
 
 
 def tree_of(root: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from mtlrec.batch import Batch
 from mtlrec.data.sources import files
 from mtlrec.data.sources.files import persistently, store_of
 from mtlrec.errors import DataError
-from tests.ranks import run_cli
-from tests.toy import loader_of, toy_job, toy_tree, write_toy
+from tests.support.ranks import run_cli
+from tests.support.toy import loader_of, toy_job, toy_tree, write_toy
 
 server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
 

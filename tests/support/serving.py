@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from tests.toy import toy_table, toy_tree
+from tests.support.toy import toy_table, toy_tree
 
 CITIES = ["Aachen", "Bonn", "Zürich", "Ōsaka"]
 FEATURES = {

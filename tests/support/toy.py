@@ -81,7 +81,7 @@ def toy_tree(root: Path | str = ".", **sections: Any) -> dict[str, Any]:
             "heads": {"kind": "esmm", "tower_hidden": [8]},
         },
         "optim": {"sparse": {"lr": 0.2}, "dense": {"lr": 0.02}},
-        "train": {"epochs": 2, "log_every": 1, "device": "cpu", "timeout_s": 60},
+        "train": {"epochs": 2, "log_every": 1, "device": "cpu", "timeout_s": 60, "diagnose_every": 0},
     }
     for key, value in sections.items():
         tree[key] = tree[key] | value if isinstance(value, dict) and isinstance(tree.get(key), dict) else value

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from tests.toy import toy_tree
+from tests.support.toy import toy_tree
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 
 
 def write_job(path: Path, root: Path, **sections: Any) -> Path:

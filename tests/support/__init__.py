@@ -1,0 +1,1 @@
+"""What tests share: jobs and data, ranks, layers, a browser."""
