@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 
 from mtlrec.batch import Batch
-from mtlrec.checkpoints import pieces
+from mtlrec.compat import pieces
 from mtlrec.checkpoints.table_states import mixing
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, process_group
