@@ -8,11 +8,11 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any
 
-# Everything that ranks import. Nothing of it starts a thread or a process group, so the server may fork.
+# Everything that ranks import. The server must not have a thread or a process group: see test_ranks.py.
 PRELOADED = [
     "torch",
     "torchrec",
@@ -28,8 +28,22 @@ PRELOADED = [
     "mtlrec.diagnosis.callback",
     "mtlrec.evaluation.predict",
 ]
+WITHOUT_THREAD = "JE_ARROW_MALLOC_CONF"
+"""Arrow's options of jemalloc."""
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
+
+
+def start_server() -> None:
+    """Start the server unless it runs. Its Arrow allocates memory without a background thread."""
+    before = os.environ.get(WITHOUT_THREAD)
+    os.environ[WITHOUT_THREAD] = "background_thread:false"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ[WITHOUT_THREAD]
+        if before is not None:
+            os.environ[WITHOUT_THREAD] = before
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: int = 240) -> list[Any]:
@@ -37,6 +51,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 
     What it returns must be picklable. A rank's exception is raised here with its traceback.
     """
+    start_server()
     results = context.Queue()
     port = free_port()
     workers = [
