@@ -5,6 +5,7 @@ Ranks are forked from a server that has imported torch, TorchRec and FBGEMM: an 
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -53,11 +54,12 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     """
     start_server()
     results = context.Queue()
+    call = pickle.dumps((function, args))  # by value: a process takes at most 256 descriptors, and a tensor is one
     port = free_port()
     workers = [
         context.Process(
             target=_rank,
-            args=(rank, world_size, port, dict(os.environ), (Inherited(1), Inherited(2)), function, args, results),
+            args=(rank, world_size, port, dict(os.environ), (Inherited(1), Inherited(2)), call, results),
             daemon=True,
         )
         for rank in range(world_size)
@@ -85,8 +87,7 @@ def _rank(
     port: int,
     environment: dict[str, str],
     outputs: tuple[int, int],
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
+    call: bytes,
     results: Any,
 ) -> None:
     os.environ.clear()  # the server's is that of the first test
@@ -101,6 +102,7 @@ def _rank(
     for number, descriptor in enumerate(outputs, 1):  # the server's own belong to a test that is over
         os.dup2(descriptor, number)
     try:
+        function, args = pickle.loads(call)
         results.put((rank, function(*args), None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))

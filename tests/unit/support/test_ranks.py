@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.ranks import PRELOADED, run_ranks
 
@@ -29,3 +30,12 @@ def test_ranks_have_the_environment_of_their_test(monkeypatch: pytest.MonkeyPatc
     for value in ("first", "second"):
         monkeypatch.setenv("MTLREC_TEST", value)
         assert run_ranks(1, os.getenv, "MTLREC_TEST") == [value]
+
+
+def test_ranks_take_any_number_of_tensors() -> None:
+    tensors = [torch.full((1,), index) for index in range(300)]
+    assert run_ranks(1, total, tensors) == [sum(range(300))]
+
+
+def total(tensors: list[torch.Tensor]) -> int:
+    return int(torch.cat(tensors).sum())
