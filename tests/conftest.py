@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers: one has the tests that start ranks, the other the rest, a file at a time, the longest first."""
     for item in items:
         file = item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group("ranks" if file.startswith(RANKS) else file))
+        is_ranks = file.startswith(RANKS) or item.get_closest_marker("distributed") is not None
+        item.add_marker(pytest.mark.xdist_group("ranks" if is_ranks else file))
     order = ("tests/distributed/", "tests/integration/test_serving", "tests/integration/", "tests/unit/serving/")
     items.sort(key=lambda item: _place(item, order))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]

@@ -1,10 +1,12 @@
 """SIGTERM on any rank: all save after the same step and end with status 0; a resume goes on as if nothing had been."""
 
+import functools
 import itertools
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,26 @@ def terminated(which: int, step: int, during: str, run: Path, *arguments: str | 
         done.set()
 
 
+Job = Callable[[int, int], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """For a number of ranks and an `eval_every`: a job of 60 steps, and a run of it that nothing stopped."""
+    root = write_toy(tmp_path_factory.mktemp("preemption") / "data")
+
+    @functools.cache
+    def job_and_run(ranks: int, eval_every: int) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("whole")
+        train = {"max_steps": 60, "epochs": 99, "checkpoint_every": 1000, "eval_every": eval_every}
+        data = {"valid": ["train/*.parquet"], "batch_size": 16 // ranks}
+        config = write_job(folder / "job.yaml", root, train=train, data=data)
+        assert run_ranks(ranks, run_cli, "train", config, "-o", folder / "run") == [0] * ranks
+        return config, folder / "run"
+
+    return job_and_run
+
+
 @pytest.mark.parametrize(
     ("ranks", "which", "during"),
     [
@@ -70,20 +92,12 @@ def terminated(which: int, step: int, during: str, run: Path, *arguments: str | 
     ],
 )
 def test_stopped_by_a_signal_and_resumed(
-    ranks: int, which: int, during: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ranks: int, which: int, during: str, job: Job, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The evaluation that was cut short is made again."""
     after = {"training": 17, "an evaluation": 17, "the last evaluation": 60}[during]
-    train = {
-        "max_steps": 60,
-        "epochs": 99,
-        "checkpoint_every": 1000,
-        "eval_every": 17 if during == "an evaluation" else 1000,
-    }
-    data = {"valid": ["train/*.parquet"], "batch_size": 16 // ranks}
-    config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), train=train, data=data)
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert run_ranks(ranks, run_cli, "train", config, "-o", whole) == [0] * ranks
+    config, whole = job(ranks, 17 if during == "an evaluation" else 1000)
+    run = tmp_path / "run"
     capfd.readouterr()
     assert run_ranks(ranks, terminated, which, after, during, run, "train", config, "-o", run) == [0] * ranks
     (saved,) = (run / "checkpoints").iterdir()

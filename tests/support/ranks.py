@@ -5,14 +5,15 @@ Ranks are forked from a server that has imported torch, TorchRec and FBGEMM: an 
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any
 
-# Everything that ranks import. Nothing of it starts a thread or a process group, so the server may fork.
+# Everything that ranks import. The server must not have a thread or a process group: see test_ranks.py.
 PRELOADED = [
     "torch",
     "torchrec",
@@ -28,8 +29,22 @@ PRELOADED = [
     "mtlrec.diagnosis.callback",
     "mtlrec.evaluation.predict",
 ]
+WITHOUT_THREAD = "JE_ARROW_MALLOC_CONF"
+"""Arrow's options of jemalloc."""
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(PRELOADED)
+
+
+def start_server() -> None:
+    """Start the server unless it runs. Its Arrow allocates memory without a background thread."""
+    before = os.environ.get(WITHOUT_THREAD)
+    os.environ[WITHOUT_THREAD] = "background_thread:false"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ[WITHOUT_THREAD]
+        if before is not None:
+            os.environ[WITHOUT_THREAD] = before
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: int = 240) -> list[Any]:
@@ -37,12 +52,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 
     What it returns must be picklable. A rank's exception is raised here with its traceback.
     """
+    start_server()
     results = context.Queue()
+    call = pickle.dumps((function, args))  # by value: a process takes at most 256 descriptors, and a tensor is one
     port = free_port()
     workers = [
         context.Process(
             target=_rank,
-            args=(rank, world_size, port, dict(os.environ), (Inherited(1), Inherited(2)), function, args, results),
+            args=(rank, world_size, port, dict(os.environ), (Inherited(1), Inherited(2)), call, results),
             daemon=True,
         )
         for rank in range(world_size)
@@ -70,8 +87,7 @@ def _rank(
     port: int,
     environment: dict[str, str],
     outputs: tuple[int, int],
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
+    call: bytes,
     results: Any,
 ) -> None:
     os.environ.clear()  # the server's is that of the first test
@@ -86,6 +102,7 @@ def _rank(
     for number, descriptor in enumerate(outputs, 1):  # the server's own belong to a test that is over
         os.dup2(descriptor, number)
     try:
+        function, args = pickle.loads(call)
         results.put((rank, function(*args), None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from tests.support.ranks import context
+from tests.support.ranks import context, start_server
 
 
 def asks_whether_to_stop(ready: Connection) -> None:
@@ -32,6 +32,7 @@ def asks_whether_to_stop(ready: Connection) -> None:
 
 @pytest.mark.parametrize(("pauses", "is_due"), [([], False), ([0.2], True), ([0.2, 0.01], True), ([0.2, 1.3], None)])
 def test_a_second_signal_ends_the_process_if_it_comes_later(pauses: list[float], is_due: bool | None) -> None:
+    start_server()
     ours, theirs = context.Pipe()
     process = context.Process(target=asks_whether_to_stop, args=(theirs,))
     process.start()
