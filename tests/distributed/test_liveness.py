@@ -43,10 +43,14 @@ def test_a_rank_that_is_busy_elsewhere(capfd: pytest.CaptureFixture[str]) -> Non
     (first, _), _, (third, _) = run_ranks(3, waiting_for_a_sleeper)
     for said in (first, third):
         assert said.startswith("a collective took longer than train.timeout_s (6 s): ")
-    for said in (first, third, capfd.readouterr().err):  # also once before it is too late
+    warned = capfd.readouterr().err
+    for said in (first, third, warned):
         assert re.search(r"rank 1 at test_liveness\.py:\d+ \(oversleep\)", said)
         assert re.search(r"rank 0, 2 at \w+\.py:\d+ \(all_reduce\)", said)
         assert "has ended" not in said
+    waited = re.search(r"no step for (\d+) s", warned)
+    assert waited is not None
+    assert int(waited[1]) < TIMEOUT_S, "a warning must come before it is too late"
 
 
 def start(rank: int, run: Path, config: Path, port: int) -> subprocess.Popen[str]:

@@ -101,6 +101,18 @@ def test_batch_norm_is_one_model_on_all_ranks(tmp_path: Path, capsys: pytest.Cap
     assert all((weights[key] == again[key]).all() for key in weights)
 
 
+def test_batch_norm_is_evaluated_in_mid_epoch_as_it_would_be_saved(tmp_path: Path) -> None:
+    """Whether a checkpoint is due then or not."""
+    config = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data"), model={"fusion": FUSIONS["batch_norm"]})
+    found = []
+    for run, saved_every in ((tmp_path / "saved", 3), (tmp_path / "unsaved", 100)):
+        often = ["--set", "train.eval_every=3", "--set", f"train.checkpoint_every={saved_every}"]
+        assert on_two_ranks("train", config, "-o", run, *often, "--set", "train.max_steps=4") == [0, 0]
+        found.append([record for record in curve(run) if record["kind"] == "valid"])
+    assert [record["step"] for record in found[0]] == [3, 4]
+    assert found[0] == found[1]
+
+
 def test_resuming_on_another_world_size(tmp_path: Path) -> None:
     """Two ranks, then one, then three, all in one epoch: as many steps as the rows that are left make."""
     config, run = write_job(tmp_path / "job.yaml", write_toy(tmp_path / "data")), tmp_path / "run"

@@ -61,7 +61,9 @@ def test_every_candidate_is_trained_at_its_size_with_every_seed(compared: Path) 
         last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         found = next(line for line in reversed(last) if line["kind"] == row["split"])
         assert found[f"{row['task']}/{row['metric']}"] == row["value"]
-        optim = yaml.safe_load((run / "config.yaml").read_text())["optim"]
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["train"]["seed"] == row["seed"]
+        optim = config["optim"]
         assert optim["dense"]["lr"] == pytest.approx(0.02 * row["learning_rates"])
         assert optim["sparse"]["lr"] == pytest.approx(0.2 * row["learning_rates"])
 

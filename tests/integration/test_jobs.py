@@ -161,6 +161,16 @@ def test_the_same_seed_gives_the_same_curve_and_another_does_not(data: Path, tmp
     assert curve(tmp_path / "a") != curve(tmp_path / "c")
 
 
+def test_an_evaluation_in_mid_epoch_leaves_dropout_on(data: Path, tmp_path: Path) -> None:
+    config = write_job(tmp_path / "job.yaml", data, model={"fusion": FUSIONS["layer_norm_and_dropout"]})
+    for run, every in (("once", 0), ("often", 3)):
+        options = ["--set", f"train.eval_every={every}", "--set", "train.epochs=1"]
+        assert run_cli("train", config, "-o", tmp_path / run, *options) == 0
+    once, often = ([r for r in curve(tmp_path / run) if r["kind"] == "train"] for run in ("once", "often"))
+    assert once == often
+    assert len([r for r in curve(tmp_path / "often") if r["kind"] == "valid"]) == 3
+
+
 def test_a_run_folder_holds_what_was_promised(data: Path, tmp_path: Path) -> None:
     config, run = write_job(tmp_path / "job.yaml", data), tmp_path / "run"
     assert run_cli("train", config, "-o", run, "--set", "train.eval_every=5") == 0

@@ -1,5 +1,6 @@
 """Nothing in a checkpoint's metadata is executed, and what is not a tensor is not loaded."""
 
+import json
 import os
 import pickle
 import shutil
@@ -17,10 +18,15 @@ from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import JobState, differences, read_job_state
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
 from mtlrec.compat.staging import on_host
+from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError, CheckpointNotSaved
+from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.losses import LossReport, Populations
+from mtlrec.metrics.task_metrics import TaskMetrics
+from mtlrec.models.train_module import StepOutput
 
 
 def state(step: int) -> JobState:
@@ -211,3 +217,52 @@ def test_figures_that_cannot_be_kept(tmp_path: Path) -> None:
         pytest.raises(CheckpointNotSaved, match=r"valid\.json: No such file or directory; .*figures were not"),
     ):
         checkpoints.evaluated(1, {"click": {"auc": 0.6}})
+
+
+def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
+    """Predictions that know the labels' probabilities, and others that know nothing."""
+    torch.manual_seed(0)
+    rows, tasks = 2000, ["click", "buy", "ratio"]
+    true, zeros, ones = torch.randn(rows, 3), torch.zeros(3), torch.ones(rows, 3)
+    targets = (torch.rand(rows, 3) < true.sigmoid()).float()
+    targets[:, 1] *= targets[:, 0]
+    targets[:, 2] = true[:, 2] + 0.1 * torch.randn(rows)
+    report = LossReport(zeros, zeros, zeros, zeros == 0, Populations(targets, ones, ones, ones, zeros, zeros))
+    for step, values in ((1, true), (2, torch.randn(rows, 3) + 1)):
+        log_p, log_not_p = chain(values, [None, 0, None])
+        metrics = TaskMetrics(tasks, ["binary", "binary", "regression"], [False, True, False], torch.device("cpu"))
+        outputs = HeadOutput(values, log_p, log_not_p, log_p)
+        metrics.update(StepOutput(outputs, report, "here.parquet", groups=torch.arange(rows) % 50))
+        folder = tmp_path / "checkpoints" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text("{}")
+        (folder / "valid.json").write_text(json.dumps(metrics.compute()))
+    for metric in METRIC_DIRECTIONS:
+        task = "ratio" if metric in ("mse", "mae") else "buy"
+        best = Checkpoints(tmp_path, keep_best=f"{task}/{metric}").best()
+        assert best is not None, metric
+        assert best.name == "step_00000001", metric
+
+
+def test_all_is_on_the_disk_before_the_name_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system is told to write, in turn: after a power cut a checkpoint with its name has all of its files."""
+    happened: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        happened.append(("synced", Path(f"/proc/self/fd/{descriptor}").resolve().name))
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        happened.append(("renamed", Path(target).name))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    with process_group("cpu"), Checkpoints(tmp_path, in_background=False) as checkpoints:
+        checkpoints.save({"weight": torch.ones(1)}, state(1))
+    named = happened.index(("renamed", "step_00000001"))
+    before, after = happened[:named], happened[named + 1 :]
+    assert ("synced", "__0_0.distcp") in before
+    assert before.index(("synced", "job.json")) < before.index(("synced", ".writing_step_00000001"))
+    assert ("synced", "checkpoints") in after

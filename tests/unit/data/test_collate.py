@@ -8,8 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from mtlrec.batch import NO_GROUP
+from mtlrec.data.collate import collate
+from mtlrec.data.features.columns import Columns
 from mtlrec.errors import DataError
-from tests.support.toy import collated, toy_job, toy_table
+from tests.support.toy import collated, rows_of, toy_job, toy_table
 
 
 def changed(column: str, value: Any) -> pa.Table:
@@ -129,3 +132,24 @@ def test_decimals_and_booleans_are_numbers() -> None:
     decimals = pa.array([1, 2, 3, 4]).cast(pa.decimal128(21, 2))
     batch = collated(changed("price", decimals))
     assert batch.dense[:, 1].tolist() == pytest.approx(np.log1p([1, 2, 3, 4]).tolist())
+
+
+@pytest.mark.parametrize("values", [pa.array([0, None, 1]), pa.array(["", None, "a"])])
+def test_an_unknown_group_is_no_value_s(values: pa.Array) -> None:
+    groups = collated(toy_table(3).append_column("who", values), job=toy_job(metrics={"group_by": "who"})).groups
+    assert groups is not None
+    assert (groups == NO_GROUP).tolist() == [False, True, False]
+
+
+def test_a_batch_of_several_cuts_is_that_of_its_rows_together() -> None:
+    """The last batch of a rank: what two blocks have left, then padding."""
+    job, table = toy_job(), toy_table(30)
+    block = Columns.of(job).block(rows_of(table))
+    names = [feature.name for feature in job.features.sparse]
+    found = collate([(block, 2, 5), (block, 20, 24)], 10, names, is_weighted=False)
+    expected = collated(table.take([2, 3, 4, 20, 21, 22, 23]), 10, job)
+    for part in ("dense", "labels", "label_mask", "weights"):
+        assert torch.equal(getattr(found, part), getattr(expected, part)), part
+    assert torch.equal(found.sparse.values(), expected.sparse.values())
+    assert torch.equal(found.sparse.lengths(), expected.sparse.lengths())
+    assert found.weights.tolist() == [1.0] * 7 + [0.0] * 3

@@ -1,5 +1,6 @@
 """The loader: any position reached again bit by bit, other ranks in mid-epoch, threads, errors, an early end."""
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -303,5 +304,15 @@ def test_a_file_that_changes_is_said(tmp_path: Path) -> None:
     list(loader.epoch())
     path = tmp_path / "train" / "part-1.parquet"
     pq.write_table(pq.read_table(path).slice(10), path)
+    with pytest.raises(DataError, match=r"part-1\.parquet: has changed since the job began"):
+        list(loader.epoch())
+
+
+def test_a_file_that_is_written_again_is_said_whatever_its_size(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    loader = loader_of(toy_job(tmp_path))
+    path = tmp_path / "train" / "part-1.parquet"
+    written = path.stat().st_mtime_ns
+    os.utime(path, ns=(written, written + 1))
     with pytest.raises(DataError, match=r"part-1\.parquet: has changed since the job began"):
         list(loader.epoch())

@@ -99,3 +99,10 @@ def test_a_position_survives_as_plain_values() -> None:
     position = Position(3, (Phase(2, 8, "rows", 100, 7, steps=4), Phase(1, 8, steps=2)))
     assert Position.of(position.state_dict()) == position
     assert position.steps == 6
+
+
+def test_row_groups_come_in_another_order_in_another_epoch() -> None:
+    phase = Phase(1, 8, "row_group", seed=0)
+    orders = [order_of(phase, epoch) for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(100)) for order in orders)

@@ -15,6 +15,7 @@ from mtlrec.losses import DynamicWeightAverage, GradientBalancing, MultiTaskLoss
 from mtlrec.losses.balancing import Balancing, Totals
 from mtlrec.models.balancing import build_balancing
 from tests.support.ranks import run_ranks
+from tests.support.toy import toy_job
 
 TASKS = 3
 
@@ -288,3 +289,16 @@ def test_four_uneven_ranks_weigh_as_one_process_does(kind: str) -> None:
 def test_ranks_agree_though_pcgrad_draws() -> None:
     coefficients = [one for one, _ in run_ranks(4, on_a_rank, "pcgrad")]
     assert coefficients[0] == coefficients[1] == coefficients[2] == coefficients[3]
+
+
+@pytest.mark.parametrize("kind", ["pcgrad", "mgda", "upgrad", "aligned", "cagrad"])
+def test_a_job_s_method_leaves_gradients_alone_that_do_not_conflict(kind: str) -> None:
+    """Whether it speaks of the sum of the tasks or of their mean."""
+    pytest.importorskip("torchjd", reason="TorchJD is not installed")
+    pooled = torch.randn(4, 3, requires_grad=True)
+    parts = pooled.sum(0)  # a column each: orthogonal, of equal length
+    job = toy_job(loss={"weighting": {"kind": kind}})
+    coefficients, _ = build_balancing(job.loss.weighting, 3)(Totals(parts.detach(), torch.ones(3)), parts, pooled)
+    np.testing.assert_allclose(coefficients, coefficients[0], rtol=1e-3)  # type: ignore[index]
+    if kind != "cagrad":  # which goes beyond the mean
+        np.testing.assert_allclose(coefficients, [1, 1, 1], rtol=1e-3)

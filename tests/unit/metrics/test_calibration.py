@@ -10,13 +10,17 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from torch.nn.functional import logsigmoid
 
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError
+from mtlrec.evaluation.predict import calibrated
+from mtlrec.heads.funnel import HeadOutput, chain
 from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
 from mtlrec.metrics.calibration import Calibration, Map, fit
 from mtlrec.metrics.grouped_auc import GroupedAUC, grouped_auc
 from tests.support.ranks import run_ranks
+from tests.support.toy import toy_job
 
 
 def overconfident(rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -169,3 +173,17 @@ def test_json_is_what_is_stored(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "calibration.json").read_text())
     assert stored["maps"]["click"]["slope"] == 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["calibration.json"]
+
+
+def test_what_is_mapped_is_the_probability_over_all_impressions() -> None:
+    """Under independent towers, whose own probabilities are conditional on the parent."""
+    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    log_p, log_not_p = logsigmoid(logits), logsigmoid(-logits)
+    entire, _ = chain(logits, [None, 0, None, None])
+    outputs = HeadOutput(logits, log_p, log_not_p, entire)
+    calibration = Calibration(method="platt", rows=30, maps={"buy": Map(slope=2.0, offset=0.5)})
+    found = calibrated(outputs, toy_job(), calibration)
+    p = logits[:, 0].sigmoid() * logits[:, 1].sigmoid()
+    torch.testing.assert_close(found[:, 1], torch.sigmoid(2 * torch.logit(p) + 0.5), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[:, 0], logits[:, 0].sigmoid())
+    torch.testing.assert_close(found[:, 3], logits[:, 3])

@@ -10,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import ndcg_score
+from torch.nn.functional import logsigmoid
 
+from mtlrec.batch import NO_GROUP
 from mtlrec.errors import CheckpointError, NonFiniteError
 from mtlrec.evaluation.ranking_report import mean_of
 from mtlrec.heads import HeadOutput
+from mtlrec.losses import LossReport, Populations
 from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
-from mtlrec.metrics.ranking import PerUser, RankMetric
+from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
+from mtlrec.models.train_module import StepOutput
 from tests.support.toy import toy_job, toy_tree
 
 
@@ -178,3 +182,29 @@ def test_an_interval_over_users() -> None:
     mean, half_width = mean_of(np.array([0.0, 1.0, 0.5]))
     assert (mean, half_width) == (0.5, pytest.approx(1.96 * 0.5 / np.sqrt(3)))
     assert mean_of(np.array([0.7])) == (0.7, np.inf), "one user tells nothing of others"
+
+
+def test_no_power_is_negative() -> None:
+    """Though a task whose score falls with the worth would order better with one."""
+    generator = np.random.default_rng(0)
+    groups, logs = np.repeat(np.arange(200), 10), generator.normal(size=(2000, 3))
+    worth = np.exp(logs[:, 1] - 2 * logs[:, 0]).astype(np.float32)
+    users = PerUser.of(groups, worth)
+    found = search(users, logs[users.rows], RankMetric("ndcg", 5), seed=0)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found, [0, 1, 0], atol=0.03)
+
+
+def test_rows_of_nobody_are_not_ranked() -> None:
+    """Two users of two rows each, and three rows whose user is unknown."""
+    groups = torch.tensor([1, NO_GROUP, 2, 1, NO_GROUP, 2, NO_GROUP])
+    logits = torch.randn(7, 1, generator=torch.Generator().manual_seed(0))
+    targets, ones, zeros = torch.tensor([[1.0], [1], [0], [0], [0], [1], [1]]), torch.ones(7, 1), torch.zeros(1)
+    report = LossReport(zeros, zeros, zeros, zeros == 0, Populations(targets, ones, ones, ones, zeros, zeros))
+    outputs = HeadOutput(logits, logsigmoid(logits), logsigmoid(-logits), logsigmoid(logits))
+    job = toy_job(tasks=toy_tree()["tasks"][:1])
+    ranked = RankedRows(job, ["click"], {"click": 1.0})
+    ranked.update(StepOutput(outputs, report, "here.parquet", groups))
+    users, logs = ranked.compute()
+    assert users.users == 2
+    assert sorted(logs[:, 0]) == pytest.approx(sorted(logsigmoid(logits)[groups != NO_GROUP, 0].tolist()))

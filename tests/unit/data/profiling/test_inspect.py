@@ -169,3 +169,9 @@ def test_text_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "b[/red]" in out
     assert "t[x]" in out
     assert "\ufffd" in out
+
+
+def test_a_null_list_has_no_items(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"tags": [[1, 2], None, [3], []]}), tmp_path / "a.parquet")
+    (tags,) = inspect(str(tmp_path / "a.parquet")).columns
+    assert (tags.mean_length, tags.max_length, tags.seen) == (0.75, 2, 3)

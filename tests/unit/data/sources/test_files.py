@@ -1,5 +1,6 @@
 """Which files a pattern finds: each once, nothing hidden, however folders are linked."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_file_has_many_names(tmp_path: Path) -> None:
 def test_paths_that_are_none(root: str, pattern: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         find_files(store_of(root), [pattern])
+
+
+def test_files_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """Not of their age: a copy of the files has the same rows in the same order."""
+    for age, name in enumerate(("b.parquet", "c/a.parquet", "a.parquet"), 1):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / name).write_text("")
+        os.utime(tmp_path / "train" / name, (age, age))
+    names = ["train/a.parquet", "train/b.parquet", "train/c/a.parquet"]
+    assert found(tmp_path, "train") == found(tmp_path, "train/**/*.parquet") == names

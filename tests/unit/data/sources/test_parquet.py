@@ -238,3 +238,13 @@ def test_a_footer_is_read_once_for_all_row_groups(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pq, "read_metadata", lambda handle: read.append(handle) or footer(handle))
     assert rows_of(dataset) == list(range(125))
     assert len(read) == 2
+
+
+def test_a_fingerprint_tells_row_groups_of_other_sizes_apart(tmp_path: Path) -> None:
+    """The same names, and as many row groups of other rows: a position in the one is none in the other."""
+    found = []
+    for name, sizes in (("a", [10, 12]), ("b", [10, 13]), ("c", [10, 12])):
+        (tmp_path / name).mkdir()
+        found.append(list_row_groups(str(write(tmp_path / name, sizes)), ["*.parquet"], NUMBER).fingerprint)
+    assert found[0] != found[1]
+    assert found[0] == found[2]

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from mtlrec.batch import Batch
+from mtlrec.config.base import without_secrets
 from mtlrec.data.sources import files
 from mtlrec.data.sources.files import persistently, store_of
 from mtlrec.errors import DataError
@@ -162,3 +163,16 @@ def test_secrets_are_neither_kept_nor_shown(s3: int, capsys: pytest.CaptureFixtu
     assert "root: 's3://toys/data?" in out
     assert "no file matches s3://toys/data/none" in err
     assert "Tr0ub4dor" not in said + err + out
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/logs", "s3://bucket/logs"),
+        ("s3://key:sec@ret@bucket/logs", "s3://bucket/logs"),
+        ("no route to s3://key:se:c@ret@bucket", "no route to s3://bucket"),
+        ("s3://bucket/a@b?region=x", "s3://bucket/a@b?region=x"),
+    ],
+)
+def test_a_password_is_hidden_whatever_is_in_it(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown

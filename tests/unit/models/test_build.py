@@ -1,0 +1,67 @@
+"""What a job says of its model and its losses reaches them."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from mtlrec.losses import Counterfactual
+from mtlrec.models.build import build_funnel_term, build_heads, build_model, build_task_loss
+from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
+
+
+def test_a_task_sees_its_own_dense_features_alone() -> None:
+    tasks = [
+        {"name": "click", "label": "is_click"},
+        {"name": "buy", "label": "is_buy", "features": ["price", "item_id"]},
+    ]
+    job = toy_job(tasks=tasks, model={"fusion": FUSIONS["single_task"], "heads": {"kind": "independent"}})
+    torch.manual_seed(0)
+    model = build_model(job, torch.device("cpu")).eval()
+    batch = collated(toy_table(20), job=job)
+    older = batch.dense.clone()
+    older[:, 0] += 1.0  # age
+    with torch.no_grad():
+        before, after = model(batch.dense, batch.sparse).value, model(older, batch.sparse).value
+    assert torch.equal(before[:, 1], after[:, 1])
+    assert not torch.equal(before[:, 0], after[:, 0])
+
+
+def test_options_of_a_task_reach_its_loss() -> None:
+    tree = toy_tree()
+    tree["tasks"][0] |= {"pos_weight": 3.0, "label_smoothing": 0.2}
+    tree["tasks"][3] |= {"loss": "huber", "huber_delta": 2.5}
+    click, _, _, ratio = (build_task_loss(task) for task in toy_job(tasks=tree["tasks"]).tasks)
+    assert (click.kind, click.pos_weight, click.label_smoothing) == ("binary", 3.0, 0.2)
+    assert (ratio.kind, ratio.huber_delta) == ("huber", 2.5)
+
+
+def test_options_of_escm2_reach_its_risk() -> None:
+    options = {"propensity_floor": 0.2, "conditional_weight": 0.7, "entire_weight": 0.3}
+    term = build_funnel_term(toy_job(model={"heads": {"kind": "escm2_dr", **options}}))
+    assert isinstance(term, Counterfactual)
+    assert (term.floor, term.conditional_weight, term.entire_weight) == (0.2, 0.7, 0.3)
+    assert term.doubly_robust
+
+
+def test_logits_are_shifted_by_the_sampling_rates_in_training_alone() -> None:
+    tree = toy_tree()
+    tree["tasks"][0]["negative_sampling_rate"] = 0.25
+    heads = build_heads(toy_job(tasks=tree["tasks"]), 8)
+    fused = torch.randn(5, 4, 8)
+    for in_training, odds in ((True, 4.0), (False, 1.0)):
+        outputs = heads.train(in_training)(fused)
+        expected = logsigmoid(outputs.value[:, 0] + math.log(odds))
+        torch.testing.assert_close(outputs.log_p[:, 0], expected)
+
+
+@pytest.mark.parametrize("rows", [10, 10_000])
+def test_rows_of_a_table_are_drawn_alike_whatever_their_number(rows: int) -> None:
+    job = toy_job(tables={"item": {"rows": rows, "dim": 64}})
+    torch.manual_seed(0)
+    tables = build_model(job, torch.device("cpu")).tables
+    weight = tables.embedding_bags["item"].weight.detach()
+    assert weight.shape == (rows, 64)
+    assert float(weight.std()) == pytest.approx(0.05, rel=0.1)
+    assert float(weight.mean()) == pytest.approx(0.0, abs=0.01)
