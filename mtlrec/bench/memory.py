@@ -7,7 +7,7 @@ import resource
 import torch
 
 from mtlrec.batch import Batch
-from mtlrec.compat.sharded_tensor import ShardedTensor
+from mtlrec.compat.dcp.sharded_tensor import ShardedTensor
 from mtlrec.models.embeddings import is_table_parameter
 from mtlrec.training.step import TrainingStep
 

@@ -21,9 +21,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 
 from mtlrec.checkpoints.job_state import JobState
-from mtlrec.compat.dcp_errors import CheckpointException, failure_reason
-from mtlrec.compat.pieces import in_pieces
-from mtlrec.compat.staging import Staging
+from mtlrec.compat.dcp.errors import CheckpointException, failure_reason
+from mtlrec.compat.dcp.pieces import in_pieces
+from mtlrec.compat.dcp.staging import Staging
 from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.errors import CheckpointError, CheckpointNotSaved, Preempted
 from mtlrec.io import sync, write_text

@@ -9,8 +9,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from mtlrec.compat.dcp_errors import CheckpointException, failure_reason, is_of_another_model
-from mtlrec.compat.dcp_metadata import SafeReader
+from mtlrec.compat.dcp.errors import CheckpointException, failure_reason, is_of_another_model
+from mtlrec.compat.dcp.metadata import SafeReader
 from mtlrec.errors import CheckpointError
 
 

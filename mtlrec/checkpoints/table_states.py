@@ -2,7 +2,7 @@
 
 State of every entry (Adagrad, Adam) has the table's shape and is cut as the table is: DCP reshards it. State of a row
 (row-wise Adagrad's mean of squared gradients) exists once for every *piece* of a row and is saved as [rows, pieces]
-(`compat/optimizer_states.py`). Loaded under other cuts, a piece takes the mean of those that it covers, by their
+(`compat/fbgemm/optimizer_states.py`). Loaded under other cuts, a piece takes the mean of those that it covers, by their
 widths: the gradients' squares were added up in each, so this is what it would hold had the same gradients met this cut.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
-from mtlrec.compat.optimizer_states import ColumnRanges
-from mtlrec.compat.sharded_tensor import ShardedTensor
+from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges
+from mtlrec.compat.dcp.sharded_tensor import ShardedTensor
 
 STATES = "optimizer.tables"
 """Stands before their names in a checkpoint."""

@@ -21,7 +21,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import read_job_state
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
-from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, reshard_like
+from mtlrec.compat.dcp.sharded_tensor import Shard, ShardedTensor, reshard_like
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError

@@ -15,7 +15,7 @@ import torch
 
 from mtlrec.batch import Batch
 from mtlrec.checkpoints.job_state import read_job_state
-from mtlrec.compat.fused_lookups import uncounted
+from mtlrec.compat.fbgemm.fused_lookups import uncounted
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.loader import Loader

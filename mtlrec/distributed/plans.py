@@ -17,7 +17,7 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
-from mtlrec.compat.sharded_tensor import EnumerableShardingSpec, ShardMetadata
+from mtlrec.compat.dcp.sharded_tensor import EnumerableShardingSpec, ShardMetadata
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.config.training import Kernel, LoadFactor

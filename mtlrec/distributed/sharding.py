@@ -14,8 +14,8 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Stats
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
-from mtlrec.compat.cpu_kernels import has_rank_without_lookup
-from mtlrec.compat.halved_lookup import halved_lookups
+from mtlrec.compat.fbgemm.cpu_kernels import has_rank_without_lookup
+from mtlrec.compat.fbgemm.halved_lookup import halved_lookups
 from mtlrec.compat.sharding_types import BY_ROWS, TableSharder
 from mtlrec.config import JobConfig, TableConstraint
 from mtlrec.distributed.plans import Plan

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mtlrec.compat.fused_lookups import uncounted
+from mtlrec.compat.fbgemm.fused_lookups import uncounted
 from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks

@@ -2,7 +2,7 @@
 
 Features are looked up in the order of the config, so that nothing is permuted, and no feature's ids are cut out of the
 others': of a request's time behind seven lookups a sixth. FBGEMM's own check of ids is off
-(`compat/exportable_lookup.py`): whoever calls checks them.
+(`compat/fbgemm/exportable_lookup.py`): whoever calls checks them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.quant.embedding_modules import quantize_state_dict
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from mtlrec.compat.exportable_lookup import build_exportable_lookup
+from mtlrec.compat.fbgemm.exportable_lookup import build_exportable_lookup
 from mtlrec.config import SparseFeature
 from mtlrec.errors import ArtifactError
 

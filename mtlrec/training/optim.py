@@ -21,9 +21,9 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from mtlrec.compat.cpu_kernels import has_fused_adam
+from mtlrec.compat.fbgemm.cpu_kernels import has_fused_adam
 from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
-from mtlrec.compat.optimizer_states import ColumnRanges, columns_of, fused_states, replicated_states
+from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges, columns_of, fused_states, replicated_states
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
 from mtlrec.errors import ConfigError
 from mtlrec.models.embeddings import is_table_parameter
@@ -108,7 +108,7 @@ class Optimizers:
         without what has none (SGD): DCP would look for an empty mapping in vain.
 
         A table's state has the same name and rank whether the plan shards or replicates the table, so that a
-        checkpoint fits any plan (`compat/optimizer_states.py`).
+        checkpoint fits any plan (`compat/fbgemm/optimizer_states.py`).
         """
         tables = fused_states(self.fused) | replicated_states(self._state_of(self.replicated))
         parts = {"dense": self._state_of(self.dense), "tables": tables}

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from mtlrec.batch import Batch
 from mtlrec.checkpoints.table_states import mixing
-from mtlrec.compat import pieces
+from mtlrec.compat.dcp import pieces
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, process_group
 from mtlrec.training.loading import loader_of

@@ -301,7 +301,7 @@ def test_a_model_that_is_not_finite_is_one_line(run: Path, tmp_path: Path, capsy
 
 def test_lookups_of_a_look_are_no_iterations(run: Path) -> None:
     """By which FBGEMM's Adam corrects its averages."""
-    from mtlrec.compat.fused_lookups import fused_lookups
+    from mtlrec.compat.fbgemm.fused_lookups import fused_lookups
     from mtlrec.diagnosis.diagnosis import diagnose_run
     from mtlrec.evaluation.evaluate import evaluate
 

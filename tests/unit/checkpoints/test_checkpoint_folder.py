@@ -17,7 +17,7 @@ from torch.distributed._shard.sharding_spec import ShardMetadata
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import JobState, differences, read_job_state
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
-from mtlrec.compat.staging import on_host
+from mtlrec.compat.dcp.staging import on_host
 from mtlrec.config import METRIC_DIRECTIONS
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan

@@ -9,7 +9,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-from mtlrec.compat.cpu_kernels import has_rank_without_lookup
+from mtlrec.compat.fbgemm.cpu_kernels import has_rank_without_lookup
 
 
 def look_up(rows: int, optimizer: EmbOptimType) -> str:
@@ -25,13 +25,13 @@ def look_up(rows: int, optimizer: EmbOptimType) -> str:
 
 def test_there_is_no_adam_on_cpu() -> None:
     error = look_up(10, EmbOptimType.ADAM)
-    assert "not supported in CPU mode" in error, "has_fused_adam of compat/cpu_kernels.py can be deleted"
+    assert "not supported in CPU mode" in error, "has_fused_adam of compat/fbgemm/cpu_kernels.py can be deleted"
 
 
 def test_there_is_no_lookup_without_rows() -> None:
     assert not look_up(1, EmbOptimType.EXACT_SGD)
     error = look_up(0, EmbOptimType.EXACT_SGD)
-    assert "weights[0]" in error, "has_rank_without_lookup of compat/cpu_kernels.py can be deleted"
+    assert "weights[0]" in error, "has_rank_without_lookup of compat/fbgemm/cpu_kernels.py can be deleted"
 
 
 @pytest.mark.parametrize(("rows", "ranks", "left"), [(1, 2, True), (2, 2, False), (5, 4, True), (8, 4, False)])

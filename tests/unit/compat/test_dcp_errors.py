@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from mtlrec.compat.dcp_errors import CheckpointException, failure_reason, is_of_another_model
+from mtlrec.compat.dcp.errors import CheckpointException, failure_reason, is_of_another_model
 
 
 def test_it_is_no_exception() -> None:
-    assert not issubclass(CheckpointException, Exception), "`except Exception` catches it now: compat/dcp_errors.py"
+    assert not issubclass(CheckpointException, Exception), "`except Exception` catches it now: compat/dcp/errors.py"
 
 
 @pytest.mark.parametrize("tensors", [{"other": torch.ones(2)}, {"weight": torch.ones(3)}], ids=["name", "size"])
@@ -20,7 +20,7 @@ def test_another_model_is_told_by_text(tensors: dict[str, torch.Tensor], tmp_pat
         dcp.load(tensors, checkpoint_id=tmp_path, no_dist=True)
     assert is_of_another_model(failure_reason(raised.value))
     kinds = {type(failure[0]) for failure in raised.value.failures.values()}
-    assert kinds <= {RuntimeError, ValueError}, "compat/dcp_errors.py can read classes in place of texts"
+    assert kinds <= {RuntimeError, ValueError}, "compat/dcp/errors.py can read classes in place of texts"
 
 
 def test_a_damaged_checkpoint_is_not_of_another_model(tmp_path: Path) -> None:

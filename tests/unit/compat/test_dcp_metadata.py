@@ -20,4 +20,4 @@ def test_the_stock_reader_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Bomb()))
     with suppress(Exception):
         FileSystemReader(tmp_path).read_metadata()
-    assert (tmp_path / "exploded").exists(), "compat/dcp_metadata.py can be deleted"
+    assert (tmp_path / "exploded").exists(), "compat/dcp/metadata.py can be deleted"

@@ -8,7 +8,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 
-from mtlrec.compat.exportable_lookup import build_exportable_lookup
+from mtlrec.compat.fbgemm.exportable_lookup import build_exportable_lookup
 
 TABLES = [("table", 10, 8, SparseType.FP32, EmbeddingLocation.HOST)]
 OPTIONS: dict[str, Any] = {"device": "cpu", "output_dtype": SparseType.FP32, "row_alignment": 1}
@@ -49,9 +49,9 @@ def test_a_lookup_without_check_in_a_list_is_taken() -> None:
 
 def test_a_lookup_that_is_a_submodule_is_not_taken() -> None:
     error = lower(nn.ModuleList([lookup(BoundsCheckMode.NONE)]))
-    assert "registered a fake class" in error, "the list of compat/exportable_lookup.py can be deleted"
+    assert "registered a fake class" in error, "the list of compat/fbgemm/exportable_lookup.py can be deleted"
 
 
 def test_a_lookup_that_checks_its_ids_is_not_taken() -> None:
     error = lower([lookup(BoundsCheckMode.WARNING)])
-    assert "mutated" in error, "compat/exportable_lookup.py can leave the check on"
+    assert "mutated" in error, "compat/fbgemm/exportable_lookup.py can leave the check on"

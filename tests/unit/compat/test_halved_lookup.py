@@ -12,7 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 from torchrec.distributed import batched_embedding_kernel
 
-from mtlrec.compat.halved_lookup import WIDEST, HalvedLookup
+from mtlrec.compat.fbgemm.halved_lookup import WIDEST, HalvedLookup
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
 from tests.support.toy import toy_job
@@ -83,7 +83,7 @@ def test_fbgemm_has_another_kernel_for_a_table_with_one_feature(dim: int) -> Non
     """The generated one, which is the slow one: told by its digits, where the arithmetic is otherwise the same."""
     one, shared = (updated(features, dim) for features in ([0], [0, 0]))
     torch.testing.assert_close(one, shared)
-    assert not torch.equal(one, shared), "FBGEMM has one kernel: time it, compat/halved_lookup.py may be deleted"
+    assert not torch.equal(one, shared), "FBGEMM has one kernel: time it, compat/fbgemm/halved_lookup.py may be deleted"
 
 
 def updated(features: list[int], dim: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torchrec.optim import RowWiseAdagrad
 
-from mtlrec.compat.optimizer_states import columns_of, fused_states, replicated_states
+from mtlrec.compat.fbgemm.optimizer_states import columns_of, fused_states, replicated_states
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import build_sharded
@@ -21,9 +21,9 @@ def test_a_fused_state_has_another_name_and_shape_than_a_replicated_one() -> Non
         ((other, replicated),) = optimizers.replicated.state_dict()["state"].items()
         rows = {"item": 40, "user": 50}
         same_name = {name.rpartition(".")[2] for name in fused} == set(replicated)
-        assert not same_name, "the names of compat/optimizer_states.py can be deleted"
+        assert not same_name, "the names of compat/fbgemm/optimizer_states.py can be deleted"
         assert [tuple(state.size()) for state in fused.values()] == [(rows["item"],)], (
-            "split_pieces of compat/optimizer_states.py can be deleted"
+            "split_pieces of compat/fbgemm/optimizer_states.py can be deleted"
         )
         assert tuple(replicated["sum"].size()) == (rows["user"], 1)
         states = fused_states(optimizers.fused) | replicated_states({str(other): replicated})

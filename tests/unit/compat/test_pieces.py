@@ -8,8 +8,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtlrec.compat import pieces
-from mtlrec.compat.sharded_tensor import ShardedTensor
+from mtlrec.compat.dcp import pieces
+from mtlrec.compat.dcp.sharded_tensor import ShardedTensor
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
 from tests.support.toy import toy_job
@@ -35,7 +35,7 @@ def test_a_shard_is_cloned_whole_unless_it_is_cut(tmp_path: Path, monkeypatch: p
         largest = max(shard.tensor.nbytes for table in tables.values() for shard in table.local_shards())
         with Clones() as whole:
             dcp.save(tables, checkpoint_id=tmp_path / "whole")
-        assert max(whole.bytes, default=0) >= largest, "compat/pieces.py can be deleted"
+        assert max(whole.bytes, default=0) >= largest, "compat/dcp/pieces.py can be deleted"
         monkeypatch.setattr(pieces, "PIECE_BYTES", largest // 4)
         cut = pieces.in_pieces(tables)
         with Clones() as in_pieces:

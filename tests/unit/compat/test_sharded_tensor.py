@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
+from mtlrec.compat.dcp.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
 from tests.support.toy import toy_job
@@ -14,9 +14,9 @@ def test_tables_are_sharded_tensors_of_a_private_package() -> None:
         state = build_sharded(toy_job(), ranks).module.state_dict()
     tables = [tensor for name, tensor in state.items() if ".tables." in name]
     assert tables
-    assert all(type(table) is ShardedTensor for table in tables), "compat/sharded_tensor.py can be deleted"
+    assert all(type(table) is ShardedTensor for table in tables), "compat/dcp/sharded_tensor.py can be deleted"
     public = [module for module in (torch, dist, dist.tensor) if hasattr(module, "ShardedTensor")]
-    assert not public, f"compat/sharded_tensor.py can be deleted: import ShardedTensor from {public}"
+    assert not public, f"compat/dcp/sharded_tensor.py can be deleted: import ShardedTensor from {public}"
 
 
 def test_other_shards_take_the_same_memory() -> None:

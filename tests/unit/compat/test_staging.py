@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.staging import AsyncStager, BlockingAsyncStager, DefaultStager, StagingOptions
 
-from mtlrec.compat.sharded_tensor import ShardedTensor
-from mtlrec.compat.staging import Staging
+from mtlrec.compat.dcp.sharded_tensor import ShardedTensor
+from mtlrec.compat.dcp.staging import Staging
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
 from tests.support.toy import toy_job
@@ -40,20 +40,20 @@ def test_the_default_stager_takes_no_sharded_tensors(tables: dict[str, ShardedTe
         use_pinned_memory=False, use_shared_memory=share_memory, use_async_staging=False, use_non_blocking_copy=False
     )
     error = error_of(DefaultStager(options), tables)
-    assert "data_ptr" in error, "compat/staging.py can be deleted: use DefaultStager"
+    assert "data_ptr" in error, "compat/dcp/staging.py can be deleted: use DefaultStager"
 
 
 def test_the_blocking_stager_keeps_no_buffers(tables: dict[str, ShardedTensor]) -> None:
     """With `cache_staged_state_dict` it does, and pins them, for which it needs a GPU."""
     stager = BlockingAsyncStager()
     first, second = stager.stage(tables), stager.stage(tables)
-    assert addresses(first) != addresses(second), "compat/staging.py can be deleted: use BlockingAsyncStager"
+    assert addresses(first) != addresses(second), "compat/dcp/staging.py can be deleted: use BlockingAsyncStager"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU memory can be pinned")
 def test_the_blocking_stager_with_buffers_needs_a_gpu(tables: dict[str, ShardedTensor]) -> None:
     error = error_of(BlockingAsyncStager(cache_staged_state_dict=True), tables)
-    assert "accelerator" in error, "compat/staging.py can be deleted: cache_staged_state_dict works without a GPU"
+    assert "accelerator" in error, "compat/dcp/staging.py can be deleted: cache_staged_state_dict works without a GPU"
 
 
 def test_ours_keeps_its_buffers(tables: dict[str, ShardedTensor]) -> None:

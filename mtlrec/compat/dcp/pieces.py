@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mtlrec.compat.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
+from mtlrec.compat.dcp.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, ShardMetadata, reshard_like
 
 PIECE_BYTES = 2**26
 

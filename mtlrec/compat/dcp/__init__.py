@@ -1,0 +1,1 @@
+"""torch.distributed.checkpoint (DCP) and the ShardedTensors that it keeps."""

@@ -1,0 +1,1 @@
+"""FBGEMM's kernels and the modules that TorchRec builds of them."""
