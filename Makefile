@@ -61,7 +61,7 @@ test-nightly: $(INSTALLED) ## the tests that are too long for every run
 	$(PYTEST) -m nightly $(ARGS)
 
 test-slurm: $(INSTALLED) ## start two Slurm nodes on this machine (Debian, root), run the tests that want them
-	tests/slurm/cluster.sh up && $(BIN)/python -m pytest -v tests/integration/test_slurm.py $(ARGS); \
+	tests/slurm/cluster.sh up && $(BIN)/python -m pytest -v tests/integration/launches/test_slurm.py $(ARGS); \
 		status=$$?; tests/slurm/cluster.sh down; exit $$status
 
 lint: $(INSTALLED) ## ruff and mypy

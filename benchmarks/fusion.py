@@ -44,8 +44,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mtlrec import layers
 from mtlrec.layers import FusionLayer, to_adatt_reference
 from mtlrec.layers.adatt_reference import reference_tensors
-from mtlrec.layers.experts import ExpertBank
-from mtlrec.layers.gates import GateBank
+from mtlrec.layers.blocks.experts import ExpertBank
+from mtlrec.layers.blocks.gates import GateBank
 
 PEAK_SIZE = 2048
 PEAK_OPERATIONS = 2 * PEAK_SIZE**3

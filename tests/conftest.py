@@ -16,8 +16,12 @@ hypothesis.settings.register_profile("mtlrec", deadline=None)
 hypothesis.settings.load_profile("mtlrec")
 
 
-RANKS = ("tests/distributed/", "tests/integration/test_kills", "tests/integration/test_preemption")
-RANKS += ("tests/integration/test_torchx", "tests/integration/test_bench", "tests/integration/test_rank_metric")
+RANKS = (
+    "tests/distributed/",
+    "tests/integration/launches/",
+    "tests/integration/test_bench",
+    "tests/integration/test_rank_metric",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.heads.head import Head
 from mtlrec.heads.towers import by_task
-from mtlrec.layers.mlp import MLP
+from mtlrec.layers.blocks.mlp import MLP
 
 
 class DBMTL(Head):

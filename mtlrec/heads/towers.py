@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.mlp import MLP
+from mtlrec.layers.blocks.mlp import MLP
 
 
 class Towers(nn.Module):

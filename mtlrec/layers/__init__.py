@@ -45,23 +45,23 @@ differentiated again, but not batched (`torch.func`, `vmap`, `is_grads_batched`)
 plain operations.
 """
 
-from mtlrec.layers.adatt import AdaTT, AdaTTSp
 from mtlrec.layers.adatt_reference import from_adatt_reference, to_adatt_reference
-from mtlrec.layers.asymmetric import AsymmetricBottom
-from mtlrec.layers.cross_stitch import CrossStitch
-from mtlrec.layers.customized import CustomizedSharing
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.gates import GateBank
+from mtlrec.layers.blocks.level import GatedLevel
+from mtlrec.layers.blocks.linear import BatchedLinear
+from mtlrec.layers.blocks.mlp import MLP
 from mtlrec.layers.diagnostics import LevelDiagnostics, diagnose
-from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.families.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.families.asymmetric import AsymmetricBottom
+from mtlrec.layers.families.cross_stitch import CrossStitch
+from mtlrec.layers.families.customized import CustomizedSharing
+from mtlrec.layers.families.mmoe import MMoE
+from mtlrec.layers.families.ple import PLE
+from mtlrec.layers.families.shared_bottom import SharedBottom
+from mtlrec.layers.families.single_task import SingleTask
 from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.gates import GateBank
 from mtlrec.layers.interaction import Bottom, Concat, Cross, Dot
-from mtlrec.layers.level import GatedLevel
-from mtlrec.layers.linear import BatchedLinear
-from mtlrec.layers.mlp import MLP
-from mtlrec.layers.mmoe import MMoE
-from mtlrec.layers.ple import PLE
-from mtlrec.layers.shared_bottom import SharedBottom
-from mtlrec.layers.single_task import SingleTask
 
 __all__ = [
     "MLP",

@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.adatt import AdaTT, AdaTTSp
-from mtlrec.layers.asymmetric import AsymmetricBottom
-from mtlrec.layers.cross_stitch import CrossStitch
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.blocks.experts import ExpertBank
+from mtlrec.layers.blocks.gates import GateBank
+from mtlrec.layers.families.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.families.asymmetric import AsymmetricBottom
+from mtlrec.layers.families.cross_stitch import CrossStitch
+from mtlrec.layers.families.mmoe import MMoE
+from mtlrec.layers.families.ple import PLE
+from mtlrec.layers.families.shared_bottom import SharedBottom
 from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.gates import GateBank
-from mtlrec.layers.mmoe import MMoE
-from mtlrec.layers.ple import PLE
-from mtlrec.layers.shared_bottom import SharedBottom
 
 KINDS: dict[str, type[FusionLayer]] = {
     "shared_bottom": SharedBottom,

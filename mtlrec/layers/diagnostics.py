@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.level import GatedLevel
+from mtlrec.layers.blocks.level import GatedLevel
 
 
 class LevelDiagnostics(NamedTuple):

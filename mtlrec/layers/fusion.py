@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from mtlrec.layers.mlp import check_hidden, check_input, check_positive, is_list
+from mtlrec.layers.blocks.mlp import check_hidden, check_input, check_positive, is_list
 
 
 class FusionLayer(nn.Module):

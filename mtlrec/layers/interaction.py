@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.mlp import MLP, check_hidden, check_positive
+from mtlrec.layers.blocks.mlp import MLP, check_hidden, check_positive
 
 
 class Bottom(nn.Module):

@@ -16,10 +16,10 @@ from torch import nn
 
 from mtlrec import heads, layers
 from mtlrec.config import JobConfig
-from mtlrec.layers.experts import ExpertBank, ExpertNorm
-from mtlrec.layers.gates import GateBank
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertNorm
+from mtlrec.layers.blocks.gates import GateBank
+from mtlrec.layers.blocks.level import GatedLevel
 from mtlrec.layers.interaction import Bottom
-from mtlrec.layers.level import GatedLevel
 from mtlrec.models.multitask import MultiTaskModel
 
 Labels = Sequence[Hashable] | None

@@ -83,7 +83,7 @@ def complaints_within(own: str, module: str) -> Iterator[str]:
 
 
 def room_of(file: Path) -> str:
-    """mtlrec/layers/mlp.py -> layers; mtlrec/batch.py -> batch."""
+    """mtlrec/layers/blocks/mlp.py -> layers; mtlrec/batch.py -> batch."""
     return file.parts[1].removesuffix(".py")
 
 
@@ -116,7 +116,7 @@ def circle(root: Path) -> list[str]:
 
 
 def module_of(file: Path) -> str:
-    """mtlrec/layers/mlp.py -> mtlrec.layers.mlp; mtlrec/layers/__init__.py -> mtlrec.layers."""
+    """mtlrec/layers/blocks/mlp.py -> mtlrec.layers.blocks.mlp; mtlrec/layers/__init__.py -> mtlrec.layers."""
     parts = file.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -171,15 +171,19 @@ def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("mtlrec/layers/mlp.py", "from mtlrec.config import Config", "layers takes flat arguments"),
-        ("mtlrec/layers/mlp.py", "from ..config import Config", "layers takes flat arguments"),
-        ("mtlrec/layers/mlp.py", "from mtlrec import config", "layers takes flat arguments"),
-        ("mtlrec/layers/mlp.py", "from .. import config", "layers takes flat arguments"),
-        ("mtlrec/layers/mlp.py", "import mtlrec.config", "layers takes flat arguments"),
-        ("mtlrec/layers/mlp.py", "import torchrec", "layers may import torch only"),
-        ("mtlrec/layers/mlp.py", "def f():\n    from torchrec.modules import mlp", "layers may import torch only"),
-        ("mtlrec/layers/mlp.py", "import numpy as np", "layers may import torch only"),
-        ("mtlrec/layers/mlp.py", "from mtlrec.heads.towers import Towers", "layers must not import heads"),
+        ("mtlrec/layers/blocks/mlp.py", "from mtlrec.config import Config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from ..config import Config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from mtlrec import config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from .. import config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "import mtlrec.config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "import torchrec", "layers may import torch only"),
+        (
+            "mtlrec/layers/blocks/mlp.py",
+            "def f():\n    from torchrec.modules import mlp",
+            "layers may import torch only",
+        ),
+        ("mtlrec/layers/blocks/mlp.py", "import numpy as np", "layers may import torch only"),
+        ("mtlrec/layers/blocks/mlp.py", "from mtlrec.heads.towers import Towers", "layers must not import heads"),
         ("mtlrec/heads/esmm.py", "import mtlrec.losses", "heads must not import losses"),
         ("mtlrec/losses/deep/er.py", "from ...models import build", "losses must not import models"),
         ("mtlrec/models/build.py", "from mtlrec.distributed import sharding", "models must not import distributed"),
@@ -209,8 +213,8 @@ def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
         {
             "mtlrec/__init__.py": "from importlib.metadata import version",
             "mtlrec/config.py": "import pydantic",
-            "mtlrec/layers/__init__.py": "from mtlrec.layers.mlp import MLP",
-            "mtlrec/layers/mlp.py": "import math\nfrom collections.abc import Sequence\nfrom torch import nn",
+            "mtlrec/layers/__init__.py": "from mtlrec.layers.blocks.mlp import MLP",
+            "mtlrec/layers/blocks/mlp.py": "import math\nfrom collections.abc import Sequence\nfrom torch import nn",
             "mtlrec/heads/towers.py": "from mtlrec.layers import MLP\nfrom . import esmm",
             "mtlrec/heads/esmm.py": "import torch",
             "mtlrec/models/build.py": "import torchrec\nfrom mtlrec import config, layers, __version__",

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtlrec.layers import PLE, AdaTT, AdaTTSp, CrossStitch, MMoE, diagnose
-from mtlrec.layers.level import GatedLevel
+from mtlrec.layers.blocks.level import GatedLevel
 
 
 def levels(model: nn.Module) -> list[GatedLevel]:

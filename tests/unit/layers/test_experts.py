@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtlrec.layers import MLP, ExpertBank, GateBank
-from mtlrec.layers.linear import BatchedLinear
+from mtlrec.layers.blocks.linear import BatchedLinear
 
 COUNTS = st.lists(st.integers(1, 4), min_size=1, max_size=8)
 

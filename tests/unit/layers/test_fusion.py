@@ -21,7 +21,7 @@ from mtlrec.layers import (
     SingleTask,
     to_adatt_reference,
 )
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.blocks.experts import ExpertBank
 
 Weights = dict[str, Tensor]
 D = 5

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtlrec.layers import PLE, AdaTT, AdaTTSp, FusionLayer, MMoE
-from mtlrec.layers import mixture as module
-from mtlrec.layers.expert_groups import plan_groups
-from mtlrec.layers.mixture import mix_relu_experts, relu_mixture
+from mtlrec.layers.blocks import mixture as module
+from mtlrec.layers.blocks.expert_groups import plan_groups
+from mtlrec.layers.blocks.mixture import mix_relu_experts, relu_mixture
 
 
 def randn(*shape: int) -> Tensor:

@@ -16,8 +16,8 @@ from mtlrec.layers import (
     GateBank,
     MMoE,
 )
-from mtlrec.layers import experts as experts_module
-from mtlrec.layers.experts import ExpertNorm
+from mtlrec.layers.blocks import experts as experts_module
+from mtlrec.layers.blocks.experts import ExpertNorm
 from tests.support.layers import EXTRA_ARGUMENTS
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}

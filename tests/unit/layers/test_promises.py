@@ -21,7 +21,7 @@ from mtlrec.layers import (
     SingleTask,
 )
 from mtlrec.layers.adatt_reference import reference_tensors
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.blocks.experts import ExpertBank
 from tests.support.layers import EXTRA_ARGUMENTS
 
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [

@@ -9,10 +9,10 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank, ExpertOptions
-from mtlrec.layers.gates import GateBank
-from mtlrec.layers.level import GatedFusion, GatedLevel
-from mtlrec.layers.mlp import check_positive
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.gates import GateBank
+from mtlrec.layers.blocks.level import GatedFusion, GatedLevel
+from mtlrec.layers.blocks.mlp import check_positive
 
 
 class MMoE(GatedFusion):

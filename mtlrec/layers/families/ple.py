@@ -11,11 +11,11 @@ from typing import Unpack
 
 from torch import nn
 
-from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.gates import GateBank
+from mtlrec.layers.blocks.level import GatedFusion, GatedLevel
+from mtlrec.layers.blocks.mlp import check_positive
 from mtlrec.layers.fusion import task_expert_counts
-from mtlrec.layers.gates import GateBank
-from mtlrec.layers.level import GatedFusion, GatedLevel
-from mtlrec.layers.mlp import check_positive
 
 
 class PLE(GatedFusion):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtlrec.layers.mlp import check_positive
+from mtlrec.layers.blocks.mlp import check_positive
 
 
 def batched_linear(x: Tensor, weight_EHD: Tensor, bias_EH: Tensor) -> Tensor:

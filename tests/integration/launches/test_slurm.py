@@ -22,7 +22,7 @@ from tests.support.jobs import curve, final_tensors, write_job
 from tests.support.ranks import run_cli, run_ranks
 from tests.support.toy import write_toy
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 STEPS = 200  # 5 a pass
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtlrec.layers.expert_groups import Group, goes_to_onednn, plan_groups
-from mtlrec.layers.linear import batched_linear
+from mtlrec.layers.blocks.expert_groups import Group, goes_to_onednn, plan_groups
+from mtlrec.layers.blocks.linear import batched_linear
 
 GROUP_BYTES = 16 * 2**20
 """The widest activation of a group. Smaller and larger ones were measured (docs/log.md)."""

@@ -9,7 +9,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.fusion import FusionLayer
 
 

@@ -11,9 +11,9 @@ from typing import Literal, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.linear import BatchedLinear
 from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.linear import BatchedLinear
 
 Merge = Literal["project", "weight"]
 

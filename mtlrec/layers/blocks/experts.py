@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mtlrec.layers.expert_groups import plan_groups
-from mtlrec.layers.linear import BatchedLinear, batched_linear
-from mtlrec.layers.mixture import RECOMPUTED_GROUP_BYTES, mix_relu_experts, repeat_slots
-from mtlrec.layers.mlp import check_hidden, check_input, check_positive, check_probability
+from mtlrec.layers.blocks.expert_groups import plan_groups
+from mtlrec.layers.blocks.linear import BatchedLinear, batched_linear
+from mtlrec.layers.blocks.mixture import RECOMPUTED_GROUP_BYTES, mix_relu_experts, repeat_slots
+from mtlrec.layers.blocks.mlp import check_hidden, check_input, check_positive, check_probability
 
 Activation = Literal["relu", "silu", "gelu"]
 Norm = Literal["layer", "batch"]

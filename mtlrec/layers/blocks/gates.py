@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank
-from mtlrec.layers.linear import batched_linear
-from mtlrec.layers.mlp import check_input, check_positive, check_probability
+from mtlrec.layers.blocks.experts import ExpertBank
+from mtlrec.layers.blocks.linear import batched_linear
+from mtlrec.layers.blocks.mlp import check_input, check_positive, check_probability
 
 
 class GateBank(nn.Module):

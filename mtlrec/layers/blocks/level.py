@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank
+from mtlrec.layers.blocks.experts import ExpertBank
+from mtlrec.layers.blocks.gates import GateBank
 from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.gates import GateBank
 
 
 class NativeResidual(nn.Module):

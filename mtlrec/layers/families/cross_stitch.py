@@ -10,7 +10,7 @@ from typing import Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from mtlrec.layers.experts import ExpertBank, ExpertOptions
+from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.fusion import FusionLayer
 
 

@@ -1,0 +1,1 @@
+"""The fusion layers, one file for each family."""
