@@ -49,7 +49,7 @@ class Evaluation(Callback):
 
     def _evaluate(self, trainer: Trainer, split: str) -> Metrics:
         tallies = evaluate(
-            trainer.model_to_look_at(),
+            trainer.model_to_evaluate(),
             self.loaders[split],
             trainer.job,
             trainer.ranks,

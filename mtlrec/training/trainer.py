@@ -169,8 +169,8 @@ class Trainer:
                 callback.before_stop(self)
             raise Preempted(self.step)
 
-    def model_to_look_at(self) -> TrainModule:
-        """The model as evaluation wants it: out of the pipeline, with one batch norm statistic on all ranks."""
+    def model_to_evaluate(self) -> TrainModule:
+        """The model out of the pipeline, with the same batch norm statistics on all ranks."""
         self.average_running_statistics()
         self.pipeline.detach()
         return self.model.module
