@@ -5,7 +5,7 @@
 The feed (`mtlrec synth feed --rate share=0.005 --splits 0.4 0.1 0.5`, made where --root has none) is the same for all;
 half of its rows are tested on, so that a rare task has enough of them. Seeds differ in the weights' start and the order
 of rows. Of p(task) over all impressions of the test split: AUC, as a share of what the
-true probabilities reach; normalised entropy; calibration (predicted over observed positives); and the calibration
+true probabilities reach; normalized entropy; calibration (predicted over observed positives); and the calibration
 error in percent of the mean of the labels.
 """
 

@@ -3,7 +3,7 @@
 Files have 26 id columns, 13 floats and 8 binary labels; a job takes the first labels. Ids are drawn with density
 proportional to id^(-2/3), so that few of them make most rows, as in logs. Every label is drawn from a logistic model of
 its own over the ids (by their remainder by 4096, so that tables of any size are as hard) and the floats, so that what
-has learnt something shows an AUC.
+has learned something shows an AUC.
 
 Shapes: N rows.
 """

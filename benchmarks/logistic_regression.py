@@ -5,7 +5,7 @@
 
 A multi-task network that does not beat these figures is broken; on a synthetic feed, whose true probabilities are
 known, the last column says which share of the way from 0.5 to the Bayes AUC the linear model goes.
-Ids are one-hot, lists are bags divided by the root of their length, dense columns are standardised on the train split
+Ids are one-hot, lists are bags divided by the root of their length, dense columns are standardized on the train split
 (log1p first where asked). Trained on train/*.parquet, measured on test/*.parquet; valid is not read.
 """
 

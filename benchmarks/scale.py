@@ -15,7 +15,7 @@ ranks of this machine, in turns, medians over the rounds. Read it by
 of the tensor, as a ring sends it. `least_mb` is what must: ids and lengths of the other ranks' tables, pooled
 embeddings and their gradients, the dense gradients.
 
-The extrapolation is an estimate and labelled so: TorchRec's planner gives the embedding part of a step on 8, 64 and 512
+The extrapolation is an estimate and labeled so: TorchRec's planner gives the embedding part of a step on 8, 64 and 512
 GPUs, the dense part takes its products at an assumed speed, and the all-reduce goes over an assumed network. None of it
 was run.
 """

@@ -3,7 +3,7 @@
     torchx run -s local_cwd launch/components.py:train --help
 
 A component turns typed arguments into an AppDef, which is data; the scheduler named by `-s` runs it. Both are TorchX's own
-`dist.ddp` (one torchrun per node) with what this project has learnt about it put on top. Run torchx from the repository
+`dist.ddp` (one torchrun per node) with what this project has learned about it put on top. Run torchx from the repository
 root with the environment active: torchrun is taken from PATH, there and in the image.
 
 The components' annotations keep to `typing`'s spelling (`Optional`, `Dict`), the only one that TorchX 0.7 reads, and their
@@ -20,7 +20,7 @@ from torchx import specs
 from torchx.components.dist import ddp
 from torchx.specs.finder import ComponentValidationException
 
-# The torchx command executes the text of this file inside a module of its own: no __file__ of ours to find the neighbour
+# The torchx command executes the text of this file inside a module of its own: no __file__ of ours to find the neighbor
 # by, and no repository root on the path. The folder it was started in is the one it reads .torchxconfig from, too.
 if __name__ != "launch.components":
     if not os.path.isfile(os.path.join("launch", "resources.py")):

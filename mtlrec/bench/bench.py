@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlrec.bench.batches import BenchBatches, Source
-from mtlrec.bench.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronise
+from mtlrec.bench.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronize
 from mtlrec.bench.memory import memory_gb
 from mtlrec.bench.timeline import STAGES, STEP, Event, read_trace, split_steps
 from mtlrec.config import JobConfig
@@ -217,7 +217,7 @@ class _Bench:
             before = _pages_given()
             self._settle()  # the first step under a profiler is a slow one; these spans are left out when it is read
             seconds = self._times(steps)
-            synchronise(self.ranks.device)
+            synchronize(self.ranks.device)
             pages = _pages_given() - before
         trace = self.traces / f"{self.step}.json"
         profiler.export_chrome_trace(str(trace))

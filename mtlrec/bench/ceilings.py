@@ -59,15 +59,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     """The median of some rounds after a first one."""
     took = []
     for _ in range(ROUNDS + 1):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         work()
-        synchronise(device)
+        synchronize(device)
         took.append(time.perf_counter() - started)
     return statistics.median(took[1:])
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

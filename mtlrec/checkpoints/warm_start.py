@@ -155,7 +155,7 @@ def _grid(at: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _matches(theirs: Labels, old_size: int, ours: Labels, new_size: int) -> list[tuple[int, int]]:
-    """(old index, new index) of what means the same; none for an unlabelled axis that changed its size."""
+    """(old index, new index) of what means the same; none for an unlabeled axis that changed its size."""
     if theirs is None or ours is None:
         return [(i, i) for i in range(new_size)] if theirs is ours and old_size == new_size else []
     where = {label: i for i, label in enumerate(theirs)}

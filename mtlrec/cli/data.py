@@ -176,7 +176,7 @@ def prepare_stats(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find what a job's features leave open in the train split: means and deviations for standardise, boundaries for
+    """Find what a job's features leave open in the train split: means and deviations for standardize, boundaries for
     bucketize, and the vocabularies whose files are not there yet."""
     from rich.progress import Progress
 

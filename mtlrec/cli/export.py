@@ -47,7 +47,7 @@ def export(
         float, typer.Option(min=0, help="How far compiled and eager may differ in any row's prediction.")
     ] = 1e-6,
     max_auc_change: Annotated[
-        float, typer.Option(min=0, help="How far quantised tables may move a task's AUC.")
+        float, typer.Option(min=0, help="How far quantized tables may move a task's AUC.")
     ] = 5e-4,
     checkpoint_: Annotated[
         str, typer.Option("--checkpoint", help="last, best (see train.keep_best) or the number of a step.")
@@ -56,7 +56,7 @@ def export(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key.path=value; may be given several times.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")] = False,
 ) -> None:
-    """Make a run's checkpoint one folder to serve: tables gathered and quantised, the model compiled ahead of time, and
+    """Make a run's checkpoint one folder to serve: tables gathered and quantized, the model compiled ahead of time, and
     held against the checkpoint on a split. It runs without mtlrec and TorchRec; `predict --artifact` and `evaluate
     --artifact` take it, and mtlrec.serving.Predictor in a server."""
     import torch

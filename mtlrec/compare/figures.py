@@ -1,4 +1,4 @@
-"""The pictures of a comparison. Colours of text and lines are left to the page, which has a light and a dark side."""
+"""The pictures of a comparison. Colors of text and lines are left to the page, which has a light and a dark side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BETTER_WORSE = [[0, "rgba(217,108,40,0.75)"], [0.5, "rgba(128,128,128,0.08)"], [
 
 
 def gains_heatmap(comparison: Comparison) -> go.Figure:
-    """Tasks across, architectures down: the gain over the baseline, in its task's colours from worst to best."""
+    """Tasks across, architectures down: the gain over the baseline, in its task's colors from worst to best."""
     names = [name for name, _ in reversed(comparison.ranking()) if name != comparison.baseline]
     tasks = list(comparison.tasks)
     gains = [[comparison.gain(name, task) for task in tasks] for name in names]
@@ -180,8 +180,8 @@ def calibration_curves(diagnosis: Diagnosis) -> go.Figure:
 
 
 def slices_heatmap(slices: Slices) -> go.Figure:
-    """Tasks down, the column's values across: AUC, in its task's colours around the task's mean over slices; without
-    colour where few positives make it."""
+    """Tasks down, the column's values across: AUC, in its task's colors around the task's mean over slices; without
+    color where few positives make it."""
     auc, few = np.array(slices.auc), np.array(slices.positives) < FEW_POSITIVES
     middle = np.array([np.nanmean(row) if np.isfinite(row).any() else 0.0 for row in auc])[:, None]
     apart = np.where(few, 0, np.nan_to_num(np.abs(auc - middle))).max(axis=1, keepdims=True)

@@ -158,14 +158,14 @@ def _row(comparison: Comparison, name: str, rank: float, latency_ms: Mapping[str
 def _cell(comparison: Comparison, name: str, task: str) -> dict[str, Any]:
     mean = statistics.mean(comparison.values(name, task))
     if name == comparison.baseline:
-        return {"mean": mean, "shown": f"{mean:.4f}", "gain": "", "judgement": ""}
+        return {"mean": mean, "shown": f"{mean:.4f}", "gain": "", "judgment": ""}
     found = comparison.gain(name, task)
-    judgement = {1: "better", 0: "", -1: "worse"}[comparison.shown(name, task)]
+    judgment = {1: "better", 0: "", -1: "worse"}[comparison.shown(name, task)]
     return {
         "mean": mean,
         "shown": f"{mean:.4f}",
         "gain": f"{found.mean:+.4f} ± {found.half_width:.4f}",
-        "judgement": judgement if task in comparison.judged else "unjudged",
+        "judgment": judgment if task in comparison.judged else "unjudged",
     }
 
 

@@ -11,7 +11,7 @@ from mtlrec.config.base import Name, Positive, Strict, without_secrets
 from mtlrec.errors import LocatedError
 
 Column = Annotated[str, StringConstraints(min_length=1)]
-DenseStep = Literal["none", "clip", "log1p", "standardise"]
+DenseStep = Literal["none", "clip", "log1p", "standardize"]
 
 
 class DataConfig(Strict):
@@ -58,7 +58,7 @@ class TableConfig(Strict):
 class DenseFeature(Strict):
     """A numeric column and its transforms, in their order; nulls become 0 after the last.
 
-    clip keeps values within `min` and `max`, log1p takes log(1 + x), standardise (x - mean) / std.
+    clip keeps values within `min` and `max`, log1p takes log(1 + x), standardize (x - mean) / std.
     """
 
     name: Name
@@ -79,7 +79,7 @@ class DenseFeature(Strict):
 
     @model_validator(mode="after")
     def _numbers_belong_to_their_transform(self) -> DenseFeature:
-        for step, names in (("clip", ("min", "max")), ("standardise", ("mean", "std"))):
+        for step, names in (("clip", ("min", "max")), ("standardize", ("mean", "std"))):
             given = [name for name in names if getattr(self, name) is not None]
             if given and step not in self.steps:
                 raise LocatedError((given[0],), f"is for transform {step}")
@@ -88,7 +88,7 @@ class DenseFeature(Strict):
         if self.min is not None and self.max is not None and self.min >= self.max:
             raise LocatedError(("min",), f"is not below max = {self.max:g}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("transform standardise needs both mean and std")
+            raise ValueError("transform standardize needs both mean and std")
         return self
 
 

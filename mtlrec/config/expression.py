@@ -22,7 +22,7 @@ from typing import Any
 Tree = tuple[Any, ...]
 LONGEST = 1000
 LARGEST = 2.0**24
-"""Labels are float32: beyond it, neighbouring whole numbers are the same."""
+"""Labels are float32: beyond it, neighboring whole numbers are the same."""
 QUOTE = "a name that is no word is quoted: space: '\"is-shown\"'"
 COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Eq: "==",

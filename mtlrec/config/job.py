@@ -95,8 +95,8 @@ class JobConfig(Strict):
     def _check_statistics(self) -> None:
         remedy = "or run `mtlrec prepare stats` and name its file in data.statistics"
         for index, dense in enumerate(self.features.dense):
-            if "standardise" in dense.steps and dense.mean is None:
-                message = f"standardise needs mean and std: give them, {remedy}"
+            if "standardize" in dense.steps and dense.mean is None:
+                message = f"standardize needs mean and std: give them, {remedy}"
                 raise LocatedError(("features", "dense", index, "transform"), message)
         for index, sparse in enumerate(self.features.sparse):
             path = ("features", "sparse", index, "boundaries")

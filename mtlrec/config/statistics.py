@@ -12,7 +12,7 @@ from mtlrec.errors import LocatedError
 
 
 class DenseStatistics(Strict):
-    """Of a feature behind the transforms that come before standardise."""
+    """Of a feature behind the transforms that come before standardize."""
 
     mean: float
     std: Positive
@@ -40,7 +40,7 @@ def fill_in(tree: dict[str, Any]) -> None:
         return
     open_ = [
         (section, feature)
-        for section, step in (("dense", "standardise"), ("sparse", "bucketize"))
+        for section, step in (("dense", "standardize"), ("sparse", "bucketize"))
         if isinstance(features.get(section), list)
         for feature in features[section]
         if isinstance(feature, dict) and step in str(feature.get("transform")) and not _is_given(section, feature)

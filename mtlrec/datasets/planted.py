@@ -236,11 +236,11 @@ def _cdf(weights: np.ndarray) -> np.ndarray:
     return np.cumsum(weights) / weights.sum()
 
 
-def _bump(x: np.ndarray, centre: np.ndarray, width: float) -> np.ndarray:
-    """exp(-((x - centre) / width)^2 / 2): x [N], centre [F] -> [N, F]."""
-    return np.exp(-0.5 * np.square((x[:, None] - centre) / np.float32(width)))
+def _bump(x: np.ndarray, center: np.ndarray, width: float) -> np.ndarray:
+    """exp(-((x - center) / width)^2 / 2): x [N], center [F] -> [N, F]."""
+    return np.exp(-0.5 * np.square((x[:, None] - center) / np.float32(width)))
 
 
 def _smooth_over_day(table: np.ndarray) -> np.ndarray:
-    """Average each hour with its two neighbours, around midnight too; [HOURS, F]."""
+    """Average each hour with its two neighbors, around midnight too; [HOURS, F]."""
     return (np.roll(table, 1, axis=0) + table + np.roll(table, -1, axis=0)) / np.float32(np.sqrt(3))

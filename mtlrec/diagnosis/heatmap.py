@@ -1,4 +1,4 @@
-"""A small labelled heatmap as an image: some milliseconds, where a plotting library takes a hundred."""
+"""A small labeled heatmap as an image: some milliseconds, where a plotting library takes a hundred."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def heatmap(
             if np.isnan(value):
                 continue
             corner = left + width * column, top + CELL_HEIGHT * row
-            draw.rectangle((*corner, corner[0] + width - 2, corner[1] + CELL_HEIGHT - 2), _colour(value / largest))
+            draw.rectangle((*corner, corner[0] + width - 2, corner[1] + CELL_HEIGHT - 2), _color(value / largest))
             draw.text((corner[0] + width / 2, middle), f"{value:.2f}", TEXT, font, anchor="mm")
     return np.asarray(image)
 
 
-def _colour(share: float) -> tuple[int, int, int]:
+def _color(share: float) -> tuple[int, int, int]:
     """Of -1 to 1."""
     share = float(np.clip(share, -1, 1))
     red, green, blue = MIDDLE + abs(share) * ((HIGH if share > 0 else LOW) - MIDDLE)

@@ -20,7 +20,7 @@ FunnelTerm = Callable[[Tensor, HeadOutput, Tensor, Sequence[TaskLoss]], Tensor]
 
 
 class ExpectationCalibrator:
-    """AITM's behavioural expectation calibrator (Xi et al., KDD 2021): alpha * max(0, p(child) - p(parent)).
+    """AITM's behavioral expectation calibrator (Xi et al., KDD 2021): alpha * max(0, p(child) - p(parent)).
 
     Args:
         parents: index of the task each one follows, or None

@@ -1,4 +1,4 @@
-"""Masked losses, normalised over the *global* batch, weighted and summed.
+"""Masked losses, normalized over the *global* batch, weighted and summed.
 
 B batch (of this rank), T tasks. L_k = sum_i d_ki w_ki loss_ki / sum_i d_ki w_ki with both sums over all ranks: a rank
 with three clicks does not weigh as much as one with three hundred. DDP and TorchRec's collectives divide gradients by

@@ -39,7 +39,7 @@ def embedding_tables(
             embedding_dim=table.dim,
             feature_names=[feature.name for feature in features if feature.table == name],
             pooling=PoolingType.SUM,
-            init_fn=_initialise,
+            init_fn=_initialize,
         )
         for name, table in tables.items()
     ]
@@ -52,8 +52,8 @@ def is_table_parameter(name: str) -> bool:
     return ".tables." in f".{name}"
 
 
-def _initialise(weight: Tensor) -> None:
-    """Small normal values, whatever the number of rows: a shard of a table is initialised like the whole."""
+def _initialize(weight: Tensor) -> None:
+    """Small normal values, whatever the number of rows: a shard of a table is initialized like the whole."""
     nn.init.normal_(weight, std=INITIAL_STD)
 
 

@@ -63,7 +63,7 @@ def export(
 ) -> Parity:
     """Writes the artifact of a run's checkpoint to the folder `output`.
 
-    Computes in float32 whatever `train.precision`; quantised are the tables alone. For the ranks' device.
+    Computes in float32 whatever `train.precision`; quantized are the tables alone. For the ranks' device.
 
     Args:
         precision: of the tables

@@ -3,7 +3,7 @@
 Two comparisons. The compiled program against the same computed in eager mode must agree row by row: in a binary task's
 p(task) to `tolerance`, in its logarithm, which calibration and fused scores are made of, to ten times that (a small
 probability's has the rounding of a large logit), in other tasks' towers, of a watch time the logarithm, to `tolerance`.
-A difference of numbers above 1 is taken relative to them. Where tables were quantised rows may differ, and the tasks'
+A difference of numbers above 1 is taken relative to them. Where tables were quantized rows may differ, and the tasks'
 metrics are compared with those of the float32 tables.
 """
 
@@ -31,7 +31,7 @@ from mtlrec.training.progress import watched
 
 JUDGED = {"binary": ("auc", "entire_auc", "log_loss"), "regression": ("mse",), "watch_time": ("mse",)}
 MOST_OF_LOSS = 0.005
-"""How far quantised tables may move a mean squared error or a log loss, relative to it."""
+"""How far quantized tables may move a mean squared error or a log loss, relative to it."""
 
 
 Figures = dict[str, dict[str, tuple[float | None, float | None]]]
@@ -71,10 +71,10 @@ def compare(
 
     Args:
         checkpoint: the train module with float32 tables, in eager mode
-        uncompiled: what the artifact is to equal row by row; `checkpoint` itself where nothing is quantised
+        uncompiled: what the artifact is to equal row by row; `checkpoint` itself where nothing is quantized
         artifact: the compiled program
     """
-    is_quantised = uncompiled is not checkpoint
+    is_quantized = uncompiled is not checkpoint
     kinds = [task.kind for task in job.tasks]
     before, after = TaskMetrics.of(job, ranks.device), TaskMetrics.of(job, ranks.device)
     largest, rows = torch.zeros(len(kinds), dtype=torch.float64), 0
@@ -82,7 +82,7 @@ def compare(
         for batch in watched(loader.epoch(), loader.steps_per_epoch, "parity", ranks.is_first):
             batch = batch.to(ranks.device)
             (_, of_checkpoint), (_, of_artifact) = checkpoint(batch), artifact(batch)
-            of_same = uncompiled(batch)[1] if is_quantised else of_checkpoint
+            of_same = uncompiled(batch)[1] if is_quantized else of_checkpoint
             check_finite(of_checkpoint.outputs.predictions(kinds), job, batch.origin)
             before.update(of_checkpoint)
             after.update(of_artifact)
@@ -96,7 +96,7 @@ def compare(
     metrics = _beside(job, before.compute(), after.compute())
     failures = [f"data.{split}: no row of it was compared, all were left out"] if not rows else []
     failures += _too_far(by_task, tolerance)
-    failures += _changed(job, metrics, most_auc_change) if is_quantised else []
+    failures += _changed(job, metrics, most_auc_change) if is_quantized else []
     return Parity(
         split=split,
         rows=rows,

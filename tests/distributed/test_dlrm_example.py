@@ -194,7 +194,7 @@ def test_two_ranks_train_as_one_process(
     assert not unmoved, "equality would say nothing of these"
 
 
-def test_both_tasks_are_learnt(ranks: list[dict[str, Any]]) -> None:
+def test_both_tasks_are_learned(ranks: list[dict[str, Any]]) -> None:
     losses = torch.tensor([rank["losses"] for rank in ranks]).mean(dim=0)
     assert losses.shape == (STEPS, 2)
     first, last = losses[:10].mean(dim=0), losses[-10:].mean(dim=0)

@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another number of ranks": ({"world_size": 4}, "is for 4 ranks, the job has 1; make one for these"),
     "a table less": ({"tables__user": None}, "is of other tables than the job's: user"),
     "an unknown type": ({"tables__user__sharding_type": "diagonal"}, "not a plan (tables.user.sharding_type"),
-    "an unknown key": ({"tables__user__colour": "red"}, "not a plan (tables.user.colour"),
+    "an unknown key": ({"tables__user__color": "red"}, "not a plan (tables.user.color"),
     "a rank too many": ({"tables__user__shards__0__rank": 7}, "user: rank 7 of 1"),
     "a gap": ({"tables__user__shards__0__size": [10, 8]}, "user: its shards do not make up a table of 50 x 8"),
     "beyond the end": ({"tables__user__shards__0__offset": [10, 0]}, "user: its shards do not make up a table of 50"),
@@ -177,7 +177,7 @@ def shard(rank: int, row: int, column: int, rows: int, columns: int) -> dict[str
         ("column_wise", [shard(0, 0, 0, 50, 4), shard(1, 0, 0, 50, 4)]),
     ],
 )
-def test_shards_that_torchrec_would_not_honour(kind: str, shards: list[dict[str, Any]]) -> None:
+def test_shards_that_torchrec_would_not_honor(kind: str, shards: list[dict[str, Any]]) -> None:
     ranks = [one["rank"] for one in shards]
     plan = {"sharding_type": kind, "compute_kernel": "fused", "ranks": ranks, "shards": shards}
     with pytest.raises(ValueError, match="its shards do not make up a table of 50 x 8 that is"):

@@ -139,7 +139,7 @@ def test_sharded_equals_unsharded(case: tuple[str, ...], unsharded: Any, sharded
             8 if case[0] in BY_COLUMN else 16
         }
         torch.testing.assert_close(torch.tensor(losses), wanted, rtol=0, atol=1e-5)
-    assert (wanted[-1] < wanted[0]).any(), "nothing was learnt, so equality would say little"
+    assert (wanted[-1] < wanted[0]).any(), "nothing was learned, so equality would say little"
 
 
 def test_the_ranks_of_a_row_wise_table_start_with_different_rows(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ EVERY_OPTION = [
 WEIGHTED = {"name": "recent_items", "table": "item", "pooling": "mean", "weights": "recent_weights", "max_length": 5}
 EVERY_TRANSFORM = {
     "dense": [
-        {"name": "age", "transform": ["clip", "standardise"], "min": 20, "max": 60, "mean": 40, "std": 10},
+        {"name": "age", "transform": ["clip", "standardize"], "min": 20, "max": 60, "mean": 40, "std": 10},
         {"name": "price_in_logs", "column": "price", "transform": "log1p"},
     ],
     "sparse": [
@@ -144,7 +144,7 @@ def check_predictions(run: Path, data: Path, metrics: Any, folder: Path, capsys:
     assert table.select(source.column_names).equals(source)
     loss = log_loss(np.array(table["is_click"]), np.array(table["pred_click"]))
     assert loss == pytest.approx(metrics["click"]["log_loss"], rel=1e-2 if "bf16" in str(run) else 1e-4)
-    # little is learnt in 18 steps: predictions lie close together, and AUC's bins hold several of them
+    # little is learned in 18 steps: predictions lie close together, and AUC's bins hold several of them
     buy = roc_auc_score(np.array(table["is_buy"]), np.array(table["pred_buy"]))
     assert buy == pytest.approx(metrics["buy"]["entire_auc"], abs=0.03)
     if "pred_ratio" in table.column_names:
@@ -184,7 +184,7 @@ def test_a_run_folder_holds_what_was_promised(data: Path, tmp_path: Path) -> Non
 
 
 def test_masked_features_get_no_gradient(data: Path, tmp_path: Path) -> None:
-    """With one task that may not see the users, their table stays as it was initialised."""
+    """With one task that may not see the users, their table stays as it was initialized."""
     tasks = [{"name": "click", "label": "is_click", "features": ["item_id"]}]
     config, run = write_job(tmp_path / "job.yaml", data, tasks=tasks), tmp_path / "run"
     stop = ["--set", "train.keep_checkpoints=9", "--set", "train.checkpoint_every=1", "--set", "train.max_steps=9"]

@@ -83,10 +83,10 @@ def test_predict_keeps_the_named_keys_only(data: Path, tmp_path: Path, capsys: p
     config, run = write_job(tmp_path / "job.yaml", data, train={"max_steps": 1}), tmp_path / "run"
     assert run_cli("train", config, "-o", run) == 0
     out = tmp_path / "scored.parquet"
-    unlabelled = tmp_path / "unlabelled.parquet"
+    unlabeled = tmp_path / "unlabeled.parquet"
     source = pq.read_table(data / "test").drop_columns(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"])
-    pq.write_table(source, unlabelled)
-    assert run_cli("predict", run, "--input", unlabelled, "-o", out, "--set", "data.keys=[row]") == 0
+    pq.write_table(source, unlabeled)
+    assert run_cli("predict", run, "--input", unlabeled, "-o", out, "--set", "data.keys=[row]") == 0
     table = pq.read_table(out)
     assert table.column_names == ["row", "pred_click", "pred_buy", "pred_like", "pred_ratio"]
     assert table["row"].equals(source["row"])

@@ -65,7 +65,7 @@ def test_a_browser_shows_it_at_1280_pixels(dataset: str, scheme: str, tmp_path: 
     assert seen.plots == seen.drawn == page.read_text().count("plotly-graph-div") >= 1 + 9
     assert seen.overflow == []
     assert (sum(seen.page) > 3 * 128) == (scheme == "light")
-    assert min(contrast(colour, seen.page) for colour in (seen.text, *seen.labels)) > 4.5
+    assert min(contrast(color, seen.page) for color in (seen.text, *seen.labels)) > 4.5
     words = unescape(re.sub(r"<[^>]+>", "", page.read_text()[page.read_text().index('<div class="answer">') :][:2000]))
     assert "has the best mean rank" in words
     assert seen.ranking_bottom < 900, "the answer and the ranking are the first screen"

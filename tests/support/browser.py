@@ -44,7 +44,7 @@ class Seen:
         dom: its HTML
         console: the lines that it wrote to the console
         overflow: what is wider than its place
-        text, page, labels: colours, red, green and blue of 0 to 255; labels are those of the figures
+        text, page, labels: colors, red, green and blue of 0 to 255; labels are those of the figures
         plots, drawn: figures, and those of them that are there
         answer_bottom, ranking_bottom: where the first words and the first table end, in pixels from the top
     """
@@ -84,9 +84,9 @@ def opened(page: Path, scratch: Path, scheme: str = "light", width: int = 1280) 
         dom=done.stdout,
         console=[line for line in done.stderr.splitlines() if "CONSOLE" in line],
         overflow=seen["overflow"],
-        text=_colour(seen["text"]),
-        page=_colour(seen["page"]),
-        labels=[_colour(label) for label in seen["labels"]],
+        text=_color(seen["text"]),
+        page=_color(seen["page"]),
+        labels=[_color(label) for label in seen["labels"]],
         plots=seen["plots"],
         drawn=seen["drawn"],
         answer_bottom=seen["answerBottom"],
@@ -100,10 +100,10 @@ def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-def _luminance(colour: tuple[float, ...]) -> float:
-    linear = [part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in colour]
+def _luminance(color: tuple[float, ...]) -> float:
+    linear = [part / 255 / 12.92 if part <= 10 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in color]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _colour(text: str) -> tuple[float, ...]:
+def _color(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in re.findall(r"[\d.]+", text)[:3])

@@ -13,7 +13,7 @@ from tests.support.toy import toy_table, toy_tree
 CITIES = ["Aachen", "Bonn", "Zürich", "Ōsaka"]
 FEATURES = {
     "dense": [
-        {"name": "age", "transform": ["clip", "standardise"], "min": 0, "max": 100, "mean": 40.0, "std": 10.0},
+        {"name": "age", "transform": ["clip", "standardize"], "min": 0, "max": 100, "mean": 40.0, "std": 10.0},
         {"name": "price", "transform": "log1p"},
     ],
     "sparse": [

@@ -60,7 +60,7 @@ def toy_tree(root: Path | str = ".", **sections: Any) -> dict[str, Any]:
         "tables": {"user": {"rows": USERS, "dim": 8}, "item": {"rows": ITEMS, "dim": 8}},
         "features": {
             "dense": [
-                {"name": "age", "transform": "standardise", "mean": 40.0, "std": 10.0},
+                {"name": "age", "transform": "standardize", "mean": 40.0, "std": 10.0},
                 {"name": "price", "transform": "log1p"},
             ],
             "sparse": [

@@ -153,8 +153,8 @@ def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, row_errors: Row
 
 def transformed(column: pa.ChunkedArray, feature: DenseFeature, row_errors: RowErrors) -> np.ndarray:
     """[N] float32: the feature's transforms in turn."""
-    # A time in milliseconds has more digits than float32, and standardise brings them out.
-    given = floats(column) if "standardise" in feature.steps else numbers(column)
+    # A time in milliseconds has more digits than float32, and standardize brings them out.
+    given = floats(column) if "standardize" in feature.steps else numbers(column)
     with np.errstate(over="ignore"):
         values = through(given, feature, feature.steps, row_errors).astype(np.float32, copy=False)
     if np.isfinite(values).all():
@@ -175,13 +175,13 @@ def through(given: np.ndarray, feature: DenseFeature, steps: Sequence[DenseStep]
                 row_errors.add(values < 0, feature.source, describe)
                 values = np.maximum(values, 0)
             values = _log1p(values)
-        elif step == "standardise":
+        elif step == "standardize":
             values = (values - (feature.mean or 0.0)) / (feature.std or 1.0)
     return values
 
 
 def _log1p(values: np.ndarray) -> np.ndarray:
-    """By torch, whose log1p is vectorised."""
+    """By torch, whose log1p is vectorized."""
     out = copied(values, values.dtype.type)
     torch.from_numpy(out).log1p_()
     return out

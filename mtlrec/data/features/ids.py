@@ -94,7 +94,7 @@ def _flat(column: pa.ChunkedArray, feature: SparseFeature, row_errors: RowErrors
         unknown = pc.is_null(array, nan_is_null=True)
         return Flat(array.filter(pc.invert(unknown)), 1 - np.asarray(unknown).astype(np.int32))
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int32)
-    values = array.flatten()  # skips what null rows hide, and honours the slice
+    values = array.flatten()  # skips what null rows hide, and honors the slice
     weights = None
     if pa.types.is_struct(values.type):
         fields = _fields(values.type, feature.weight_field or "")

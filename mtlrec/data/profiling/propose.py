@@ -134,7 +134,7 @@ def _dense_transform(column: ColumnReport) -> dict[str, Any]:
     if low >= 0 and high > 20 * max(mean, 1e-9):
         return {"transform": "log1p"}
     if max(abs(low), abs(high)) > 10 and column.std:
-        return {"transform": "standardise", "mean": float(f"{mean:.6g}"), "std": float(f"{column.std:.6g}")}
+        return {"transform": "standardize", "mean": float(f"{mean:.6g}"), "std": float(f"{column.std:.6g}")}
     return {}
 
 

@@ -69,26 +69,26 @@ def find(
     nothing is open.
     """
     data = job.data
-    standardised = [one for one in job.features.dense if "standardise" in one.steps and one.mean is None]
+    standardized = [one for one in job.features.dense if "standardize" in one.steps and one.mean is None]
     bucketised = [one for one in job.features.sparse if one.transform == "bucketize" and one.boundaries is None]
     worded = [one for one in job.features.sparse if one.vocabulary is not None and _is_to_be_made(data.root, one)]
     column_uses = Columns(job.features, job.tables, {}, {}).column_uses
-    columns = [one.source for one in standardised] + [one.source for one in (*bucketised, *worded)]
+    columns = [one.source for one in standardized] + [one.source for one in (*bucketised, *worded)]
     wanted = {column: column_uses[column] for column in columns}
     if not wanted:
         raise DataError(
-            "nothing to find: no feature has transform standardise, bucketize or vocabulary without its mean and std, "
+            "nothing to find: no feature has transform standardize, bucketize or vocabulary without its mean and std, "
             "boundaries or file"
         )
     dataset = list_row_groups(data.root, data.train, wanted, data.on_error, data.retries)
     skipped = Skipped(dataset, data.max_skipped)
-    moments = {one.name: Moments() for one in standardised}
+    moments = {one.name: Moments() for one in standardized}
     samples = {one.name: Sample(np.random.default_rng([seed, index])) for index, one in enumerate(bucketised)}
     counts: dict[str, pa.Table] = {}
 
     def read(rows: WindowTable) -> tuple[list[np.ndarray], list[tuple[pa.Array, np.ndarray]], RowErrors]:
         row_errors = FileRowErrors(rows, ends=data.on_error != "skip_row")
-        numbers = [_before_standardise(rows, dense, row_errors) for dense in standardised]
+        numbers = [_before_standardize(rows, dense, row_errors) for dense in standardized]
         flat = [flat_values(rows.table[sparse.source], sparse, row_errors) for sparse in (*bucketised, *worded)]
         return numbers, flat, row_errors
 
@@ -99,7 +99,7 @@ def find(
     for _, rows in reader.windows(windows, data.read_ahead):
         numbers, flat, row_errors = read(rows)
         left_out = np.zeros(rows.table.num_rows, bool) if row_errors.bad_mask is None else row_errors.bad_mask
-        for dense, values in zip(standardised, numbers, strict=True):
+        for dense, values in zip(standardized, numbers, strict=True):
             moments[dense.name].add(values[~left_out & ~np.isnan(values)])
         for sparse, (words, owners) in zip((*bucketised, *worded), flat, strict=True):
             kept = words.filter(pa.array(~left_out[owners]))
@@ -147,10 +147,10 @@ def write(found: Found, job: JobConfig, out: Path) -> list[str]:
     return written
 
 
-def _before_standardise(rows: WindowTable, feature: DenseFeature, row_errors: RowErrors) -> np.ndarray:
+def _before_standardize(rows: WindowTable, feature: DenseFeature, row_errors: RowErrors) -> np.ndarray:
     """[N] float64, null as NaN."""
     given = floats(rows.table[feature.source])
-    values = through(given, feature, feature.steps[: feature.steps.index("standardise")], row_errors)
+    values = through(given, feature, feature.steps[: feature.steps.index("standardize")], row_errors)
     row_errors.add(np.isinf(values), feature.source, lambda row: f"holds {given[row]:g}; a dense feature is finite")
     return values
 

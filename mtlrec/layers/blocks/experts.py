@@ -73,10 +73,10 @@ class ExpertNorm(nn.Module):
         if self.batch_norm is None:
             normed = F.layer_norm(x_BEH, x_BEH.shape[-1:])
         else:
-            normed = self._normalise_batch(x_BEH.flatten(1), self.batch_norm).view(x_BEH.shape)
+            normed = self._normalize_batch(x_BEH.flatten(1), self.batch_norm).view(x_BEH.shape)
         return normed * self.weight[experts] + self.bias[experts]
 
-    def _normalise_batch(self, x: Tensor, batch_norm: nn.BatchNorm1d) -> Tensor:
+    def _normalize_batch(self, x: Tensor, batch_norm: nn.BatchNorm1d) -> Tensor:
         if self.training and x.shape[0] == 1:  # an epoch's last batch may be one row, which has no variance
             return F.batch_norm(x, batch_norm.running_mean, batch_norm.running_var, eps=batch_norm.eps)
         normed: Tensor = batch_norm(x)

@@ -83,7 +83,7 @@ class GateBank(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise each gate as `torch.nn.Linear` does, and refill the row index (lost on the meta device)."""
+        """Initialize each gate as `torch.nn.Linear` does, and refill the row index (lost on the meta device)."""
         bound = 1 / math.sqrt(self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)

@@ -28,7 +28,7 @@ def batched_linear(x: Tensor, weight_EHD: Tensor, bias_EH: Tensor) -> Tensor:
 
 
 class BatchedLinear(nn.Module):
-    """`num` linear maps with weights of their own, each initialised as `torch.nn.Linear` is.
+    """`num` linear maps with weights of their own, each initialized as `torch.nn.Linear` is.
 
     Args:
         num: E, how many maps.

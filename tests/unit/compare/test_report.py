@@ -229,7 +229,7 @@ def test_a_browser_shows_it(folder: Path, tmp_path: Path, scheme: str) -> None:
     assert seen.plots == seen.drawn == 1 + 4 + 2 * 4
     assert seen.overflow == []
     assert (sum(seen.page) > 3 * 128) == (scheme == "light")
-    assert min(contrast(colour, seen.page) for colour in (seen.text, *seen.labels)) > 4.5
+    assert min(contrast(color, seen.page) for color in (seen.text, *seen.labels)) > 4.5
     gains, gates, cosines = 3 * 5, 2 * 2 + 2 * (2 * 2), 2 * (2 * 2)  # ple's gates with the residual too
     slices = 2 * 3  # a slice of one label has no figure
     assert seen.dom.count('class="heatmap-label"') == gains + gates + cosines + slices

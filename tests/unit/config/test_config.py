@@ -65,13 +65,13 @@ MISTAKES = {
     "tasks.like.features=[age, size]": ["'size' is no feature", "age, price, user_id"],
     "features.sparse.item_id.table=items": ["features.sparse.1.table = 'items'", "no such table", "tables are"],
     "features.sparse.item_id.name=age": ["features.sparse.1.name = 'age'", "declared twice"],
-    "features.dense.age.std=null": ["standardise needs both mean and std"],
-    "features.dense.price.mean=1": ["features.dense.1.mean = 1", "is for transform standardise"],
+    "features.dense.age.std=null": ["standardize needs both mean and std"],
+    "features.dense.price.mean=1": ["features.dense.1.mean = 1", "is for transform standardize"],
     "features.dense.price.transform=sqrt": ["features.dense.1.transform = 'sqrt'", "'none', 'clip', 'log1p' or"],
     "features.dense.price.transform=[]": ["features.dense.1.transform = []", "'none', 'clip', 'log1p' or"],
     "features.dense.price.transform=clip": ["features.dense.1", "transform clip needs min, max or both"],
     "features.dense.price={name: price, transform: clip, min: 3, max: 2}": ["dense.1.min = 3", "is not below max = 2"],
-    "features.dense.price.transform=standardise": ["standardise needs mean and std", "mtlrec prepare stats"],
+    "features.dense.price.transform=standardize": ["standardize needs mean and std", "mtlrec prepare stats"],
     "features.sparse.item_id.seed=3": ["features.sparse.1.seed = 3", "is for transform hash"],
     "features.sparse.item_id.transform=vocabulary": ["features.sparse.1", "needs a file: vocabulary: words.txt"],
     "features.sparse.item_id.transform=bucketize": ["features.sparse.1", "needs boundaries: give them, or run"],
@@ -310,7 +310,7 @@ def test_a_label_is_no_feature_s_column() -> None:
 class TestStatistics:
     def tree(self) -> dict[str, Any]:
         tree = toy_tree()
-        tree["features"]["dense"][0] = {"name": "age", "transform": "standardise"}
+        tree["features"]["dense"][0] = {"name": "age", "transform": "standardize"}
         bucket = {"name": "bucket", "column": "price", "table": "buckets", "transform": "bucketize"}
         tree["features"]["sparse"].append(bucket)
         tree["tables"]["buckets"] = {"rows": 8, "dim": 4}
@@ -332,7 +332,7 @@ class TestStatistics:
             (None, "data.statistics = .*: cannot be read"),
             ("[", "data.statistics = .*: is not what `mtlrec prepare stats` writes"),
             ('{"dense": {"age": {}}, "sparse": {}}', "data.statistics = .*: is not what `mtlrec prepare stats` writes"),
-            ('{"dense": {}, "sparse": {}}', "features.dense.0.transform.*standardise needs mean and std"),
+            ('{"dense": {}, "sparse": {}}', "features.dense.0.transform.*standardize needs mean and std"),
         ],
     )
     def test_what_is_wrong_with_them(self, tmp_path: Path, content: str | None, message: str) -> None:

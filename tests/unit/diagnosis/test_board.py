@@ -45,8 +45,8 @@ def test_blue_is_high_orange_is_low_and_what_is_unknown_is_blank() -> None:
     picture = heatmap([[1.0, -1.0], [0.0, math.nan]], ["a", "long name"], ["x", "y"], "cosines", 1.0)
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
-    colours = {tuple(int(part) for part in colour) for colour in picture.reshape(-1, 3)}
-    assert {(52, 140, 204), (217, 108, 40), (246, 247, 248)} <= colours
+    colors = {tuple(int(part) for part in color) for color in picture.reshape(-1, 3)}
+    assert {(52, 140, 204), (217, 108, 40), (246, 247, 248)} <= colors
     whole = heatmap([[1.0, -1.0], [0.0, 0.0]], ["a", "long name"], ["x", "y"], "cosines", 1.0)
     assert whole.shape == picture.shape
     assert (whole != picture).any()

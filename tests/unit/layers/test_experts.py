@@ -74,7 +74,7 @@ class TestExpertBank:
 
         torch.testing.assert_close(bank(x), expected, atol=1e-12, rtol=1e-12)
 
-    def test_each_expert_is_initialised_as_a_linear_of_its_own(self) -> None:
+    def test_each_expert_is_initialized_as_a_linear_of_its_own(self) -> None:
         torch.manual_seed(0)
         layer, linear = BatchedLinear(400, 16, 32), nn.Linear(16, 400 * 32)
         bound = 1 / math.sqrt(16)  # of U(-bound, bound): standard deviation bound / sqrt(3), kurtosis 9 / 5

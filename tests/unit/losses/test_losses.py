@@ -1,4 +1,4 @@
-"""Populations and masked losses against a NumPy loop over rows; the global normalisation against one process."""
+"""Populations and masked losses against a NumPy loop over rows; the global normalization against one process."""
 
 import math
 from typing import Any

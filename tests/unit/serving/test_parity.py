@@ -28,7 +28,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobConfig:
     return JobConfig.model_validate(tree)
 
 
-def found_of(job: JobConfig, change: Change, quantised: bool = False, split: str = "valid") -> Parity:
+def found_of(job: JobConfig, change: Change, quantized: bool = False, split: str = "valid") -> Parity:
     """Where the artifact is the checkpoint but for `change`, a part by name."""
     torch.manual_seed(0)
     module = build_train_module(job, torch.device("cpu")).eval()
@@ -41,7 +41,7 @@ def found_of(job: JobConfig, change: Change, quantised: bool = False, split: str
 
     with process_group("cpu") as ranks:
         loader = loader_of(job, split=split)
-        same = changed if quantised else module
+        same = changed if quantized else module
         return compare(module, same, changed, loader, job, ranks, split, 1e-6, 5e-4)
 
 
@@ -84,7 +84,7 @@ def test_what_is_not_finite_fails(job: JobConfig) -> None:
     assert Parity.model_validate_json(found.model_dump_json()) == found
 
 
-def test_metrics_of_quantised_tables_are_judged(job: JobConfig) -> None:
+def test_metrics_of_quantized_tables_are_judged(job: JobConfig) -> None:
     """Shuffled predictions: other AUCs; shifted ones: the same AUC, another loss."""
 
     def shuffled(parts: dict[str, torch.Tensor]) -> None:
@@ -95,9 +95,9 @@ def test_metrics_of_quantised_tables_are_judged(job: JobConfig) -> None:
         parts["log_p"][:, 0] -= 1.0
         parts["value"][:, 3] += 1.0
 
-    failures = found_of(job, shuffled, quantised=True).failures
+    failures = found_of(job, shuffled, quantized=True).failures
     assert [failure.split(" 0.")[0] for failure in failures if "auc" in failure] == ["click: auc"]
-    failures = found_of(job, shifted, quantised=True).failures
+    failures = found_of(job, shifted, quantized=True).failures
     assert {failure.split(" ")[0] + failure.split(" ")[1] for failure in failures} == {"click:log_loss", "ratio:mse"}
     assert all("0.5% of it" in failure and "--quantize fp16" in failure for failure in failures)
 
@@ -115,7 +115,7 @@ def test_of_one_class_the_loss_is_judged(job: JobConfig, tmp_path: Path) -> None
     def change(parts: dict[str, torch.Tensor]) -> None:
         parts["log_p"][:, 2] -= 1.0
 
-    found = found_of(one_class, change, quantised=True)
+    found = found_of(one_class, change, quantized=True)
     assert found.metrics["like"]["auc"] == (None, None)
     assert [failure.split(" ")[:2] for failure in found.failures] == [["like:", "log_loss"]]
 

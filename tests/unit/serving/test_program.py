@@ -94,7 +94,7 @@ def test_rows_without_ids_pool_to_zero() -> None:
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("fp16", 1e-3), ("int8", 5e-3)])
-def test_quantised_rows_are_near_their_own(precision: Precision, most: float) -> None:
+def test_quantized_rows_are_near_their_own(precision: Precision, most: float) -> None:
     """A sum of rows, weighted, against the same by hand from the float32 table; int8 is no better than its steps."""
     job = with_weights()
     tables = build_train_module(job, CPU).model.tables

@@ -259,10 +259,10 @@ def test_types_that_a_feature_takes(options: dict[str, Any], kind: pa.DataType, 
         ({"transform": "clip", "max": 3.0}, lambda x: min(x, 3)),
         ({"transform": ["clip", "log1p"], "min": 0.0}, lambda x: math.log1p(max(x, 0))),
         (
-            {"transform": ["clip", "log1p", "standardise"], "min": 0.0, "mean": 1.0, "std": 2.0},
+            {"transform": ["clip", "log1p", "standardize"], "min": 0.0, "mean": 1.0, "std": 2.0},
             lambda x: (math.log1p(max(x, 0)) - 1) / 2,
         ),
-        ({"transform": ["standardise", "clip"], "mean": 1.0, "std": 2.0, "max": 0.5}, lambda x: min((x - 1) / 2, 0.5)),
+        ({"transform": ["standardize", "clip"], "mean": 1.0, "std": 2.0, "max": 0.5}, lambda x: min((x - 1) / 2, 0.5)),
     ],
     ids=str,
 )

@@ -26,8 +26,8 @@ from tests.support.toy import toy_table, toy_tree, write_toy
 def tree_of(root: Path) -> dict[str, Any]:
     tree = toy_tree(root)
     tree["features"]["dense"] = [
-        {"name": "age", "transform": "standardise"},
-        {"name": "price", "transform": ["log1p", "standardise"]},
+        {"name": "age", "transform": "standardize"},
+        {"name": "price", "transform": ["log1p", "standardize"]},
     ]
     tree["features"]["sparse"] += [
         {"name": "bucket", "column": "price", "table": "buckets", "transform": "bucketize"},
@@ -48,7 +48,7 @@ def test_against_the_whole_column(tmp_path: Path, capsys: pytest.CaptureFixture[
     job, out = tmp_path / "job.yaml", tmp_path / "stats.json"
     job.write_text(yaml.safe_dump(tree_of(tmp_path / "data")))
     assert run_cli("train", job, "-o", tmp_path / "run") == 2
-    assert "standardise needs mean and std" in capsys.readouterr().err
+    assert "standardize needs mean and std" in capsys.readouterr().err
     assert run_cli("prepare", "stats", job, "--out", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["written"] == [str(out), str(tmp_path / "data" / "w" / "v.txt")]
     table = pa.concat_tables([toy_table(300, 0), toy_table(257, 1)])
@@ -155,7 +155,7 @@ def test_many_digits_and_rows_that_are_left_out(tmp_path: Path) -> None:
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     (tmp_path / "train").mkdir()
     pq.write_table(table, tmp_path / "train" / "a.parquet")
-    tree["features"]["dense"] = [{"name": name, "transform": "standardise"} for name in ("age", "price")]
+    tree["features"]["dense"] = [{"name": name, "transform": "standardize"} for name in ("age", "price")]
     job = JobConfig.model_validate(tree, context={STATISTICS_TO_COME: True})
     found, kept = statistics.find(job).statistics.dense, np.arange(600) != 7
     assert found["age"].std == pytest.approx(times[kept].std())
@@ -172,7 +172,7 @@ def test_as_training_would_read_it(tmp_path: Path, capsys: pytest.CaptureFixture
         if one["name"] in ("word", "user_id", "item_id")
     ]
     tree["tables"].pop("buckets")
-    tree["features"]["dense"] = [{"name": "age", "transform": "standardise"}]
+    tree["features"]["dense"] = [{"name": "age", "transform": "standardize"}]
     tree["data"] |= {"on_error": "skip_row", "max_skipped": 4}
     table = toy_table(6)
     for column, values in (
