@@ -264,7 +264,7 @@ def test_types_that_a_feature_takes(options: dict[str, Any], kind: pa.DataType, 
         ),
         ({"transform": ["standardize", "clip"], "mean": 1.0, "std": 2.0, "max": 0.5}, lambda x: min((x - 1) / 2, 0.5)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "by_hand",
 )
 def test_dense_transforms_in_their_order(options: dict[str, Any], by_hand: Any) -> None:
     values = [-2.0, 0.0, None, 1.5, math.nan, 100.0]
