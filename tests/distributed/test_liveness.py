@@ -79,9 +79,9 @@ def test_a_frozen_rank(which: int, tmp_path: Path) -> None:
         for rank in ranks:
             rank.kill()
     if which == 1:
-        assert re.search(
-            rf"train.timeout_s \(6 s\): rank 1 \(process {ranks[1].pid} on \S+\) does not answer; rank 0 at", said
-        )
+        frozen = rf"rank 1 \(process {ranks[1].pid} on \S+\) does not answer"
+        assert re.search(rf"train.timeout_s \(6 s\): {frozen}; rank 0 at \w+\.py:\d+ \(\w+\) in ", said)
+        assert "rank 0 at liveness.py" not in said
     else:
         assert "the store that the ranks share, rank 0's or torchrun's, does not answer" in said
 

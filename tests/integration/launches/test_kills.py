@@ -29,6 +29,7 @@ def test_a_killed_job_ends_as_if_nothing_had_been(kills: int, tmp_path: Path) ->
     print(outcome.summary())
 
 
+@pytest.mark.nightly(reason="a minute; test_liveness names a frozen rank, and kills start all ranks again")
 def test_a_rank_that_freezes_is_named_and_all_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After train.timeout_s; torchrun then kills it."""
     monkeypatch.setenv("MTLREC_CHAOS_SIGNAL", "SIGSTOP")
