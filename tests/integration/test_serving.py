@@ -152,17 +152,17 @@ def test_the_documents_server_serves(artifact: Path, predictor: Predictor, tmp_p
             user = {name: GOOD[name] for name in ("user_id", "age", "city", "recent_items", "recent_weights")}
             items = {name: [GOOD[name]] * 2 for name in ("price", "item_id", "segment", "session", "tags")}
             body = {"user": user, "items": items | {"item_id": [3, 4000]}}
-            scores = posted(port, body)["scores"]
+            scores = posted(server, port, body)["scores"]
             expected = predictor.predict(columns(GOOD))
             assert scores[0]["click"] == pytest.approx(float(expected.predictions["click"][0]), rel=1e-4)
             assert "holds id 4000" in scores[1]["error"]
             with pytest.raises(urllib.error.HTTPError, match="422"):
-                posted(port, body | {"items": items | {"item_id": [3]}})
+                posted(server, port, body | {"items": items | {"item_id": [3]}})
         finally:
             server.terminate()
 
 
-def posted(port: int, body: dict[str, Any]) -> dict[str, Any]:
+def posted(server: subprocess.Popen[bytes], port: int, body: dict[str, Any]) -> dict[str, Any]:
     """The server's answer, for whose start it waits."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/score", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -174,6 +174,7 @@ def posted(port: int, body: dict[str, Any]) -> dict[str, Any]:
         except urllib.error.HTTPError:
             raise
         except urllib.error.URLError:
+            assert server.poll() is None, "the server ended before it answered"
             time.sleep(0.5)
     raise AssertionError("the server did not start within a minute")
 
