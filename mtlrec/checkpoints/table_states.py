@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
-from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges
 from mtlrec.compat.dcp.sharded_tensor import ShardedTensor
+from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges
 
 STATES = "optimizer.tables"
 """Stands before their names in a checkpoint."""

@@ -22,8 +22,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from mtlrec.compat.fbgemm.cpu_kernels import has_fused_adam
-from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
 from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges, columns_of, fused_states, replicated_states
+from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
 from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
 from mtlrec.errors import ConfigError
 from mtlrec.models.embeddings import is_table_parameter
