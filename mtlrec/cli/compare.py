@@ -139,9 +139,9 @@ def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | N
     from mtlrec.compare.report import write_report
     from mtlrec.compare.results import write_results
 
-    write_results(comparison, trials.folder / "results.parquet")
+    latency = latency_ms({name: one.job for name, one in trials.candidates.items()})
+    write_results(comparison, latency, trials.folder / "results.parquet", title)
     write_markdown(comparison, trials.folder / "report.md", title)
-    latency = latency_ms({one.name: one.job for one in comparison.candidates})
     first = {name: trials.run_of(name, factor, comparison.seeds[0]) for name, factor in comparison.factors.items()}
     diagnoses = {name: _looked_into(run, slice_by) for name, run in first.items()}
     write_report(comparison, latency, trials.folder / "report.html", title, diagnoses)

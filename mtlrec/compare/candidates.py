@@ -20,15 +20,21 @@ BASELINE = "single_task"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One architecture. `name` says what sets it apart from the others of its comparison."""
+class Architecture:
+    """What is compared. `name` says what sets it apart from the others of its comparison."""
 
     name: str
     fusion: str
     heads: str
     weighting: str
-    job: JobConfig
     capacity: Capacity
+
+
+@dataclass(frozen=True)
+class Candidate(Architecture):
+    """An architecture, and the job that trains it."""
+
+    job: JobConfig
 
 
 def kinds_of(union: Any) -> list[str]:
@@ -79,7 +85,7 @@ def candidates(
         size = capacity_of(other)
         if match is not None:
             other, size = matched(own, other.model.fusion, capacity_of(own), match)
-        found.append(Candidate(name, fusion, head, weighting, other, size))
+        found.append(Candidate(name, fusion, head, weighting, size, other))
     return found
 
 

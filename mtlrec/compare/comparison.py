@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import rankdata
 
-from mtlrec.compare.candidates import BASELINE, Candidate
+from mtlrec.compare.candidates import BASELINE, Architecture, Candidate
 from mtlrec.compare.differences import Gain, Verdict, gain, judge
 from mtlrec.compare.trials import Metrics, Result, Trial, Trials
 from mtlrec.config.tasks import MIN_TEST_POSITIVES
@@ -37,7 +37,7 @@ class Comparison:
         results: by candidate, a result for each of `seeds`
     """
 
-    candidates: list[Candidate]
+    candidates: Sequence[Architecture]
     seeds: list[int]
     factors: dict[str, float]
     tuning: dict[str, dict[float, list[Result]]]

@@ -1,12 +1,14 @@
 """The page of a comparison holds the numbers of `results.parquet`, and opens in a browser."""
 
 import math
+import re
 import statistics
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,18 +17,20 @@ from mtlrec.compare.candidates import candidates
 from mtlrec.compare.comparison import Comparison
 from mtlrec.compare.markdown import write_markdown
 from mtlrec.compare.report import answer, write_report
-from mtlrec.compare.results import write_results
+from mtlrec.compare.results import read_results, write_results
 from mtlrec.compare.trials import Result
 from mtlrec.config.file import load_config
 from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
 from mtlrec.diagnosis.level_sums import Level
 from mtlrec.diagnosis.table_use import TableUse
+from mtlrec.errors import DataError
 from mtlrec.evaluation.slices import Slices
 from tests.support.browser import contrast, needs_browser, opened
 
 KINDS = ["single_task", "shared_bottom", "mmoe", "ple"]
 GAINS = {"single_task": 0.0, "shared_bottom": -0.01, "mmoe": 0.004, "ple": 0.012}
 SEEDS, TUNING_SEEDS = 6, 2
+LATENCY_MS = dict.fromkeys(KINDS, 1.5)
 AUC_TASKS = ["click", "long_view", "follow", "like"]
 
 
@@ -82,9 +86,9 @@ def diagnosis(kind: str) -> Diagnosis:
 @pytest.fixture(scope="module")
 def folder(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    write_results(comparison, folder / "results.parquet")
+    write_results(comparison, LATENCY_MS, folder / "results.parquet", "feed <1>")
     diagnoses = {kind: diagnosis(kind) for kind in ("mmoe", "ple")}
-    write_report(comparison, dict.fromkeys(KINDS, 1.5), folder / "report.html", "feed <1>", diagnoses)
+    write_report(comparison, LATENCY_MS, folder / "report.html", "feed <1>", diagnoses)
     write_markdown(comparison, folder / "report.md", "feed")
     return folder
 
@@ -120,6 +124,21 @@ def page(folder: Path) -> Page:
     page = Page()
     page.feed((folder / "report.html").read_text())
     return page
+
+
+def test_the_page_can_be_written_again_from_the_table(comparison: Comparison, folder: Path, tmp_path: Path) -> None:
+    write_report(comparison, LATENCY_MS, tmp_path / "first.html", "feed <1>")
+    stored = read_results(folder / "results.parquet")
+    write_report(stored.comparison, stored.latency_ms, tmp_path / "again.html", stored.title)
+    first, again = ((tmp_path / name).read_text() for name in ("first.html", "again.html"))
+    ids = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+    assert ids.sub("", again) == ids.sub("", first)
+
+
+def test_a_table_of_something_else_is_no_comparison(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"candidate": ["ple"]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="not the results of a comparison"):
+        read_results(tmp_path / "other.parquet")
 
 
 def test_its_means_are_those_of_the_table(page: Page, folder: Path) -> None:
@@ -200,7 +219,7 @@ def test_a_comparison_in_which_no_task_can_be_judged_says_so(comparison: Compari
         comparison.candidates, comparison.seeds, comparison.factors, {k: {1.0: v[:1]} for k, v in few.items()}, few
     )
     assert none.verdicts() == []
-    write_report(none, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "few")
+    write_report(none, LATENCY_MS, tmp_path / "report.html", "few")
     write_markdown(none, tmp_path / "report.md", "few")
     assert "Nothing is judged" in (tmp_path / "report.md").read_text()
     assert "Nothing is judged" in (tmp_path / "report.html").read_text()
@@ -217,8 +236,8 @@ def test_a_task_of_one_class_is_shown_and_not_judged(comparison: Comparison, tmp
     assert found.judged == ["click", "long_view", "watch_ratio"]
     assert found.not_judged[1] == "Not judged, for rows of one label alone in the test split: like."
     assert found.ranking()[0] == ("ple", 1.0)
-    write_results(found, tmp_path / "results.parquet")
-    write_report(found, dict.fromkeys(KINDS, 1.5), tmp_path / "report.html", "one class")
+    write_results(found, LATENCY_MS, tmp_path / "results.parquet", "one class")
+    write_report(found, LATENCY_MS, tmp_path / "report.html", "one class")
 
 
 @needs_browser
