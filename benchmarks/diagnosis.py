@@ -21,7 +21,7 @@ from typing import Any
 import report
 import torch
 
-from mtlrec.bench.random_batches import random_batches
+from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import TrainConfig
 from mtlrec.config.file import load_config

@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, also by i
 from benchmarks import jobs
 from benchmarks.plain_loops import LoopMMoE, LoopPLE
 from benchmarks.report import processor
-from mtlrec.bench.ceilings import seconds
+from mtlrec.benchmark.ceilings import seconds
 
 ROWS, DIM, BATCH, TASKS = 100_000, 16, 4096, 2
 HIDDEN = [256, 128]

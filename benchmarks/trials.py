@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from report import processor
 
-from mtlrec.compare.trials import Result, Trial, Trials
+from mtlrec.comparison.trials import Result, Trial, Trials
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 

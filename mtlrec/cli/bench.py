@@ -19,7 +19,7 @@ from mtlrec.config.file import load_config
 from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtlrec.bench.bench import Benchmark
+    from mtlrec.benchmark.benchmark import Benchmark
 
 
 class SourceKind(StrEnum):
@@ -61,7 +61,7 @@ def bench(
     if world_size is not None and world_size > 1:
         _become_ranks(world_size)
 
-    from mtlrec.bench.bench import bench as measure
+    from mtlrec.benchmark.benchmark import bench as measure
     from mtlrec.distributed.process_group import process_group
 
     with process_group(job.train.device, job.train.timeout_s) as ranks:

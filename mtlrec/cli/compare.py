@@ -24,10 +24,10 @@ from mtlrec.config.file import load_config
 from mtlrec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mtlrec.compare.candidates import Candidate
-    from mtlrec.compare.capacity import Measure
-    from mtlrec.compare.comparison import Comparison
-    from mtlrec.compare.trials import Result, Trial, Trials
+    from mtlrec.comparison.candidates import Candidate
+    from mtlrec.comparison.capacity import Measure
+    from mtlrec.comparison.comparison import Comparison
+    from mtlrec.comparison.trials import Result, Trial, Trials
     from mtlrec.diagnosis.diagnosis import Diagnosis
 
 
@@ -93,9 +93,9 @@ def compare(
 
     import torch
 
-    from mtlrec.compare.candidates import candidates
-    from mtlrec.compare.comparison import compare as run
-    from mtlrec.compare.trials import Trials
+    from mtlrec.comparison.candidates import candidates
+    from mtlrec.comparison.comparison import compare as run
+    from mtlrec.comparison.trials import Trials
     from mtlrec.evaluation.slices import check_column
     from mtlrec.metrics.table import jsonable
 
@@ -134,10 +134,10 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | None) -> None:
     """The table, the text and the page, what takes longest last."""
-    from mtlrec.compare.latency import latency_ms
-    from mtlrec.compare.markdown import write_markdown
-    from mtlrec.compare.report import write_report
-    from mtlrec.compare.results import write_results
+    from mtlrec.comparison.latency import latency_ms
+    from mtlrec.comparison.markdown import write_markdown
+    from mtlrec.comparison.report import write_report
+    from mtlrec.comparison.results import write_results
 
     write_results(comparison, trials.folder / "results.parquet")
     write_markdown(comparison, trials.folder / "report.md", title)
@@ -148,7 +148,7 @@ def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | N
 
 
 def _print(comparison: Comparison) -> None:
-    from mtlrec.compare.report import answer, edge
+    from mtlrec.comparison.report import answer, edge
 
     console = wide_console()
     console.print(ranking_table(comparison))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.bench.timeline import STAGES, STEP
+from mtlrec.benchmark.timeline import STAGES, STEP
 from tests.support.jobs import write_job
 from tests.support.ranks import run_cli
 from tests.support.toy import write_toy

@@ -2,7 +2,7 @@
 
 import torch
 
-from mtlrec.bench.random_batches import random_batches
+from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.config import JobConfig
 
 

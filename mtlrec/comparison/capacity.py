@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from mtlrec.bench.random_batches import random_batches
+from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.config import JobConfig
 from mtlrec.config.model import Fusion
 from mtlrec.errors import ConfigError

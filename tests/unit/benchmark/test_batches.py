@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtlrec.bench.batches import KEPT, BenchBatches, Source
+from mtlrec.benchmark.batches import KEPT, BenchBatches, Source
 from mtlrec.distributed.process_group import process_group
 from tests.support.toy import toy_job, write_toy
 

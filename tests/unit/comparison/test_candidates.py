@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtlrec.compare.candidates import FUSIONS, HEADS, WEIGHTINGS, candidates
+from mtlrec.comparison.candidates import FUSIONS, HEADS, WEIGHTINGS, candidates
 from mtlrec.config.file import load_config
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mtlrec.compare.capacity import model_and_inputs
+from mtlrec.comparison.capacity import model_and_inputs
 from mtlrec.config import JobConfig
 
 ROWS, ROUNDS = 500, 30

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from mtlrec.batch import Batch
-from mtlrec.bench.random_batches import random_batches
+from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ConfigError

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtlrec.bench.batches import BenchBatches, Source
-from mtlrec.bench.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronize
-from mtlrec.bench.memory import memory_gb
-from mtlrec.bench.timeline import STAGES, STEP, Event, read_trace, split_steps
+from mtlrec.benchmark.batches import BenchBatches, Source
+from mtlrec.benchmark.ceilings import Ceilings, lookup_bytes, measure_ceilings, synchronize
+from mtlrec.benchmark.memory import memory_gb
+from mtlrec.benchmark.timeline import STAGES, STEP, Event, read_trace, split_steps
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.step import TrainingStep

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtlrec.compare.capacity import Capacity, capacity_of, matched, with_fusion
+from mtlrec.comparison.capacity import Capacity, capacity_of, matched, with_fusion
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config, recipes
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from mtlrec.compare.capacity import Capacity, Measure, capacity_of, matched
+from mtlrec.comparison.capacity import Capacity, Measure, capacity_of, matched
 from mtlrec.config import JobConfig
 from mtlrec.config.loss import Weighting
 from mtlrec.config.model import Fusion, Heads

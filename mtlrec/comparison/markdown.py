@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtlrec.compare.comparison import Comparison
-from mtlrec.compare.differences import seeds_in_words
-from mtlrec.compare.report import answer, edge
+from mtlrec.comparison.comparison import Comparison
+from mtlrec.comparison.differences import seeds_in_words
+from mtlrec.comparison.report import answer, edge
 from mtlrec.io import write_text
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from mtlrec.bench.bench import _divided, _mfu, _split_to_step, _Turn
-from mtlrec.bench.ceilings import Ceilings
+from mtlrec.benchmark.benchmark import _divided, _mfu, _split_to_step, _Turn
+from mtlrec.benchmark.ceilings import Ceilings
 
 NO_PROFILE: Any = None
 

@@ -14,9 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from mtlrec.compare.comparison import Comparison
-from mtlrec.compare.differences import Verdict, seeds_in_words
-from mtlrec.compare.figures import (
+from mtlrec.comparison.comparison import Comparison
+from mtlrec.comparison.differences import Verdict, seeds_in_words
+from mtlrec.comparison.figures import (
     calibration_curves,
     cosines_heatmap,
     gains_heatmap,
@@ -25,7 +25,7 @@ from mtlrec.compare.figures import (
     seesaw_scatter,
     slices_heatmap,
 )
-from mtlrec.compare.latency import ROWS
+from mtlrec.comparison.latency import ROWS
 from mtlrec.diagnosis.diagnosis import Diagnosis
 from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.diagnosis.warnings import warnings_of
@@ -46,7 +46,7 @@ def write_report(
         diagnoses: by candidate, of its first seed
     """
     environment = Environment(
-        loader=PackageLoader("mtlrec.compare", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("mtlrec.comparison", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
         title=title,

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mtlrec.compare.comparison import Comparison
+from mtlrec.comparison.comparison import Comparison
 from mtlrec.diagnosis.diagnosis import Diagnosis
 from mtlrec.diagnosis.level_sums import Level
 from mtlrec.evaluation.slices import Slices

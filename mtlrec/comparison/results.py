@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtlrec.compare.comparison import Comparison
-from mtlrec.compare.trials import Result
+from mtlrec.comparison.comparison import Comparison
+from mtlrec.comparison.trials import Result
 from mtlrec.io import replacing
 
 SCHEMA = pa.schema(

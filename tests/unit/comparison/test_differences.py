@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtlrec.compare.differences import Gain, gain, judge, seeds_to_show
+from mtlrec.comparison.differences import Gain, gain, judge, seeds_to_show
 
 
 def test_a_gain_is_that_of_the_paired_t_test() -> None:

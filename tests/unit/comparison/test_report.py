@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.compare import markdown
-from mtlrec.compare.candidates import candidates
-from mtlrec.compare.comparison import Comparison
-from mtlrec.compare.markdown import write_markdown
-from mtlrec.compare.report import answer, write_report
-from mtlrec.compare.results import write_results
-from mtlrec.compare.trials import Result
+from mtlrec.comparison import markdown
+from mtlrec.comparison.candidates import candidates
+from mtlrec.comparison.comparison import Comparison
+from mtlrec.comparison.markdown import write_markdown
+from mtlrec.comparison.report import answer, write_report
+from mtlrec.comparison.results import write_results
+from mtlrec.comparison.trials import Result
 from mtlrec.config.file import load_config
 from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
 from mtlrec.diagnosis.level_sums import Level

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 from scipy.stats import rankdata
 
-from mtlrec.compare.candidates import BASELINE, Candidate
-from mtlrec.compare.differences import Gain, Verdict, gain, judge
-from mtlrec.compare.trials import Metrics, Result, Trial, Trials
+from mtlrec.comparison.candidates import BASELINE, Candidate
+from mtlrec.comparison.differences import Gain, Verdict, gain, judge
+from mtlrec.comparison.trials import Metrics, Result, Trial, Trials
 from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.errors import ConfigError
 

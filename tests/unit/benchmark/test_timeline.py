@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlrec.bench.timeline import STAGES, STEP, Event, read_trace, split_steps
+from mtlrec.benchmark.timeline import STAGES, STEP, Event, read_trace, split_steps
 
 MAIN, HELPER, AUTOGRAD = 1, 2, 3
 
