@@ -17,9 +17,9 @@ import torch
 import mtlrec
 from mtlrec.errors import ConfigError, DataError
 from mtlrec.training import telemetry
-from tests.jobs import curve, final_tensors, write_job
-from tests.ranks import run_cli
-from tests.toy import toy_job, toy_table
+from tests.support.jobs import curve, final_tensors, write_job
+from tests.support.ranks import run_cli
+from tests.support.toy import toy_job, toy_table
 
 pytestmark = pytest.mark.slow
 

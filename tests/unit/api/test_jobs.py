@@ -8,7 +8,7 @@ import pytest
 from mtlrec.api.jobs import load_job
 from mtlrec.config import MMoEFusion
 from mtlrec.errors import ConfigError
-from tests.toy import toy_job
+from tests.support.toy import toy_job
 
 
 def test_overrides_are_those_of_the_command() -> None:
