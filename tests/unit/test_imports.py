@@ -180,9 +180,9 @@ def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
     ("file", "source", "complaint"),
     [
         ("mtlrec/layers/blocks/mlp.py", "from mtlrec.config import Config", "layers takes flat arguments"),
-        ("mtlrec/layers/blocks/mlp.py", "from ..config import Config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from ...config import Config", "layers takes flat arguments"),
         ("mtlrec/layers/blocks/mlp.py", "from mtlrec import config", "layers takes flat arguments"),
-        ("mtlrec/layers/blocks/mlp.py", "from .. import config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from ... import config", "layers takes flat arguments"),
         ("mtlrec/layers/blocks/mlp.py", "import mtlrec.config", "layers takes flat arguments"),
         ("mtlrec/layers/blocks/mlp.py", "import torchrec", "layers may import torch only"),
         (
