@@ -12,8 +12,8 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mtlrec.compare.report import write_report
-from mtlrec.compare.results import read_results
+from mtlrec.comparison.report import write_report
+from mtlrec.comparison.results import read_results
 
 HERE = Path(__file__).parent
 

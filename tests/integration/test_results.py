@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mtlrec.compare.markdown import write_markdown
-from mtlrec.compare.results import read_results
+from mtlrec.comparison.markdown import write_markdown
+from mtlrec.comparison.results import read_results
 from tests.support.browser import contrast, needs_browser, opened
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
