@@ -24,6 +24,7 @@ RANKS = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers: one has the tests that start ranks, the other the rest, a file at a time, the longest first."""
     for item in items:
