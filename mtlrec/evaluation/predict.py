@@ -17,7 +17,8 @@ from mtlrec.config import JobConfig
 from mtlrec.data.collate import rows_of
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.loader import Loader
-from mtlrec.data.sources.dataset import Dataset, common_schema, list_row_groups, read_schema
+from mtlrec.data.sources.arrow_types import common_schema
+from mtlrec.data.sources.dataset import Dataset, list_row_groups, read_schema
 from mtlrec.data.sources.files import split_root, store_of
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import DataError

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import torch.distributed as dist
 
 from mtlrec.config import JobConfig
-from mtlrec.data.sources.dataset import ColumnUse, list_row_groups, plain
+from mtlrec.data.sources.arrow_types import plain
+from mtlrec.data.sources.dataset import ColumnUse, list_row_groups
 from mtlrec.errors import ConfigError
 from mtlrec.metrics.grouped_auc import auc_of_groups, rows_of_all_ranks
 from mtlrec.models.train_module import StepOutput

@@ -18,7 +18,7 @@ from mtlrec.checkpoints.reader import load_tensors
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.vocabulary import place_of
-from mtlrec.data.sources.dataset import item_type
+from mtlrec.data.sources.arrow_types import item_type
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ArtifactError, ParityError
 from mtlrec.metrics.calibration import Calibration

@@ -18,7 +18,7 @@ from mtlrec.data.block import Block
 from mtlrec.data.features.columns import Columns
 from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.data.loader import check_id_fingerprints
-from mtlrec.data.sources.dataset import is_number, item_type
+from mtlrec.data.sources.arrow_types import is_number, item_type
 from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.io import one_line

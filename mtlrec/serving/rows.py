@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtlrec.data.features.row_errors import RowErrors
-from mtlrec.data.sources.dataset import ColumnUse, common_schema, item_type, plain
+from mtlrec.data.sources.arrow_types import common_schema, item_type, plain
+from mtlrec.data.sources.dataset import ColumnUse
 from mtlrec.errors import DataError
 
 RawRows: TypeAlias = Mapping[str, Any] | pa.RecordBatch | pa.Table

@@ -24,7 +24,8 @@ from mtlrec.data.features.ids import is_ids, read_ids
 from mtlrec.data.features.row_errors import FileRowErrors, RowErrors
 from mtlrec.data.features.vocabulary import Vocabulary, read_vocabulary
 from mtlrec.data.memory import copied
-from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError, is_number, is_text, plain
+from mtlrec.data.sources.arrow_types import is_number, is_text, plain
+from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError
 from mtlrec.data.sources.parquet import WindowTable
 
 

@@ -14,7 +14,7 @@ from mtlrec.data.block import Ids
 from mtlrec.data.features.hashing import hash_integers, hash_text
 from mtlrec.data.features.row_errors import RowErrors
 from mtlrec.data.features.vocabulary import Vocabulary
-from mtlrec.data.sources.dataset import is_number, is_text, plain
+from mtlrec.data.sources.arrow_types import is_number, is_text, plain
 
 
 def is_ids(feature: SparseFeature, hashed: str | None = None) -> tuple[Callable[[pa.DataType], bool], str]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mtlrec.data.sources.dataset import Dataset, is_number, is_text, list_row_groups, plain
+from mtlrec.data.sources.arrow_types import is_number, is_text, plain
+from mtlrec.data.sources.dataset import Dataset, list_row_groups
 from mtlrec.data.sources.files import split_root, store_of
 from mtlrec.data.sources.parquet import RowGroupReader, stacked
 

@@ -16,7 +16,8 @@ from pyarrow.fs import FileType
 
 from mtlrec.data.ahead import read_ahead
 from mtlrec.data.order import Piece, Window
-from mtlrec.data.sources.dataset import Dataset, OnError, RowGroup, common_schema, is_text
+from mtlrec.data.sources.arrow_types import common_schema, is_text
+from mtlrec.data.sources.dataset import Dataset, OnError, RowGroup
 from mtlrec.data.sources.files import File, persistently, store_of
 from mtlrec.errors import DataError
 from mtlrec.io import one_line

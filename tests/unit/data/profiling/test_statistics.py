@@ -236,8 +236,8 @@ def test_a_job_s_own_numbers_win_over_the_file(tmp_path: Path) -> None:
     """A file with means and boundaries, and a job that gives some of them itself."""
     features = {
         "dense": [
-            {"name": "age", "transform": "standardise", "mean": 1.0, "std": 2.0},
-            {"name": "price", "transform": "standardise"},
+            {"name": "age", "transform": "standardize", "mean": 1.0, "std": 2.0},
+            {"name": "price", "transform": "standardize"},
         ],
         "sparse": [{"name": "item_id", "table": "item", "transform": "bucketize", "boundaries": [5.0]}],
     }

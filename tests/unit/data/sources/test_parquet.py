@@ -10,7 +10,8 @@ import pytest
 
 from mtlrec.data.ahead import read_ahead
 from mtlrec.data.order import EpochOrder, Phase, Piece, Window
-from mtlrec.data.sources.dataset import ColumnUse, Dataset, is_number, list_row_groups
+from mtlrec.data.sources.arrow_types import is_number
+from mtlrec.data.sources.dataset import ColumnUse, Dataset, list_row_groups
 from mtlrec.data.sources.parquet import RowGroupReader
 from mtlrec.errors import DataError
 
