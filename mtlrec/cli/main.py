@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -76,9 +77,9 @@ def main() -> None:
 def run_command(command: Callable[[], Any]) -> int:
     """Run a command and return its exit status: 2 for a UserError, 1 for every failure, with a traceback for a bug."""
     quiet_libraries()
-    _log_to_stderr()
     try:
-        command()
+        with _log_on_stderr():
+            command()
     except SystemExit as exit_:
         return int(exit_.code or 0) if not isinstance(exit_.code, str) else 1
     except UserError as error:
@@ -106,13 +107,20 @@ def _report_bug(error: Exception) -> int:
     return 1
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
     """Print what mtlrec logs as plain lines, to whatever stderr is when a line is logged."""
-    log = logging.getLogger("mtlrec")
+    log, handler = logging.getLogger("mtlrec"), _StderrHandler()
+    level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
-    if not any(isinstance(handler, _StderrHandler) for handler in log.handlers):
-        log.addHandler(_StderrHandler())
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates
 
 
 class _StderrHandler(logging.Handler):

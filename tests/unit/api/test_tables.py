@@ -11,7 +11,7 @@ import mtlrec
 from mtlrec.api.tables import to_arrow, with_data, write_tables
 from mtlrec.errors import ConfigError, DataError
 from mtlrec.run_folder import RunFolder
-from tests.support.toy import toy_job, toy_table
+from tests.support.toy import loader_of, toy_job, toy_table
 
 
 def test_split_by_time_keeps_the_order() -> None:
@@ -62,8 +62,6 @@ def test_tables_are_written_below_the_run_and_paths_are_not(tmp_path: Path) -> N
     assert [path.name for path in run.data.iterdir()] == ["train"]
     assert pq.read_table(run.data / "train" / "part-0.parquet") == data["train"]
     assert job.data.test == []
-    from tests.support.toy import loader_of
-
     assert loader_of(job).dataset.rows == 20
     assert loader_of(job, split="valid").dataset.rows == 10
 
@@ -71,7 +69,7 @@ def test_tables_are_written_below_the_run_and_paths_are_not(tmp_path: Path) -> N
 def test_inspect_proposes_a_job_for_a_table() -> None:
     result = mtlrec.inspect(toy_table(500), "toys")
     assert result.job.name == "toys"
-    assert [task.name for task in result.job.tasks] == ["click", "buy", "like"]
+    assert [task.name for task in result.job.tasks] == ["click", "buy", "like", "shown_like"]
     assert result.job.data.train == ["train/*.parquet"]
     assert result.report.rows == 500
     assert "user_id" in str(result)
