@@ -232,7 +232,7 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
         log_p, log_not_p = chain(values, [None, 0, None])
         metrics = TaskMetrics(tasks, ["binary", "binary", "regression"], [False, True, False], torch.device("cpu"))
         outputs = HeadOutput(values, log_p, log_not_p, log_p)
-        metrics.update(StepOutput(outputs, report, "here.parquet", groups=torch.arange(rows) % 50))
+        metrics.update(StepOutput(outputs, report, "here.parquet", group_ids=torch.arange(rows) % 50))
         folder = tmp_path / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)
         (folder / "job.json").write_text("{}")
@@ -264,5 +264,5 @@ def test_all_is_on_the_disk_before_the_name_that_says_so(tmp_path: Path, monkeyp
     named = happened.index(("renamed", "step_00000001"))
     before, after = happened[:named], happened[named + 1 :]
     assert ("synced", "__0_0.distcp") in before
-    assert before.index(("synced", "job.json")) < before.index(("synced", ".writing_step_00000001"))
+    assert before.index(("synced", ".job.json.part")) < before.index(("synced", ".writing_step_00000001"))
     assert ("synced", "checkpoints") in after

@@ -136,7 +136,7 @@ def test_decimals_and_booleans_are_numbers() -> None:
 
 @pytest.mark.parametrize("values", [pa.array([0, None, 1]), pa.array(["", None, "a"])])
 def test_an_unknown_group_is_no_value_s(values: pa.Array) -> None:
-    groups = collated(toy_table(3).append_column("who", values), job=toy_job(metrics={"group_by": "who"})).groups
+    groups = collated(toy_table(3).append_column("who", values), job=toy_job(metrics={"group_by": "who"})).group_ids
     assert groups is not None
     assert (groups == NO_GROUP).tolist() == [False, True, False]
 
