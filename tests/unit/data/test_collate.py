@@ -152,4 +152,4 @@ def test_a_batch_of_several_cuts_is_that_of_its_rows_together() -> None:
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
     assert torch.equal(found.sparse.values(), expected.sparse.values())
     assert torch.equal(found.sparse.lengths(), expected.sparse.lengths())
-    assert found.weights.tolist() == [1.0] * 7 + [0.0] * 3
+    assert found.row_mask.tolist() == [1.0] * 7 + [0.0] * 3
