@@ -48,7 +48,7 @@ demo: .demo/feed ## synthetic data, a job on two ranks through TorchX, its evalu
 # Written under another name first: what an interrupted run leaves must not pass for the data.
 .demo/feed: | $(INSTALLED)
 	rm -rf $@.part
-	$(BIN)/mtlrec synth feed --out $@.part --rows 300000
+	$(BIN)/mtlrec synth feed --output $@.part --rows 300000
 	mv $@.part $@
 
 # Two workers: tests/conftest.py says which tests each gets.

@@ -1,7 +1,7 @@
 """What does balancing cost? A training step under every kind of weighting, against static weights.
 
-    python benchmarks/balancing.py --root .demo/feed --out benchmarks/results/balancing.json
-    torchrun --nproc_per_node 2 benchmarks/balancing.py --root .demo/feed --out balancing_2.json
+    python benchmarks/balancing.py --root .demo/feed --output benchmarks/results/balancing.json
+    torchrun --nproc_per_node 2 benchmarks/balancing.py --root .demo/feed --output balancing_2.json
 
 The kinds take turns, `--steps` steps each, in one process; a figure is the median over rounds of the ratio to static in
 the same round. Batches are read beforehand. Beside it, on more than one rank, what the one small all-reduce of the
@@ -38,8 +38,8 @@ def main() -> None:
     with process_group("cpu") as ranks:
         results = measure(options, ranks)
         if ranks.is_first:
-            if options.out:
-                report.write(results, options.out)
+            if options.output:
+                report.write(results, options.output)
             print("\n".join(table(results)))
 
 
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=1024, help="rows per rank")
     parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 

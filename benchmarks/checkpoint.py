@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4_000_000, help="of the item table")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     quiet_libraries()
     with process_group("cpu") as ranks, tempfile.TemporaryDirectory() as folder:
@@ -42,8 +42,8 @@ def main() -> None:
         if ranks.is_first:
             text = json.dumps(result, indent=1)
             print(text if options.json else f"{result}")
-            if options.out:
-                options.out.write_text(text + "\n")
+            if options.output:
+                options.output.write_text(text + "\n")
 
 
 def measure(options: argparse.Namespace, ranks: Ranks, folder: Path) -> dict[str, Any]:

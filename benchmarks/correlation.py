@@ -1,6 +1,6 @@
 """Does sharing help tasks that agree and hurt tasks that do not? The experiment of the MMoE and PLE papers.
 
-    python benchmarks/correlation.py --root data/correlation --jobs 2 --out benchmarks/results/correlation.json
+    python benchmarks/correlation.py --root data/correlation --jobs 2 --output benchmarks/results/correlation.json
 
 For every planted correlation a synthetic feed (`mtlrec synth feed --correlation C --splits 0.4 0.1 0.5`, made below
 --root where it is not there), and on it every fusion kind with every seed. A kind's gain on a task is its AUC over all
@@ -43,7 +43,7 @@ def main() -> None:
     ]
     cells = trials.test_metrics(candidates, options)
     results = {"command": command, "hardware": trials.hardware(options), "settings": settings, "cells": cells}
-    report.write(results, options.out)
+    report.write(results, options.output)
     for correlation in options.correlations:
         print("\n".join(table(results, options, correlation)), "\n")
     if options.plot:

@@ -50,15 +50,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stream-gb", type=float, help="stream so much Parquet instead, and say the memory it takes")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     quiet_libraries()
     result = stream(options) if options.stream_gb else rates(options)
     result["hardware"] = {"threads": pa.cpu_count(), "torch_threads": torch.get_num_threads()}
     text = json.dumps(result, indent=1)
     print(text if options.json else report(result))
-    if options.out:
-        options.out.write_text(text + "\n")
+    if options.output:
+        options.output.write_text(text + "\n")
 
 
 def rates(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What does a diagnosis during training cost? What `train.diagnose_every` adds, over the steps between two of them.
 
-    python benchmarks/diagnosis.py --out benchmarks/results/diagnosis.json
+    python benchmarks/diagnosis.py --output benchmarks/results/diagnosis.json
 
 Random batches of each recipe, in one process; a round is `--steps` steps, then a diagnosis as the trainer makes it: the
 pipeline detached, the model diagnosed on a batch, figures and heatmaps written to TensorBoard, and the pipeline filled
@@ -21,7 +21,7 @@ from typing import Any
 import report
 import torch
 
-from mtlrec.bench.random_batches import random_batches
+from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import TrainConfig
 from mtlrec.config.file import load_config
@@ -41,14 +41,14 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     quiet_libraries()
     cells = {recipe: measure(recipe, options.steps, options.rounds) for recipe in options.recipe}
     hardware = f"{report.processor()}, {torch.get_num_threads()} threads"
     command = shlex.join(["python", "benchmarks/diagnosis.py", *sys.argv[1:]])
-    if options.out:
-        report.write({"command": command, "hardware": hardware, "cells": cells}, options.out)
+    if options.output:
+        report.write({"command": command, "hardware": hardware, "cells": cells}, options.output)
     print(
         f"{hardware}, a diagnosis every {EVERY} steps\n\n| recipe | a step, ms | a diagnosis, in steps | of training |"
     )

@@ -1,6 +1,6 @@
 """How fast are the fusion layers, against a per-expert loop and against the machine's arithmetic?
 
-    python benchmarks/fusion.py --out benchmarks/results/fusion.json
+    python benchmarks/fusion.py --output benchmarks/results/fusion.json
     python benchmarks/fusion.py --quick
     python benchmarks/fusion.py --families ple --dtype bf16 --json
 
@@ -123,8 +123,8 @@ def main() -> None:
         "dtype": options.dtype,
         "cells": [],
     }
-    if options.out and options.out.exists():
-        results["cells"] = json.loads(options.out.read_text(encoding="utf-8"))["cells"]
+    if options.output and options.output.exists():
+        results["cells"] = json.loads(options.output.read_text(encoding="utf-8"))["cells"]
     finished = {(cell["family"], *(cell[key] for key in Shape._fields)) for cell in results["cells"]}
     for shape in QUICK if options.quick else GRID:
         for family in options.families:
@@ -132,11 +132,11 @@ def main() -> None:
                 continue
             results["cells"].append(measure_undisturbed(family, shape, options))
             print("\n".join(cell_lines(results["cells"][-1])), file=sys.stderr, flush=True)
-            if options.out:
-                options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            if options.output:
+                options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     results["summary"] = summary(results["cells"])
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results) if options.json else "\n".join(table(results)))
 
 
@@ -150,7 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
     parser.add_argument("--rounds", type=int, default=5, help="at least; small shapes get more, for three seconds")
     parser.add_argument("--quick", action="store_true", help="two small shapes, to see it run")
-    parser.add_argument("--out", type=Path, help="JSON, written after every cell; those in it are not run again")
+    parser.add_argument("--output", type=Path, help="JSON, written after every cell; those in it are not run again")
     parser.add_argument("--json", action="store_true", help="print the JSON instead of a table")
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Which funnel head, where a child is rare? Every head on a synthetic feed whose true probabilities are known.
 
-    python benchmarks/heads.py --root data/feed_rare --jobs 2 --out benchmarks/results/heads.json
+    python benchmarks/heads.py --root data/feed_rare --jobs 2 --output benchmarks/results/heads.json
 
 The feed (`mtlrec synth feed --rate share=0.005 --splits 0.4 0.1 0.5`, made where --root has none) is the same for all;
 half of its rows are tested on, so that a rare task has enough of them. Seeds differ in the weights' start and the order
@@ -50,7 +50,7 @@ def main() -> None:
         "rates": rates,
         "cells": trials.test_metrics(candidates, options),
     }
-    report.write(results, options.out)
+    report.write(results, options.output)
     for task in options.tasks:
         print("\n".join(table(results, task, options.seeds)), "\n")
 

@@ -1,7 +1,7 @@
 """A table that fills the machine: two hundred million rows of 16 in two ranks of a machine with 24 GB, trained, saved,
 resumed, and evaluated by two ranks again.
 
-    python benchmarks/large_table.py --out benchmarks/results/large_table.json
+    python benchmarks/large_table.py --output benchmarks/results/large_table.json
 
 Through torchrun, as a user's job would run. The table is row-wise, so each rank makes and keeps half of it and none
 ever holds the whole. `background_checkpoints` is off: the copy would not fit beside it. Memory is the ranks' resident
@@ -30,19 +30,19 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40, help="the checkpoint is made in the middle")
     parser.add_argument("--folder", type=Path, help="for data and checkpoints: the table's size twice")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         text = json.dumps(measure(options, Path(folder)), indent=1)
     print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    if options.output:
+        options.output.write_text(text + "\n")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     batch, half = 1024, options.steps // 2
     rows = batch * options.ranks * options.steps * 2
-    run([sys.executable, "-m", "mtlrec", "synth", "feed", "--out", str(folder / "feed"), "--rows", str(rows)], 1)
+    run([sys.executable, "-m", "mtlrec", "synth", "feed", "--output", str(folder / "feed"), "--rows", str(rows)], 1)
     settings = [
         f"data.root={folder / 'feed'}", f"data.batch_size={batch}", "data.valid=[]", "data.test=[]",
         f"tables.item.rows={options.rows}", f"tables.item.dim={options.dim}",

@@ -1,7 +1,7 @@
 """mtlrec against torch-rechub and against the loops of tutorials: the same model, tables, batch and rows.
 
     make bench-peers                       # installs torch-rechub beside the rest, and runs this
-    python benchmarks/peers.py --json --out benchmarks/results/peers.json
+    python benchmarks/peers.py --json --output benchmarks/results/peers.json
 
 The model is PLE (two tasks, one level, 2 + 2 + 2 experts of [256, 128]) or MMoE (six such experts) with towers of [64],
 over 26 tables of 100,000 rows and 13 floats, batches of 4096. Everyone trains once over the same rows with both cores:
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, also by i
 from benchmarks import jobs
 from benchmarks.plain_loops import LoopMMoE, LoopPLE
 from benchmarks.report import processor
-from mtlrec.bench.ceilings import seconds
+from mtlrec.benchmark.ceilings import seconds
 
 ROWS, DIM, BATCH, TASKS = 100_000, 16, 4096, 2
 HIDDEN = [256, 128]
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="key=value, for mtlrec's job")
     parser.add_argument("--one", nargs=2, metavar=("CONTENDER", "FUSION"), help="run one and print its JSON")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     options.contenders = options.contenders or [c for c in CONTENDERS if c != "mtlrec_bf16" or has_bfloat16_units()]
     options.root = jobs.write_files(options.root, [ROWS] * jobs.TABLES, options.steps * BATCH, 16 * BATCH)
@@ -96,8 +96,8 @@ def main() -> None:
             for fusion, by_name in rates.items()
         },
     }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result) if options.json else table(result))
 
 

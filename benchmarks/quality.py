@@ -1,6 +1,6 @@
 """How good is each recipe of a data set? Mean and standard deviation of the test metrics over seeds, as a table.
 
-    python benchmarks/quality.py feed --root data/feed --seeds 1 --jobs 2 --out benchmarks/results/feed.json
+    python benchmarks/quality.py feed --root data/feed --seeds 1 --jobs 2 --output benchmarks/results/feed.json
 
 Trains every `DATASET_KIND` recipe with each seed, `--jobs` at a time. Finished trainings are kept in `--trials` and not
 run again, so an interrupted table goes on where it stopped. The logistic regression
@@ -45,7 +45,7 @@ def main() -> None:
         "logistic_regression": logistic_regression(options),
         "cells": trials.test_metrics(candidates, options),
     }
-    report.write(results, options.out)
+    report.write(results, options.output)
     print("\n".join(table(results, options)))
 
 

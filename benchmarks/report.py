@@ -30,7 +30,7 @@ def synth_feed(root: Path, *options: str) -> dict[str, Any]:
     """Write the synthetic feed to `root` if it is not there yet; returns its schema.json."""
     schema = root / "schema.json"
     if not schema.exists():
-        command = [sys.executable, "-m", "mtlrec", "synth", "feed", "--out", str(root), *options]
+        command = [sys.executable, "-m", "mtlrec", "synth", "feed", "--output", str(root), *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     described: dict[str, Any] = json.loads(schema.read_text(encoding="utf-8"))
     return described

@@ -1,6 +1,6 @@
 """More ranks: samples per second, what they send each other, and what the planner expects of many GPUs.
 
-    python benchmarks/scale.py --out benchmarks/results/scale.json
+    python benchmarks/scale.py --output benchmarks/results/scale.json
 
 The job is that of `train.py` (PLE, 26 tables of 100,000 rows), measured by `mtlrec bench --source memory` on 1, 2 and 4
 ranks of this machine, in turns, medians over the rounds. Read it by
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(".demo/bench_scale"))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     quiet_libraries()
     root = jobs.write_files(options.root, [ROWS] * jobs.TABLES, 64 * BATCH, BATCH)
@@ -77,8 +77,8 @@ def main() -> None:
         "measured": [summary(rounds) for rounds in found.values()],
         "estimate": {"assumed": GPU, "criteo_mmoe": extrapolated("criteo_mmoe", (8, 64, 512))},
     }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
 
 

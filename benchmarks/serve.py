@@ -1,8 +1,8 @@
 """Does an artifact say what its checkpoint says, how large is it, how fast, and what does it make of malformed rows?
 
-    mtlrec synth feed --out data/feed --rows 400000
+    mtlrec synth feed --output data/feed --rows 400000
     python benchmarks/serve.py --feed data/feed --census data/census-income --kuairand data/kuairand \
-        --out benchmarks/results/serve.json
+        --output benchmarks/results/serve.json
 
 Trains a recipe of each data set that is given (`--work` keeps runs and artifacts, and what is there is taken), exports
 it as float32 and as int8, and measures:
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=500, help="of each block")
     parser.add_argument("--malformed", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, help="the file to write")
+    parser.add_argument("--output", type=Path, help="the file to write")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
     options = parser.parse_args()
     quiet_libraries()
@@ -71,8 +71,8 @@ def main() -> None:
         found = measure(options, options.work or Path(folder))
     hardware = f"{report.processor()}, {torch.get_num_threads()} threads"
     command = shlex.join(["python", "benchmarks/serve.py", *sys.argv[1:]])
-    if options.out:
-        report.write({"command": command, "hardware": hardware, **found}, options.out)
+    if options.output:
+        report.write({"command": command, "hardware": hardware, **found}, options.output)
     print(json.dumps(found, indent=1) if options.json else "\n".join([hardware, "", *tables(found)]))
 
 
@@ -113,7 +113,7 @@ def artifact(name: str, run: Path, work: Path, quantize: str) -> tuple[Path, dic
     """The folder and the report."""
     out = work / f"artifact_{name}_{quantize}"
     if not out.exists():
-        mtlrec("export", run, "--out", out, "--quantize", quantize)
+        mtlrec("export", run, "--output", out, "--quantize", quantize)
     return out, json.loads((out / "parity.json").read_text())
 
 

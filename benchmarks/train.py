@@ -1,8 +1,8 @@
 """Samples per second of training, end to end from Parquet and of its computation alone: fusions, tasks, table sizes.
 
-    python benchmarks/train.py fusions --out benchmarks/results/train_fusions.json   # nine kinds, 2 tasks
-    python benchmarks/train.py tasks --out benchmarks/results/train_tasks.json       # 2, 4, 8 tasks
-    python benchmarks/train.py rows --out benchmarks/results/train_rows.json         # 26 tables of 1e4 to 1e7 rows
+    python benchmarks/train.py fusions --output benchmarks/results/train_fusions.json   # nine kinds, 2 tasks
+    python benchmarks/train.py tasks --output benchmarks/results/train_tasks.json       # 2, 4, 8 tasks
+    python benchmarks/train.py rows --output benchmarks/results/train_rows.json         # 26 tables of 1e4 to 1e7 rows
 
 Jobs have 26 tables as in `jobs.py`, dim 16, batches of 4096, experts [256, 128], towers [64]. Each figure is `mtlrec
 bench` of that job in a process of its own, which takes in turns steps from Parquet and steps from batches it keeps;
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(".demo/bench_train"))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    parser.add_argument("--output", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     variants = {"fusions": fusions, "tasks": tasks, "rows": rows}[options.what](options.root)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
@@ -55,8 +55,8 @@ def main() -> None:
         "hardware": f"{processor()}, {os.cpu_count()} cores",
         "variants": {name: summary(rounds) for name, rounds in found.items()},
     }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
 
 

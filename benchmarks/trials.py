@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from report import processor
 
-from mtlrec.compare.trials import Result, Trial, Trials
+from mtlrec.comparison.trials import Result, Trial, Trials
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="how many trainings run at a time")
     parser.add_argument("--set", action="append", default=[], help="key.path=value, for every job")
     parser.add_argument("--trials", type=Path, help="where trainings are kept (default: ROOT/trials)")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
 
 
 def candidate(name: str, recipe: str, overrides: Sequence[str]) -> NamedJob:

@@ -83,12 +83,14 @@ class TrialFailed(JobFailed):
 
 
 class Preempted(Exception):
-    """The job saved and stopped because SIGTERM asked it to.
+    """The job saved and stopped because SIGTERM or Ctrl-C asked it to.
 
     Args:
         step: the last step that was taken
+        interrupted: whether Ctrl-C asked
     """
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step} as SIGTERM asked; --resume goes on from there")
-        self.step = step
+    def __init__(self, step: int, interrupted: bool = False) -> None:
+        asked = "Ctrl-C" if interrupted else "SIGTERM"
+        super().__init__(f"stopped after step {step} as {asked} asked; --resume goes on from there")
+        self.step, self.interrupted = step, interrupted

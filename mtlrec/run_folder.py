@@ -2,6 +2,7 @@
 
 config.yaml              the resolved job, which `mtlrec train` runs again
 plan.json                the sharding plan
+data/                    the splits that `mtlrec.train` was given as tables or data frames
 metrics.jsonl            one line per logged step and per evaluation
 events.out.tfevents.*    the same for TensorBoard
 .launch                  the launch that began the run: only its own restarts continue it unasked
@@ -58,6 +59,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
 
     @property
     def checkpoints(self) -> Path:

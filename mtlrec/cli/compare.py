@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from mtlrec.cli.data import wide_console
-from mtlrec.cli.diagnose import BATCHES, SliceBy, diagnosed
-from mtlrec.cli.score import Json, Set
-from mtlrec.config.file import load_config
+from mtlrec import api
+from mtlrec.api.comparison import EVERY_FUSION
+from mtlrec.cli.console import show
+from mtlrec.cli.options import Config, Json, Set, SliceBy
 from mtlrec.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mtlrec.compare.candidates import Candidate
-    from mtlrec.compare.capacity import Measure
-    from mtlrec.compare.comparison import Comparison
-    from mtlrec.compare.trials import Result, Trial, Trials
-    from mtlrec.diagnosis.diagnosis import Diagnosis
 
 
 class Match(StrEnum):
@@ -36,10 +24,12 @@ class Match(StrEnum):
     flops = "flops"
     none = "none"
 
-    @property
-    def measure(self) -> Measure | None:
-        measures: dict[Match, Measure | None] = {Match.parameters: "parameters", Match.flops: "flops"}
-        return measures.get(self)
+
+MEASURES: dict[Match, Literal["parameters", "flops"] | None] = {
+    Match.parameters: "parameters",
+    Match.flops: "flops",
+    Match.none: None,
+}
 
 
 class Metric(StrEnum):
@@ -48,13 +38,10 @@ class Metric(StrEnum):
     ne = "ne"
 
 
-EVERY_FUSION = "single_task,shared_bottom,asymmetric,cross_stitch,customized,mmoe,ple,adatt_sp,adatt"
-
-
 def compare(
-    config: Annotated[str, typer.Argument(help="A YAML job, or the name of a recipe (see `mtlrec recipes`).")],
+    config: Config,
     output: Annotated[Path, typer.Option("--output", "-o", help="The comparison's folder; given again, it goes on.")],
-    fusion: Annotated[str, typer.Option(help="Fusion kinds, with commas between.")] = EVERY_FUSION,
+    fusion: Annotated[str, typer.Option(help="Fusion kinds, with commas between.")] = ",".join(EVERY_FUSION),
     heads: Annotated[str, typer.Option(help="Kinds of heads; by default the job's.")] = "",
     weighting: Annotated[str, typer.Option(help="Kinds of loss weighting; by default the job's.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 5,
@@ -81,40 +68,25 @@ def compare(
     """Train the job's data under several architectures of one size, with several seeds, and say which is better where.
 
     What is finished is kept in --output and not run again."""
-    if "RANK" in os.environ:
-        raise ConfigError("compare starts trainings of its own, a process each; call it without torchrun")
-    job = load_config(config, set_ or [])
-    for split, files in (("valid", job.data.valid), ("test", job.data.test)):
-        if not files:
-            raise ConfigError(f"data.{split}: a comparison wants its files: the first chooses, the second judges")
-    factors, fusions = _numbers(learning_rates), _words(fusion)
-    if not fusions:
-        raise ConfigError(f"--fusion: names no kind; there are {EVERY_FUSION}")
-
-    import torch
-
-    from mtlrec.compare.candidates import candidates
-    from mtlrec.compare.comparison import compare as run
-    from mtlrec.compare.trials import Trials
-    from mtlrec.evaluation.slices import check_column
-    from mtlrec.metrics.table import jsonable
-
-    if slice_by is not None:
-        check_column(job, "valid", slice_by)
-    found = candidates(job, fusions, _words(heads), _words(weighting), match.measure)
-    at_a_time = jobs or torch.cuda.device_count() or os.cpu_count() or 1
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output}: is a file; name a folder")
-    trials = Trials(output, found, at_a_time)
-    tuning_seeds = min(tuning_seeds, seeds)
-    with _sigterm_interrupts(), trials:
-        with Progress(found, len(factors) * tuning_seeds + seeds - tuning_seeds) as progress:
-            comparison = run(trials, factors, range(seeds), progress, metric.value, tuning_seeds)
-        _write(comparison, trials, job.name, slice_by)
-    if as_json:
-        print(json.dumps(jsonable(summary(comparison))))
-    else:
-        _print(comparison)
+    with _sigterm_interrupts():
+        result = api.compare(
+            config,
+            output,
+            fusions=_words(fusion),
+            heads=_words(heads),
+            weightings=_words(weighting),
+            seeds=seeds,
+            learning_rates=_numbers(learning_rates),
+            tuning_seeds=tuning_seeds,
+            match=MEASURES[match],
+            metric=metric.value,
+            jobs=jobs,
+            slice_by=slice_by,
+            overrides=set_ or [],
+            progress=True,
+        )
+    show(result, as_json)
+    if not as_json:
         print(f"{output / 'report.html'}; every figure: {output / 'results.parquet'}", file=sys.stderr)
 
 
@@ -132,42 +104,6 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | None) -> None:
-    """The table, the text and the page, what takes longest last."""
-    from mtlrec.compare.latency import latency_ms
-    from mtlrec.compare.markdown import write_markdown
-    from mtlrec.compare.report import write_report
-    from mtlrec.compare.results import write_results
-
-    write_results(comparison, trials.folder / "results.parquet")
-    write_markdown(comparison, trials.folder / "report.md", title)
-    latency = latency_ms({one.name: one.job for one in comparison.candidates})
-    first = {name: trials.run_of(name, factor, comparison.seeds[0]) for name, factor in comparison.factors.items()}
-    diagnoses = {name: _looked_into(run, slice_by) for name, run in first.items()}
-    write_report(comparison, latency, trials.folder / "report.html", title, diagnoses)
-
-
-def _print(comparison: Comparison) -> None:
-    from mtlrec.compare.report import answer, edge
-
-    console = wide_console()
-    console.print(ranking_table(comparison))
-    for line in filter(None, [*answer(comparison), edge(comparison)]):
-        console.print(line, soft_wrap=True)
-    best = len(comparison.candidates) - 1
-    for verdict in comparison.verdicts()[:best]:
-        console.print(f"- {verdict.text}", soft_wrap=True)
-
-
-def _looked_into(run: Path, slice_by: str | None) -> Diagnosis:
-    from mtlrec.errors import CheckpointError
-
-    try:
-        return diagnosed(run, "valid", BATCHES, slice_by)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; or remove {run}, and compare trains it again") from None
-
-
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -180,100 +116,3 @@ def _numbers(text: str) -> list[float]:
     if not found or not all(0 < number < float("inf") for number in found):
         raise ConfigError(f"--learning-rates {text}: positive numbers with commas between, such as 0.3,1,3")
     return list(dict.fromkeys(found))
-
-
-class Progress:
-    """One table that grows, on a terminal; a line for every training that ends, in a log."""
-
-    def __init__(self, candidates: list[Candidate], each: int) -> None:
-        self._each = each
-        self._done = dict.fromkeys((one.name for one in candidates), 0)
-        self._factor: dict[str, float] = {}
-        self._last: dict[str, str] = {}
-        self._live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
-
-    def __enter__(self) -> Progress:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def ended(self, trial: Trial, result: Result, kept: bool) -> None:
-        from mtlrec.metrics.table import metrics_line
-
-        self._done[trial.candidate] += 1
-        said = "diverged" if result.diverged else f"valid: {metrics_line(result.metrics['valid'])}"
-        self._last[trial.candidate] = said
-        total = self._each * len(self._done)
-        self._show(f"{sum(self._done.values())} of {total}: {trial}{' (kept)' if kept else ''}: {said}")
-
-    def chose(self, candidate: str, factor: float) -> None:
-        self._factor[candidate] = factor
-        self._show(f"{candidate}: learning rates x{factor:g}, by the valid split")
-
-    def _show(self, line: str) -> None:
-        if self._live is None:
-            print(line, file=sys.stderr, flush=True)
-            return
-        table = Table("", "trainings", "learning rates", "the last")
-        for name, done in self._done.items():
-            factor = f"x{self._factor[name]:g}" if name in self._factor else ""
-            table.add_row(name, f"{done} of {self._each}", factor, self._last.get(name, ""))
-        self._live.update(table, refresh=True)
-
-
-def ranking_table(comparison: Comparison) -> Table:
-    seeds = len(comparison.seeds)
-    over = f"gain over {comparison.baseline}, better above 0, and its 95 % interval"
-    title = f"mean of {seeds} seeds on the test split; {over}"
-    table = Table("mean rank", title=title, caption=" ".join(comparison.not_judged) or None)
-    for column in ("", "parameters", "samples/s"):
-        table.add_column(column, no_wrap=True)
-    for task, metric in comparison.tasks.items():
-        table.add_column(f"{task}, {metric}", justify="right")
-    by_name = {one.name: one for one in comparison.candidates}
-    for name, rank in comparison.ranking():
-        results = comparison.results[name]
-        rate = sum(result.samples_per_s for result in results) / len(results)
-        cells = [_cell(comparison, name, task) for task in comparison.tasks]
-        table.add_row(
-            f"{rank:.1f}" if comparison.judged else "",
-            name,
-            f"{by_name[name].capacity.parameters:,}",
-            f"{rate:,.0f}",
-            *cells,
-        )
-    return table
-
-
-def _cell(comparison: Comparison, name: str, task: str) -> str:
-    values = comparison.values(name, task)
-    mean = f"{sum(values) / len(values):.4f}"
-    if name == comparison.baseline:
-        return mean
-    found = comparison.gain(name, task)
-    return f"{mean} ({found.mean:+.4f} ± {found.half_width:.4f}{'*' if comparison.shown(name, task) else ''})"
-
-
-def summary(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "baseline": comparison.baseline,
-        "seeds": len(comparison.seeds),
-        "ranking": [{"candidate": name, "mean_rank": rank} for name, rank in comparison.ranking()],
-        "undecidable": comparison.undecidable,
-        "learning_rates": comparison.factors,
-        "gains": {
-            one.name: {task: _gain(comparison, one.name, task) for task in comparison.tasks}
-            for one in comparison.candidates
-            if one.name != comparison.baseline
-        },
-        "verdicts": [verdict.text for verdict in comparison.verdicts()],
-    }
-
-
-def _gain(comparison: Comparison, name: str, task: str) -> dict[str, float | None]:
-    mean, half_width = comparison.gain(name, task)
-    return {"mean": mean, "half_width": None if half_width == float("inf") else half_width}

@@ -1,31 +1,15 @@
-"""`mtlrec diagnose`: what a trained model does inside, in tables."""
+"""`mtlrec diagnose`."""
 
 from __future__ import annotations
 
-import json
-import math
-import operator
-import os
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from mtlrec.cli.data import check_split, wide_console
-from mtlrec.cli.score import Json, Run
-from mtlrec.config.file import job_of
-
-if TYPE_CHECKING:
-    from mtlrec.diagnosis.diagnosis import Diagnosis
-    from mtlrec.evaluation.slices import Slices
-
-BATCHES = 50
-SliceBy = Annotated[
-    str | None, typer.Option("--slice", help="A column of the files: each task's AUC within its values.")
-]
+from mtlrec import api
+from mtlrec.api.analysis import BATCHES
+from mtlrec.cli.console import show
+from mtlrec.cli.options import Json, Run, SliceBy
 
 
 def diagnose(
@@ -37,108 +21,4 @@ def diagnose(
 ) -> None:
     """Look into a trained model: what its gates give the experts, which experts are dead, whether tasks' gradients
     agree, which rows its tables are asked for, whether its probabilities hold; and what may be done about it."""
-    from mtlrec.diagnosis.warnings import warnings_of
-    from mtlrec.evaluation.slices import check_column
-    from mtlrec.metrics.table import jsonable
-
-    check_split(split)
-    if slice_by is not None:
-        check_column(job_of(run), split, slice_by)
-    found = diagnosed(run, split, batches, slice_by)
-    if os.environ.get("RANK", "0") != "0":
-        return
-    warnings = warnings_of(found)
-    if as_json:
-        print(json.dumps(jsonable(asdict(found) | {"warnings": warnings})))
-        return
-    console = wide_console()
-    for line in warnings or ["nothing to warn of"]:
-        console.print(f"- {line}", soft_wrap=True)
-    for table in diagnosis_tables(found):
-        console.print(table)
-
-
-def diagnosed(run: Path, split: str, batches: int, slice_by: str | None) -> Diagnosis:
-    """Collective. Of a run's last checkpoint."""
-    from mtlrec.diagnosis.diagnosis import diagnose_run
-    from mtlrec.distributed.process_group import process_group
-    from mtlrec.evaluation.slices import kept_for_slices
-    from mtlrec.training.loading import loader_of
-    from mtlrec.training.sharded import load_run
-
-    job = job_of(run)
-    with process_group(job.train.device, job.train.timeout_s) as ranks:
-        model = load_run(job, run, ranks)
-        loader = loader_of(
-            job, split, ranks, expected_fingerprints=model.id_fingerprints, keep=kept_for_slices(slice_by)
-        )
-        return diagnose_run(model, loader, job, ranks, batches, slice_by)
-
-
-def diagnosis_tables(found: Diagnosis) -> Iterator[Table]:
-    for level in found.levels:
-        table = Table("gate", *level.experts, "entropy", "one over 0.9", title=f"{level.name}, {found.rows:,} rows")
-        for index, gate in enumerate(level.gates):
-            given = zip(level.gate[index], level.deviation[index], level.weight[index], strict=True)
-            cells = [
-                f"{mean:.2f} ± {spread:.2f}" + (f" ({weight:.2f})" if abs(weight - mean) > 1e-6 else "")
-                for mean, spread, weight in given
-            ]
-            table.add_row(gate, *cells, f"{level.entropy[index]:.2f}", f"{level.peaked[index]:.0%}")
-        table.add_section()
-        table.add_row("output norm", *(f"{norm:.2f}" for norm in level.norm))
-        table.add_row("zeros", *(f"{zeros:.0%}" for zeros in level.zeros))
-        if level.weight != level.gate:
-            table.caption = "in brackets: with the native residual"
-        yield table
-    yield from _gradient_and_table_tables(found)
-    if found.curves:
-        yield _curves_table(found)
-    if found.slices:
-        yield _slices_table(found.slices)
-
-
-def _gradient_and_table_tables(found: Diagnosis) -> Iterator[Table]:
-    table = Table("", "norm", *found.tasks, title="gradients of the tasks on the pooled embeddings: norms, cosines")
-    for task, norm, cosines in zip(found.tasks, found.gradient_norm, found.gradient_cosine, strict=True):
-        table.add_row(task, f"{norm:.3g}", *(f"{cosine:.2f}" for cosine in cosines))
-    yield table
-    columns = ("table", "rows", "seen", "lookups", "to the hottest 1%", "hot", "seen", "not seen")
-    table = Table(*columns, title="tables: what is looked up, and rows' lengths over those they were drawn with")
-    for one in found.tables:
-        norms = [_number(growth, ".1f") for growth in (one.growth("hot"), one.growth("seen"), one.growth("other"))]
-        counts = [f"{count:,}" for count in (one.rows, one.seen, one.lookups)]
-        table.add_row(one.name, *counts, _number(one.hot_share, ".0%"), *norms)
-    yield table
-
-
-def _curves_table(found: Diagnosis) -> Table:
-    title = "predicted and observed shares of positives, by fifths of the rows in the order of the prediction"
-    table = Table("task", "lowest", "second", "third", "fourth", "highest", title=title)
-    for task, curve in found.curves.items():
-        cells = []
-        for part in range(5):
-            buckets = slice(part * len(curve.rows) // 5, (part + 1) * len(curve.rows) // 5)
-            rows = sum(curve.rows[buckets]) or math.nan
-            predicted, observed = (
-                sum(map(operator.mul, of[buckets], curve.rows[buckets])) / rows
-                for of in (curve.predicted, curve.observed)
-            )
-            cells.append(f"{_number(predicted, '.3f')}, {_number(observed, '.3f')}")
-        table.add_row(task, *cells)
-    return table
-
-
-def _slices_table(slices: Slices) -> Table:
-    table = Table(slices.column, "rows", *slices.tasks, title=f"AUC within values of {slices.column} (positives)")
-    for index, name in enumerate(slices.names):
-        cells = [
-            f"{_number(auc[index], '.4f')} ({positives[index]:,})"
-            for auc, positives in zip(slices.auc, slices.positives, strict=True)
-        ]
-        table.add_row(name, f"{slices.rows[index]:,}", *cells)
-    return table
-
-
-def _number(value: float, kind: str) -> str:
-    return "-" if math.isnan(value) else format(value, kind)
+    show(api.diagnose(run, split, batches=batches, slice_by=slice_by, progress=True), as_json)

@@ -127,13 +127,15 @@ def serving_program(module: TrainModule, job: JobConfig, precision: Precision, d
 def _written(output: Path, overwrite: bool) -> Iterator[Path]:
     """A folder that gets its name when it is whole; what had it before is there until then."""
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise ArtifactError(f"--out {output}: is a {'link' if output.is_symlink() else 'file'}; name a folder")
+        raise ArtifactError(f"--output {output}: is a {'link' if output.is_symlink() else 'file'}; name a folder")
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
-            raise ArtifactError(f"--out {output}: is not empty; --overwrite replaces it")
+            raise ArtifactError(f"--output {output}: is not empty; --overwrite replaces it")
         others = {path.name for path in output.iterdir()} - {MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES}
         if others or not (output / MANIFEST).is_file() or not (output / MODEL).is_file():
-            raise ArtifactError(f"--out {output}: is no artifact, or more than one, and is not replaced; name another")
+            raise ArtifactError(
+                f"--output {output}: is no artifact, or more than one, and is not replaced; name another"
+            )
     final = output.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as beside:

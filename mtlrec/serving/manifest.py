@@ -92,7 +92,7 @@ class Manifest(Strict):
         path = folder / MANIFEST
         if not path.is_file():
             raise ArtifactError(
-                f"{folder}: no artifact (it has no {MANIFEST}); `mtlrec export RUN --out DIR` makes one"
+                f"{folder}: no artifact (it has no {MANIFEST}); `mtlrec export RUN --output DIR` makes one"
             )
         try:
             return Manifest.model_validate_json(path.read_bytes())

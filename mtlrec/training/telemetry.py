@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from mtlrec.metrics.task_metrics import Metrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.run_folder import RunFolder
 from mtlrec.training.optim import learning_rate
+from mtlrec.training.progress import bar_console
 from mtlrec.training.trainer import Callback, Trainer
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,9 @@ class Telemetry(Callback):
             return
         self._file = self._open.enter_context(_open_log(self._path, step, total_steps))
         self._board = self._open.enter_context(SummaryWriter(str(self.run), purge_step=step + 1 if step else None))
-        if sys.stderr.isatty():
-            self._bar = self._open.enter_context(_bar())
+        console = bar_console()
+        if console is not None:
+            self._bar = self._open.enter_context(_bar(console))
             self._task = self._bar.add_task("train", total=total_steps, completed=step, status="")
         self._first_step, self._started = step, time.perf_counter()
 
@@ -149,7 +150,7 @@ def _open_log(path: Path, start_step: int, last_step: int) -> Any:
     return path.open("a", encoding="utf-8")
 
 
-def _bar() -> Progress:
+def _bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
-    return Progress(*columns, *times, console=Console(stderr=True))
+    return Progress(*columns, *times, console=console)

@@ -167,7 +167,7 @@ class Trainer:
         if self.preemption.is_due():
             for callback in self.callbacks:
                 callback.before_stop(self)
-            raise Preempted(self.step)
+            raise Preempted(self.step, self.preemption.interrupted)
 
     def model_to_evaluate(self) -> TrainModule:
         """The model out of the pipeline, with the same batch norm statistics on all ranks."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.bench.timeline import STAGES, STEP
+from mtlrec.benchmark.timeline import STAGES, STEP
 from tests.support.jobs import write_job
 from tests.support.ranks import run_cli
 from tests.support.toy import write_toy
@@ -25,7 +25,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that read no time: a bench takes five rounds so that its times are steady."""
-    monkeypatch.setattr("mtlrec.bench.bench.ROUNDS", 1)
+    monkeypatch.setattr("mtlrec.benchmark.benchmark.ROUNDS", 1)
 
 
 def measured(capfd: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:

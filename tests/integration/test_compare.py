@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtlrec.compare.candidates import candidates
-from mtlrec.compare.comparison import choose
-from mtlrec.compare.trials import Result, Trial, Trials
+from mtlrec.comparison.candidates import candidates
+from mtlrec.comparison.comparison import choose
+from mtlrec.comparison.trials import Result, Trial, Trials
 from mtlrec.config.file import load_config
 from tests.support.jobs import write_job
 from tests.support.ranks import run_cli

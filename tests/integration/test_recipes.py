@@ -32,7 +32,7 @@ def test_public_data(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture
     verb, source = SOURCES[dataset]
     if not source.exists():
         pytest.skip(f"no {source.name} in {SHARED}; set MTLREC_SHARED to the folder that has data/")
-    assert run_cli("prepare", verb, "--source", source, "--out", tmp_path / "data") == 0
+    assert run_cli("prepare", verb, "--source", source, "--output", tmp_path / "data") == 0
     metrics = train_briefly(f"{dataset}_ple", tmp_path / "data", tmp_path / "run", capsys)
     first = "never_married" if dataset == "census" else "click"
     assert metrics[first]["auc"] > 0.65, "a hundred steps should tell something"
@@ -40,11 +40,11 @@ def test_public_data(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_criteo_from_the_publishers_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = test_prepare_criteo.write_lines(tmp_path / "in" / "train.txt", test_prepare_criteo.made_lines(1400))
-    assert run_cli("prepare", "criteo", "--source", source, "--out", tmp_path / "data") == 0
+    assert run_cli("prepare", "criteo", "--source", source, "--output", tmp_path / "data") == 0
     told = capsys.readouterr().err
     assert "train.txt: 1,400 rows" in told
     assert "valid/: 100 rows" in told
-    assert run_cli("prepare", "criteo", "--source", source, "--out", tmp_path / "again", "--json") == 0
+    assert run_cli("prepare", "criteo", "--source", source, "--output", tmp_path / "again", "--json") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["rows"]["total"] == 1400
     assert not err
@@ -56,13 +56,13 @@ def test_criteo_from_the_publishers_format(tmp_path: Path, capsys: pytest.Captur
 def test_ali_ccp_from_the_publishers_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = test_prepare_ali_ccp.write_files(tmp_path / "in")
     least = ["--min-count", "1", "--history", "5"]
-    assert run_cli("prepare", "ali-ccp", "--source", source, "--out", tmp_path / "data", *least) == 0
+    assert run_cli("prepare", "ali-ccp", "--source", source, "--output", tmp_path / "data", *least) == 0
     metrics = train_briefly("ali_ccp_mmoe", tmp_path / "data", tmp_path / "run", capsys)
     assert list(metrics) == ["click", "buy"]
 
 
 def test_synthetic_feed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("synth", "feed", "--out", tmp_path / "data", "--rows", "60000") == 0
+    assert run_cli("synth", "feed", "--output", tmp_path / "data", "--rows", "60000") == 0
     metrics = train_briefly("feed_mmoe", tmp_path / "data", tmp_path / "run", capsys)
     assert list(metrics) == ["click", "long_view", "like", "share"]
     assert metrics["click"]["auc"] > 0.55

@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(run: Path) -> Path:
-    assert run_cli("export", run, "--out", run.parent / "artifact") == 0
+    assert run_cli("export", run, "--output", run.parent / "artifact") == 0
     return run.parent / "artifact"
 
 
@@ -120,7 +120,7 @@ def check_quantized(artifact: Path, predictor: Predictor) -> None:
 @pytest.mark.nightly(reason="another compilation of half a minute; int8 goes the same way")
 def test_half_precision_tables_say_nearly_the_same(run: Path, predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "fp16"
-    assert run_cli("export", run, "--out", out, "--quantize", "fp16", "--max-auc-change", "0.01") == 0
+    assert run_cli("export", run, "--output", out, "--quantize", "fp16", "--max-auc-change", "0.01") == 0
     assert Predictor(out).manifest.precision == "fp16"
     check_quantized(out, predictor)
 
@@ -402,7 +402,7 @@ def test_a_first_batch_of_bad_rows_is_passed_over(tmp_path: Path, capsys: pytest
     table = pq.read_table(path)
     ids = pa.array([9999] * 64 + table["item_id"].to_pylist()[64:], pa.int32())
     pq.write_table(table.set_column(table.column_names.index("item_id"), "item_id", ids), path)
-    of = ("export", tmp_path / "run", "--out", tmp_path / "artifact", "--json")
+    of = ("export", tmp_path / "run", "--output", tmp_path / "artifact", "--json")
     assert run_cli(*of) == 2
     assert "holds id 9999" in capsys.readouterr().err
     assert run_cli(*of, "--set", "data.on_error=skip_row") == 0
@@ -446,20 +446,20 @@ def test_export_refuses_what_it_cannot_do(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     for arguments, message in (
-        (("--out", artifact), "is not empty; --overwrite replaces it"),
-        (("--out", tmp_path / "file"), "is a file; name a folder"),
-        (("--out", tmp_path / "link"), "is a link; name a folder"),
-        (("--out", tmp_path / "mine", "--overwrite"), "is no artifact, or more than one, and is not replaced"),
-        (("--out", tmp_path / "x", "--split", "most"), "--split most: no such split"),
-        (("--out", tmp_path / "x", "--set", "data.valid=[]"), "data.valid is empty"),
-        (("--out", tmp_path / "x", "--checkpoint", "99"), "no complete checkpoint '99'"),
-        (("--out", tmp_path / "x", "--device", "cuda"), "no CUDA device"),
+        (("--output", artifact), "is not empty; --overwrite replaces it"),
+        (("--output", tmp_path / "file"), "is a file; name a folder"),
+        (("--output", tmp_path / "link"), "is a link; name a folder"),
+        (("--output", tmp_path / "mine", "--overwrite"), "is no artifact, or more than one, and is not replaced"),
+        (("--output", tmp_path / "x", "--split", "most"), "--split most: no such split"),
+        (("--output", tmp_path / "x", "--set", "data.valid=[]"), "data.valid is empty"),
+        (("--output", tmp_path / "x", "--checkpoint", "99"), "no complete checkpoint '99'"),
+        (("--output", tmp_path / "x", "--device", "cuda"), "no CUDA device"),
     ):
         assert run_cli("export", run, *arguments) == 2, arguments
         assert message in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    assert run_cli("export", tmp_path, "--out", tmp_path / "x") == 2
-    assert run_ranks(2, run_cli, "export", str(run), "--out", str(tmp_path / "x")) == [2, 2]
+    assert run_cli("export", tmp_path, "--output", tmp_path / "x") == 2
+    assert run_ranks(2, run_cli, "export", str(run), "--output", str(tmp_path / "x")) == [2, 2]
     assert not (tmp_path / "x").exists()
 
 
@@ -474,7 +474,7 @@ def test_an_artifact_is_replaced_by_one_that_is_the_checkpoint_and_by_no_other(
     """Also where the command stands in the folder that is replaced."""
     copy = shutil.copytree(artifact, tmp_path / "copy")
     monkeypatch.chdir(copy)
-    replace = ("export", run, "--out", ".", "--overwrite", "--quantize", "int8", "--json")
+    replace = ("export", run, "--output", ".", "--overwrite", "--quantize", "int8", "--json")
     assert run_cli(*replace, "--max-auc-change", "0", "--tolerance", "0") == 1
     out, said = capsys.readouterr()
     wanted = r"like: auc 0\.\d+ became 0\.\d+, 0 is allowed \(--max-auc-change\); --quantize fp16, or none, moves less"
@@ -498,7 +498,7 @@ def test_an_artifact_is_replaced_by_one_that_is_the_checkpoint_and_by_no_other(
 
 
 def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mtlrec", "export", str(run), "--out", str(tmp_path / "artifact")]
+    command = [sys.executable, "-m", "mtlrec", "export", str(run), "--output", str(tmp_path / "artifact")]
     caches = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     ran = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, check=False)
     assert ran.returncode == 2

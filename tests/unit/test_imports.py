@@ -2,7 +2,10 @@
 
 Within mtlrec a file imports from its own room (a folder, or a module beside them) or from a room to the left of it:
 
-    config, batch <- layers, heads, losses <- data, models <- distributed <- training <- serving, analysis <- cli
+    config, batch <- layers, heads, losses <- data, models <- distributed <- training <- serving <- api <- cli
+
+The files of cli/ that hold verbs do not import each other. mtlrec/__init__.py names mtlrec.api, which it loads when a
+verb is used.
 
 layers, heads and losses run wherever torch runs: of other packages they import torch alone, and of mtlrec only each
 other, leftward. launch/ describes jobs to TorchX, on machines that may be unable to run them: neither torch nor mtlrec.
@@ -19,14 +22,14 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 ROOMS = (
-    ("errors", "io", "run_folder", "config", "recipes", "batch"),
+    ("errors", "io", "display", "run_folder", "config", "recipes", "batch"),
     ("layers", "heads", "losses"),
     ("data", "models", "metrics"),
     ("compat", "distributed"),
     ("checkpoints",),
     ("training",),
-    ("evaluation", "diagnosis", "bench"),
-    ("serving", "compare"),
+    ("evaluation", "diagnosis", "benchmark"),
+    ("serving", "comparison"),
     ("datasets",),
     ("api",),
     ("cli", "__main__"),
@@ -34,6 +37,8 @@ ROOMS = (
 DATASETS_MAY_IMPORT = {"datasets", "config", "io", "errors"}
 ORDER = [room for rooms in ROOMS for room in rooms]
 TORCH_ONLY = {"layers": {"torch"}, "heads": {"torch"}, "losses": {"torch"}}
+SHARED_IN_CLI = {"options", "console"}
+"""The files of cli/ that verbs may import; main.py imports every verb."""
 NOT_IN_LAUNCH = {"torch", "torchrec", "fbgemm_gpu", "mtlrec"}
 
 
@@ -56,19 +61,20 @@ def complaints(file: Path, module: str) -> Iterator[str]:
         return
     own = room_of(file)
     if own == "__init__":
-        if package not in sys.stdlib_module_names:
+        if package not in sys.stdlib_module_names and module != "mtlrec.api":
             yield f"`import mtlrec` must stay light, it imports {module}"
         return
     if own not in ORDER:
         yield f"the room {own!r} has no place among the arrows: give it one in ROOMS of this test"
     elif package == "mtlrec":
-        yield from complaints_within(own, module)
+        yield from complaints_within(file, module)
     elif own in TORCH_ONLY and package not in TORCH_ONLY[own] | sys.stdlib_module_names:
         yield f"{own} may import {' and '.join(TORCH_ONLY[own])} only, it imports {module}"
 
 
-def complaints_within(own: str, module: str) -> Iterator[str]:
-    """What is wrong with a file of the room `own` importing `module` of mtlrec."""
+def complaints_within(file: Path, module: str) -> Iterator[str]:
+    """What is wrong with `file` importing `module` of mtlrec."""
+    own = room_of(file)
     if module == "mtlrec":  # for its version, say: the package itself imports nothing
         return
     other = module.split(".")[1]
@@ -78,6 +84,8 @@ def complaints_within(own: str, module: str) -> Iterator[str]:
         yield f"{own} must not import {other}, which is to the right of it: it imports {module}"
     elif own == "datasets" and other not in DATASETS_MAY_IMPORT:
         yield f"datasets may import {', '.join(sorted(DATASETS_MAY_IMPORT))} only, it imports {module}"
+    elif own == other == "cli" and file.stem != "main" and not {*module.split(".")[2:3]} <= SHARED_IN_CLI:
+        yield f"a verb must not import another, it imports {module}"
     elif own in TORCH_ONLY and other not in TORCH_ONLY:
         yield f"{own} takes flat arguments and must not import {other}: it imports {module}"
 
@@ -172,9 +180,9 @@ def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
     ("file", "source", "complaint"),
     [
         ("mtlrec/layers/blocks/mlp.py", "from mtlrec.config import Config", "layers takes flat arguments"),
-        ("mtlrec/layers/blocks/mlp.py", "from ..config import Config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from ...config import Config", "layers takes flat arguments"),
         ("mtlrec/layers/blocks/mlp.py", "from mtlrec import config", "layers takes flat arguments"),
-        ("mtlrec/layers/blocks/mlp.py", "from .. import config", "layers takes flat arguments"),
+        ("mtlrec/layers/blocks/mlp.py", "from ... import config", "layers takes flat arguments"),
         ("mtlrec/layers/blocks/mlp.py", "import mtlrec.config", "layers takes flat arguments"),
         ("mtlrec/layers/blocks/mlp.py", "import torchrec", "layers may import torch only"),
         (
@@ -191,9 +199,11 @@ def test_rooms_of_torch_only_load_without_torchrec(room: str) -> None:
         ("mtlrec/training/trainer.py", "from mtlrec.serving import export", "training must not import serving"),
         ("mtlrec/datasets/kuairand.py", "from mtlrec.batch import Batch", "datasets may import config, datasets, err"),
         ("mtlrec/data/loader.py", "from mtlrec.datasets import kuairand", "data must not import datasets"),
-        ("mtlrec/compare/comparison.py", "import mtlrec.datasets.writing", "compare must not import datasets"),
+        ("mtlrec/comparison/comparison.py", "import mtlrec.datasets.writing", "comparison must not import datasets"),
         ("mtlrec/utils.py", "import os", "the room 'utils' has no place"),
         ("mtlrec/cli/main.py", "import mtlrec.common", "the room 'common' has no place"),
+        ("mtlrec/cli/train.py", "from mtlrec.cli.evaluate import report", "a verb must not import another"),
+        ("mtlrec/cli/train.py", "import mtlrec.cli.evaluate", "a verb must not import another"),
         ("mtlrec/__init__.py", "import torchrec", "`import mtlrec` must stay light"),
         ("mtlrec/__init__.py", "from mtlrec.layers import MLP", "`import mtlrec` must stay light"),
         ("launch/components.py", "import torch.distributed", "launch/ must not import torch"),
@@ -211,7 +221,7 @@ def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
     plant(
         tmp_path,
         {
-            "mtlrec/__init__.py": "from importlib.metadata import version",
+            "mtlrec/__init__.py": "from importlib.metadata import version\nfrom mtlrec.api import train",
             "mtlrec/config.py": "import pydantic",
             "mtlrec/layers/__init__.py": "from mtlrec.layers.blocks.mlp import MLP",
             "mtlrec/layers/blocks/mlp.py": "import math\nfrom collections.abc import Sequence\nfrom torch import nn",
@@ -221,7 +231,8 @@ def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
             "mtlrec/data/prepare/census.py": "from ..parquet import read\nfrom ...config import Config",
             "mtlrec/datasets/census_income.py": "import pyarrow\nfrom mtlrec.datasets import writing",
             "mtlrec/datasets/writing.py": "from mtlrec.config.tasks import Task\nfrom mtlrec import errors, io",
-            "mtlrec/cli/main.py": "import mtlrec.training.trainer\nfrom mtlrec.datasets import census_income",
+            "mtlrec/cli/main.py": "from mtlrec.cli import train\nfrom mtlrec.datasets import census_income",
+            "mtlrec/cli/train.py": "from mtlrec import api\nfrom mtlrec.cli.options import Set",
             "launch/components.py": "import torchx.specs as specs\nfrom launch.resources import h200",
         },
     )

@@ -62,15 +62,15 @@ def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_synth_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("synth", "feed", "--out", tmp_path / "feed", "--rows", "500", "--json") == 0
+    assert run_cli("synth", "feed", "--output", tmp_path / "feed", "--rows", "500", "--json") == 0
     assert json.loads(capsys.readouterr().out)["rows"]["total"] == 500
-    assert run_cli("synth", "feed", "--out", tmp_path / "feed2", "--rows", "-3") == 2
+    assert run_cli("synth", "feed", "--output", tmp_path / "feed2", "--rows", "-3") == 2
     assert "rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["census-income", "kuairand", "criteo", "ali-ccp", "aliexpress"])
 def test_a_missing_source_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("prepare", name, "--source", tmp_path / "nothing.gz", "--out", tmp_path / "out") == 2
+    assert run_cli("prepare", name, "--source", tmp_path / "nothing.gz", "--output", tmp_path / "out") == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert "nothing.gz" in said[0]

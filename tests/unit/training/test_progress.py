@@ -3,7 +3,7 @@
 import pytest
 
 from mtlrec.training import progress
-from mtlrec.training.progress import watched
+from mtlrec.training.progress import progress_bars, watched
 
 
 def test_long_work_logs_how_far_it_is(monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
@@ -22,6 +22,9 @@ def test_on_a_terminal_it_is_a_bar_that_goes_away(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert list(watched(iter("abc"), 3, "predict", active=True)) == list("abc")
+    assert capsys.readouterr().err == "", "nobody asked for bars"
+    with progress_bars(True):
+        assert list(watched(iter("abc"), 3, "predict", active=True)) == list("abc")
     out, err = capsys.readouterr()
     assert "predict" in err
     assert not out

@@ -49,7 +49,7 @@ def test_against_the_whole_column(tmp_path: Path, capsys: pytest.CaptureFixture[
     job.write_text(yaml.safe_dump(tree_of(tmp_path / "data")))
     assert run_cli("train", job, "-o", tmp_path / "run") == 2
     assert "standardize needs mean and std" in capsys.readouterr().err
-    assert run_cli("prepare", "stats", job, "--out", out, "--json") == 0
+    assert run_cli("prepare", "stats", job, "--output", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["written"] == [str(out), str(tmp_path / "data" / "w" / "v.txt")]
     table = pa.concat_tables([toy_table(300, 0), toy_table(257, 1)])
     age = table["age"].drop_null().to_numpy()
@@ -77,7 +77,7 @@ def test_features_that_share_a_vocabulary_are_counted_together(tmp_path: Path) -
     tree["tables"] = {"words": {"rows": 9, "dim": 4}, "few": {"rows": 5, "dim": 4}}
     tree["features"]["dense"] = []
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "stats.json") == 0
+    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--output", tmp_path / "stats.json") == 0
     table = toy_table(300, 0)
     counts = Counter(item for row in table["recent_items"].to_pylist() for item in row)
     counts.update(table["item_id"].to_pylist())
@@ -133,7 +133,7 @@ def test_nothing_to_learn_from(
     tree = tree_of(tmp_path)
     tree["features"]["sparse"] = [one for one in tree["features"]["sparse"] if one["name"] != "recent_items"]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "s.json") == 2
+    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--output", tmp_path / "s.json") == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "s.json").exists()
 
@@ -184,7 +184,7 @@ def test_as_training_would_read_it(tmp_path: Path, capsys: pytest.CaptureFixture
     pq.write_table(table, tmp_path / "train" / "a.parquet")
     pq.write_table(table.slice(0, 3).drop_columns(["age"]), tmp_path / "train" / "b.parquet")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-    stats = ["prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "s.json"]
+    stats = ["prepare", "stats", tmp_path / "job.yaml", "--output", tmp_path / "s.json"]
     assert run_cli(*stats) == 0
     said = capsys.readouterr().err
     assert "a.parquet: row group 0, row 3: column 'age' holds inf" in said
@@ -203,7 +203,7 @@ def test_what_is_given_or_there_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "data" / "w").mkdir()
     (tmp_path / "data" / "w" / "v.txt").write_text("3\n")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-    stats = ["prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "s.json"]
+    stats = ["prepare", "stats", tmp_path / "job.yaml", "--output", tmp_path / "s.json"]
     assert run_cli(*stats, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["written"] == [str(tmp_path / "s.json")]
@@ -216,7 +216,7 @@ def test_a_vocabulary_may_lie_elsewhere(tmp_path: Path) -> None:
     tree = tree_of(write_toy(tmp_path / "data"))
     tree["features"]["sparse"][-1]["vocabulary"] = str(tmp_path / "words" / "v.txt")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
-    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--out", tmp_path / "s.json") == 0
+    assert run_cli("prepare", "stats", tmp_path / "job.yaml", "--output", tmp_path / "s.json") == 0
     filled = ["--set", f"data.statistics={tmp_path}/s.json", "--set", "train.max_steps=1"]
     assert run_cli("train", tmp_path / "job.yaml", "-o", tmp_path / "run", *filled) == 0
 

@@ -1,0 +1,110 @@
+"""The jobs of a comparison: one job's data, tables and tasks under every architecture, at one size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from mtlrec.comparison.capacity import Capacity, Measure, capacity_of, matched
+from mtlrec.config import JobConfig
+from mtlrec.config.loss import Weighting
+from mtlrec.config.model import Fusion, Heads
+from mtlrec.errors import ConfigError
+
+BASELINE = "single_task"
+"""Shares the tables and nothing else: what the others gain is what sharing gives."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is compared. `name` says what sets it apart from the others of its comparison."""
+
+    name: str
+    fusion: str
+    heads: str
+    weighting: str
+    capacity: Capacity
+
+
+@dataclass(frozen=True)
+class Candidate(Architecture):
+    """An architecture, and the job that trains it."""
+
+    job: JobConfig
+
+
+def kinds_of(union: Any) -> list[str]:
+    """The kinds that a union of the config has, in the order it lists them."""
+    members = get_args(get_args(union)[0])
+    return [kind for member in members for kind in get_args(member.model_fields["kind"].annotation)]
+
+
+FUSIONS, HEADS, WEIGHTINGS = kinds_of(Fusion), kinds_of(Heads), kinds_of(Weighting)
+
+
+def candidates(
+    job: JobConfig,
+    fusions: Sequence[str],
+    heads: Sequence[str] = (),
+    weightings: Sequence[str] = (),
+    match: Measure | None = "parameters",
+) -> list[Candidate]:
+    """Every fusion kind with every kind of heads and of weighting; by default the job's own of these two.
+
+    A kind takes from the job's own section what it has in common with it, its defaults for the rest. Under `match` the
+    experts' widths are chosen so that as many parameters, or as much arithmetic, follow the lookup as in the job's own
+    model with the same heads; without, the widths are the job's.
+
+    Raises ValueError, naming the kind, for one that is unknown, does not go with the job's tasks, or has no such size.
+    """
+    heads, weightings = heads or [job.model.heads.kind], weightings or [job.loss.weighting.kind]
+    for option, named, known in (
+        ("fusion", fusions, FUSIONS),
+        ("heads", heads, HEADS),
+        ("weighting", weightings, WEIGHTINGS),
+    ):
+        for kind in named:
+            if kind not in known:
+                raise ConfigError(f"--{option} {kind}: unknown; kinds are {', '.join(known)}")
+    found = []
+    for fusion, head, weighting in itertools.product(*(dict.fromkeys(k) for k in (fusions, heads, weightings))):
+        name = "+".join([fusion, *([head] if len(heads) > 1 else []), *([weighting] if len(weightings) > 1 else [])])
+        try:
+            own = _with(
+                job,
+                heads=_like(Heads, job.model.heads, head),
+                weighting=_like(Weighting, job.loss.weighting, weighting),
+            )
+            other = _with(own, fusion=_like(Fusion, job.model.fusion, fusion))
+        except ValidationError as error:
+            raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
+        size = capacity_of(other)
+        if match is not None:
+            other, size = matched(own, other.model.fusion, capacity_of(own), match)
+        found.append(Candidate(name, fusion, head, weighting, size, other))
+    return found
+
+
+def _like(union: Any, section: Any, kind: str) -> dict[str, Any]:
+    """A section of this kind, with the keys that `section` gives and the kind knows."""
+    given = section.model_dump(mode="json")
+    if kind == given["kind"]:
+        return dict(given)
+    known = TypeAdapter(union).json_schema()["$defs"]
+    fields: set[str] = set()
+    for definition in known.values():
+        own = definition["properties"].get("kind", {})
+        if kind in own.get("enum", [own.get("const")]):
+            fields = set(definition["properties"])
+    return {key: value for key, value in given.items() if key in fields} | {"kind": kind}
+
+
+def _with(job: JobConfig, **sections: dict[str, Any]) -> JobConfig:
+    tree = job.dump()
+    for name, section in sections.items():
+        tree["loss" if name == "weighting" else "model"][name] = section
+    return JobConfig.model_validate(tree)
