@@ -52,7 +52,7 @@ demo: .demo/feed ## synthetic data, a job on two ranks through TorchX, its evalu
 	mv $@.part $@
 
 # Two workers: tests/conftest.py says which tests each gets.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test: $(INSTALLED) ## run the tests on two cores; ARGS=tests/unit and the like reach pytest
 	$(PYTEST) -m "not nightly" $(ARGS)

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 # Before torch is imported, and inherited by the ranks that tests start: several processes on a few cores are quickest,
 # and their sums always the same, with one thread each.
@@ -20,19 +21,33 @@ RANKS = (
     "tests/distributed/",
     "tests/integration/launches/",
     "tests/integration/test_bench",
+    "tests/integration/test_diagnose",
+    "tests/integration/test_keep_best",
     "tests/integration/test_rank_metric",
+    "tests/unit/losses/",
+    "tests/unit/metrics/",
+    "tests/unit/support/",
 )
+"""Tests that start ranks. One worker gets them all, so that two sets of ranks do not compete."""
+ORDER = ("tests/integration/test_serving", "tests/integration/", "tests/unit/serving/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The ranks, then a file at a time. With pytest 9.2, `--dist loadgroup` of xdist 3.8 does not group."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class RanksThenFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ranks" if nodeid.startswith(RANKS) else nodeid.split("::")[0]
+
+    return RanksThenFiles(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers: one has the tests that start ranks, the other the rest, a file at a time, the longest first."""
-    for item in items:
-        file = item.nodeid.split("::")[0]
-        is_ranks = file.startswith(RANKS) or item.get_closest_marker("distributed") is not None
-        item.add_marker(pytest.mark.xdist_group("ranks" if is_ranks else file))
-    order = ("tests/distributed/", "tests/integration/test_serving", "tests/integration/", "tests/unit/serving/")
-    items.sort(key=lambda item: _place(item, order))
+    """The longest first."""
+    items.sort(key=lambda item: _place(item.nodeid))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -43,10 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def _place(item: pytest.Item, order: tuple[str, ...]) -> int:
-    if any(mark.args == ("ranks",) for mark in item.iter_markers("xdist_group")):
+def _place(nodeid: str) -> int:
+    if nodeid.startswith(RANKS):
         return -1
-    return next((place for place, start in enumerate(order) if item.nodeid.startswith(start)), len(order))
+    return next((place for place, start in enumerate(ORDER) if nodeid.startswith(start)), len(ORDER))
 
 
 @pytest.fixture
