@@ -4,6 +4,7 @@ Within mtlrec a file imports from its own room (a folder, or a module beside the
 
     config, batch <- layers, heads, losses <- data, models <- distributed <- training <- serving <- api <- cli
 
+datasets imports errors, io and config only, and only api and cli import it. No files import each other.
 The files of cli/ that hold verbs do not import each other. mtlrec/__init__.py names mtlrec.api, which it loads when a
 verb is used.
 
