@@ -136,7 +136,7 @@ def test_decimals_and_booleans_are_numbers() -> None:
 
 @pytest.mark.parametrize("values", [pa.array([0, None, 1]), pa.array(["", None, "a"])])
 def test_an_unknown_group_is_no_value_s(values: pa.Array) -> None:
-    groups = collated(toy_table(3).append_column("who", values), job=toy_job(metrics={"group_by": "who"})).groups
+    groups = collated(toy_table(3).append_column("who", values), job=toy_job(metrics={"group_by": "who"})).group_ids
     assert groups is not None
     assert (groups == NO_GROUP).tolist() == [False, True, False]
 
@@ -148,8 +148,8 @@ def test_a_batch_of_several_cuts_is_that_of_its_rows_together() -> None:
     names = [feature.name for feature in job.features.sparse]
     found = collate([(block, 2, 5), (block, 20, 24)], 10, names, is_weighted=False)
     expected = collated(table.take([2, 3, 4, 20, 21, 22, 23]), 10, job)
-    for part in ("dense", "labels", "label_mask", "weights"):
+    for part in ("dense", "label_columns", "label_known", "row_mask"):
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
     assert torch.equal(found.sparse.values(), expected.sparse.values())
     assert torch.equal(found.sparse.lengths(), expected.sparse.lengths())
-    assert found.weights.tolist() == [1.0] * 7 + [0.0] * 3
+    assert found.row_mask.tolist() == [1.0] * 7 + [0.0] * 3
