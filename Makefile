@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 ARGS ?=
 
-.PHONY: help setup demo test test-nightly test-slurm lint format bench bench-peers bench-check clean
+.PHONY: help setup demo test test-nightly test-mutants test-slurm lint format bench bench-peers bench-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -59,6 +59,9 @@ test: $(INSTALLED) ## run the tests on two cores; ARGS=tests/unit and the like r
 
 test-nightly: $(INSTALLED) ## the tests that are too long for every run
 	$(PYTEST) -m nightly $(ARGS)
+
+test-mutants: $(INSTALLED) ## plant faults one at a time and see whether the tests catch them; half an hour; ARGS="NAME" for some
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 test-slurm: $(INSTALLED) ## start two Slurm nodes on this machine (Debian, root), run the tests that want them
 	tests/slurm/cluster.sh up && $(BIN)/python -m pytest -v tests/integration/launches/test_slurm.py $(ARGS); \

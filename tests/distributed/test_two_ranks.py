@@ -149,11 +149,12 @@ def test_a_warm_start_reaches_every_shard(trained: Path, tmp_path: Path) -> None
     assert (after[user][50:] != 0).any(dim=1).all()
 
 
-def test_two_ranks_predict_what_one_does(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_ranks_predict_what_one_does(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = trained.parent / "data" / "train"
     assert run_cli("predict", trained, "--input", rows, "-o", tmp_path / "one.parquet", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 557
-    assert on_two_ranks("predict", trained, "--input", rows, "-o", tmp_path / "two") == [0, 0]
+    assert json.loads(capfd.readouterr().out)["rows"] == 557
+    assert on_two_ranks("predict", trained, "--input", rows, "-o", tmp_path / "two", "--json") == [0, 0]
+    assert json.loads(capfd.readouterr().out)["rows"] == 557
     one, two = pq.read_table(tmp_path / "one.parquet"), pq.read_table(tmp_path / "two")
     assert two["row"].equals(one["row"])
     np.testing.assert_allclose(two["pred_buy"], one["pred_buy"], rtol=1e-5)

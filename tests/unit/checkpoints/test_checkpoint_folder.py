@@ -246,23 +246,24 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
 
 def test_all_is_on_the_disk_before_the_name_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system is told to write, in turn: after a power cut a checkpoint with its name has all of its files."""
-    happened: list[tuple[str, str]] = []
-    fsync, rename = os.fsync, Path.rename
+    happened: list[int | str] = []  # the inode of what is synced, the new name of what is renamed
+    fsync, rename = os.fsync, os.rename
 
     def recorded_fsync(descriptor: int) -> None:
-        happened.append(("synced", Path(f"/proc/self/fd/{descriptor}").resolve().name))
+        happened.append(os.fstat(descriptor).st_ino)
         fsync(descriptor)
 
-    def recorded_rename(path: Path, target: Path) -> Path:
-        happened.append(("renamed", Path(target).name))
-        return rename(path, target)
+    def recorded_rename(old: Path, new: Path) -> None:
+        happened.append(Path(new).name)
+        rename(old, new)
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(Path, "rename", recorded_rename)
+    monkeypatch.setattr(os, "rename", recorded_rename)
     with process_group("cpu"), Checkpoints(tmp_path, in_background=False) as checkpoints:
         checkpoints.save({"weight": torch.ones(1)}, state(1))
-    named = happened.index(("renamed", "step_00000001"))
+    folder = tmp_path / "checkpoints" / "step_00000001"
+    named = happened.index(folder.name)
     before, after = happened[:named], happened[named + 1 :]
-    assert ("synced", "__0_0.distcp") in before
-    assert before.index(("synced", ".job.json.part")) < before.index(("synced", ".writing_step_00000001"))
-    assert ("synced", "checkpoints") in after
+    assert {path.stat().st_ino for path in folder.iterdir()} < set(before)
+    assert before[-1] == folder.stat().st_ino, "the names of its files come last"
+    assert folder.parent.stat().st_ino in after

@@ -148,7 +148,7 @@ def test_a_batch_of_several_cuts_is_that_of_its_rows_together() -> None:
     names = [feature.name for feature in job.features.sparse]
     found = collate([(block, 2, 5), (block, 20, 24)], 10, names, is_weighted=False)
     expected = collated(table.take([2, 3, 4, 20, 21, 22, 23]), 10, job)
-    for part in ("dense", "labels", "label_mask", "weights"):
+    for part in ("dense", "label_columns", "label_known", "row_mask"):
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
     assert torch.equal(found.sparse.values(), expected.sparse.values())
     assert torch.equal(found.sparse.lengths(), expected.sparse.lengths())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
+from torch.nn.functional import logsigmoid
 from torchrec.metrics.auc import _compute_auc_helper
 from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
@@ -15,6 +16,7 @@ from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import Kind
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.metrics.binary import BinaryTally
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from tests.support.ranks import run_ranks
@@ -134,3 +136,14 @@ def test_ranks_add_up() -> None:
     for together in run_ranks(2, metrics_on_a_rank, made):
         for task in TASKS:
             assert together[task] == pytest.approx(alone[task], rel=1e-12)
+
+
+def test_equal_scores_count_one_half() -> None:
+    """As in scikit-learn's AUC: many rows have one of few scores, as before training."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-2, 3, (500,), generator=generator).float()
+    labels = (torch.rand(500, generator=generator) < logits.sigmoid()).float()
+    for scores in (logits, torch.zeros(500)):
+        tally = BinaryTally(torch.device("cpu"))
+        tally.update(logsigmoid(scores), logsigmoid(-scores), labels, torch.ones(500))
+        assert tally.compute()["auc"] == pytest.approx(roc_auc_score(labels, scores))

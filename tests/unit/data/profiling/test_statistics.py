@@ -16,7 +16,6 @@ from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.config.job import STATISTICS_TO_COME
 from mtlrec.config.moments import Moments
-from mtlrec.config.statistics import fill_in
 from mtlrec.data.profiling import statistics
 from mtlrec.data.profiling.statistics import Sample
 from tests.support.ranks import run_cli
@@ -230,21 +229,3 @@ def test_statistics_of_what_is_no_job_are_left_to_validation(
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
     assert run_cli("train", tmp_path / "job.yaml", "-o", tmp_path / "run") == 2
     assert "features.dense = 5" in capsys.readouterr().err
-
-
-def test_a_job_s_own_numbers_win_over_the_file(tmp_path: Path) -> None:
-    """A file with means and boundaries, and a job that gives some of them itself."""
-    features = {
-        "dense": [
-            {"name": "age", "transform": "standardize", "mean": 1.0, "std": 2.0},
-            {"name": "price", "transform": "standardize"},
-        ],
-        "sparse": [{"name": "item_id", "table": "item", "transform": "bucketize", "boundaries": [5.0]}],
-    }
-    found = {"mean": 10.0, "std": 20.0}
-    statistics = {"dense": {"age": found, "price": found}, "sparse": {"item_id": {"boundaries": [7.0]}}}
-    (tmp_path / "s.json").write_text(json.dumps(statistics))
-    tree = {"data": {"statistics": str(tmp_path / "s.json")}, "features": features}
-    fill_in(tree)
-    assert [(one["mean"], one["std"]) for one in features["dense"]] == [(1.0, 2.0), (10.0, 20.0)]
-    assert features["sparse"][0]["boundaries"] == [5.0]
