@@ -15,6 +15,7 @@ other, leftward. launch/ describes jobs to TorchX, on machines that may be unabl
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -160,6 +161,14 @@ def test_a_circle_is_found(tmp_path: Path, again: str) -> None:
     assert set(modules) == {"mtlrec.layers.a", "mtlrec.layers.b", "mtlrec.layers.c"}
     plant(tmp_path, {"mtlrec/layers/c.py": "import torch"})
     assert circle(tmp_path) == []
+
+
+def test_files_are_short_and_folders_are_small() -> None:
+    """A file is one thing to know, a folder can be taken in at a glance."""
+    files = [path for path in (REPO / "mtlrec").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files if path.suffix == ".py"}
+    assert {path: count for path, count in lines.items() if count > 300} == {}
+    assert {folder: count for folder, count in Counter(path.parent for path in files).items() if count > 14} == {}
 
 
 def test_importing_mtlrec_is_light() -> None:
