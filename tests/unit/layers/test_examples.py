@@ -15,7 +15,7 @@ import mtlrec.layers
 
 MODULES = [
     "mtlrec.layers",
-    *(f"mtlrec.layers.{module.name}" for module in pkgutil.iter_modules(mtlrec.layers.__path__)),
+    *(one.name for one in pkgutil.walk_packages(mtlrec.layers.__path__, "mtlrec.layers.") if not one.ispkg),
 ]
 
 
