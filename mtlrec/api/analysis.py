@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtlrec.api.jobs import Job, Overrides, check_split, load_job
+from mtlrec.api.quiet import quiet
 from mtlrec.api.results import BenchResult, DiagnoseResult, PlanResult
 from mtlrec.config.file import job_of
 
@@ -14,6 +15,7 @@ BATCHES = 50
 """How many batches a diagnosis takes."""
 
 
+@quiet
 def diagnose(
     run: str | os.PathLike[str],
     split: str = "valid",
@@ -50,6 +52,7 @@ def diagnose(
         return DiagnoseResult(diagnosis, warnings_of(diagnosis))
 
 
+@quiet
 def plan(
     job: Job,
     *,
@@ -84,6 +87,7 @@ def plan(
     return PlanResult(found)
 
 
+@quiet
 def bench(
     job: Job,
     *,

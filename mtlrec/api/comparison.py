@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mtlrec.api.analysis import BATCHES, diagnose
 from mtlrec.api.jobs import Job, Overrides, load_job
+from mtlrec.api.quiet import quiet
 from mtlrec.api.results import CompareResult
 from mtlrec.api.tables import Rows, with_data, write_tables
 from mtlrec.errors import CheckpointError, ConfigError
@@ -32,6 +33,7 @@ EVERY_FUSION = (
 )
 
 
+@quiet
 def compare(
     job: Job,
     output: str | os.PathLike[str],

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from mtlrec.api.jobs import Overrides, check_split, settings_of
+from mtlrec.api.quiet import quiet
 from mtlrec.api.ranking import Ranking, rank, ranking_of
 from mtlrec.api.results import EvaluateResult, PredictResult
 from mtlrec.api.serving import evaluate_artifact, job_of_artifact, predict_by_artifact
@@ -31,6 +32,7 @@ Weights = str | Mapping[str, float]
 """By task: `{"click": 1, "like": 2}`, or as the command takes them, `click=1,like=2`."""
 
 
+@quiet
 def evaluate(
     run: str | os.PathLike[str] | None = None,
     split: str = "test",
@@ -73,6 +75,7 @@ def evaluate(
         return _evaluate_run(run, job, split, calibrate, ranking, checkpoint)
 
 
+@quiet
 def predict(
     run: str | os.PathLike[str] | None = None,
     data: Rows = None,

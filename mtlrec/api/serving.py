@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtlrec.api.jobs import Overrides, check_split, settings_of
+from mtlrec.api.quiet import quiet
 from mtlrec.api.results import EvaluateResult, ExportResult, PredictResult
 from mtlrec.config import JobConfig, LossConfig
 from mtlrec.config.file import job_of
@@ -16,6 +17,7 @@ SECTIONS_OF_PROGRAM = ("features", "tables", "tasks", "model")
 """What an artifact was compiled with."""
 
 
+@quiet
 def export(
     run: str | os.PathLike[str],
     output: str | os.PathLike[str],

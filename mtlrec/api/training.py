@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from mtlrec.api.jobs import Job, Overrides, load_job
+from mtlrec.api.quiet import quiet
 from mtlrec.api.results import TrainResult
 from mtlrec.api.tables import Rows, with_data, write_tables
 from mtlrec.run_folder import RunFolder
@@ -16,6 +17,7 @@ from mtlrec.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
+@quiet
 def train(
     job: Job,
     output: str | os.PathLike[str],

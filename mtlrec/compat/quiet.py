@@ -12,15 +12,38 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+NOISY_LOGGERS = ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint")
+
 
 def quiet_libraries() -> None:
     """Hide these warnings for the rest of the process. For commands, not for libraries."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
     warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor")  # TorchRec has none yet
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
-    for name in ("torchrec", "torch.fx._symbolic_trace", "torch.distributed.checkpoint"):
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger().addFilter(lambda record: "Sharding spec not found" not in record.getMessage())
+    logging.getLogger().addFilter(_is_not_about_sharding)
+
+
+@contextmanager
+def quiet_call() -> Iterator[None]:
+    """Hide these warnings within this block; for one thread at a time."""
+    root = logging.getLogger()
+    levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
+    had_filter = _is_not_about_sharding in root.filters
+    with warnings.catch_warnings():
+        quiet_libraries()
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            if not had_filter:
+                root.removeFilter(_is_not_about_sharding)
+
+
+def _is_not_about_sharding(record: logging.LogRecord) -> bool:
+    return "Sharding spec not found" not in record.getMessage()
 
 
 def quiet_keyed_jagged_tensors() -> None:

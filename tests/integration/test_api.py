@@ -40,7 +40,7 @@ def test_verbs_give_what_the_command_prints(
     trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    result = mtlrec.train(toy_job(data), tmp_path / "run")
+    result = mtlrec.train(trained / "config.yaml", tmp_path / "run")
     evaluated = mtlrec.evaluate(result, "test")
     scored = mtlrec.predict(result, data / "test")
     diagnosed = mtlrec.diagnose(result, batches=2)
