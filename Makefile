@@ -21,7 +21,7 @@ ARGS ?=
 .PHONY: help setup demo test test-nightly test-mutants test-slurm lint format bench bench-peers bench-check clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 setup: $(INSTALLED) ## install everything into .venv, once
 

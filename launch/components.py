@@ -2,7 +2,7 @@
 
     torchx run -s local_cwd launch/components.py:train --help
 
-A component turns typed arguments into an AppDef, which is data; the scheduler named by `-s` runs it. Both are TorchX's own
+A component turns typed arguments into an AppDef, which is data; the scheduler named by `-s` runs it. All are TorchX's own
 `dist.ddp` (one torchrun per node) with what this project has learned about it put on top. Run torchx from the repository
 root with the environment active: torchrun is taken from PATH, there and in the image.
 

@@ -100,7 +100,10 @@ def split(
     if by is None:
         table = table.take(pa.array(np.random.default_rng(seed).permutation(len(table))))
     elif by in table.column_names:
-        table = table.sort_by(by)
+        try:
+            table = table.sort_by(by)
+        except (pa.ArrowException, TypeError) as error:
+            raise DataError(f"by={by}: the rows cannot be sorted by it: {one_line(error)}") from None
     else:
         raise DataError(f"by={by}: no such column; columns are {', '.join(table.column_names)}")
     num_valid, num_test = round(valid * len(table)), round(test * len(table))
@@ -161,13 +164,22 @@ def on_rows(job: JobConfig, split: str, path: str) -> JobConfig:
     return load_job(job, {f"data.{split}": [_pattern(path)]})
 
 
-def write_tables(data: Mapping[str, Rows], run: RunFolder) -> None:
-    """Write the splits that are no paths as Parquet, each atomically."""
+def write_tables(data: Mapping[str, Rows], run: RunFolder, overwrite: bool = False) -> None:
+    """Write the splits that are no paths as Parquet, each atomically.
+
+    Raises ConfigError where the folder has other rows already, unless these may be overwritten: what was trained on
+    them would be continued on others.
+    """
+    import pyarrow.parquet as pq
+
     for split, rows in data.items():
-        if not _is_path(rows):
-            path = _place(run, split)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(rows, path)
+        if _is_path(rows):
+            continue
+        path, table = _place(run, split), to_arrow(rows)
+        if path.exists() and not overwrite and not pq.read_table(path).equals(table):
+            raise ConfigError(f"data: the rows of {split} are not those in {path}. Name another --output.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(table, path)
 
 
 def _is_path(rows: Rows) -> bool:

@@ -63,13 +63,13 @@ def train(
     with progress_bars(progress), process_group(job.train.device, job.train.timeout_s) as ranks, ExitStack() as stack:
         restarted, wants_resume = restarts(ranks) > 0, resume
         resume = on_first_rank(ranks, lambda: folder.prepare(wants_resume, restarted, overwrite, init_from))
-        on_first_rank(ranks, lambda: write_tables(tables, folder))
+        on_first_rank(ranks, lambda: write_tables(tables, folder, overwrite))
         loader = loader_of(job, "train", ranks, training=True)
         telemetry, saving = Telemetry(output, ranks), Saving(job, output, ranks)
         evaluation = Evaluation(job, ranks, loader, telemetry)
         callbacks: list[Callback] = [telemetry, saving, evaluation]
-        if "valid" in evaluation.loaders:
-            callbacks.append(PeriodicDiagnosis(evaluation.loaders["valid"], telemetry))
+        if "valid" in evaluation.loaders:  # before the evaluation, whose line in the log says that the step is done
+            callbacks.insert(2, PeriodicDiagnosis(evaluation.loaders["valid"], telemetry))
         trainer = stack.enter_context(closing(Trainer(job, ranks, loader, callbacks)))
         changed = saving.resume(trainer) if resume else []
         if trainer.step:

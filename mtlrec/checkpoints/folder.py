@@ -29,7 +29,7 @@ from mtlrec.errors import CheckpointError, CheckpointNotSaved, Preempted
 from mtlrec.io import sync, write_text
 from mtlrec.run_folder import JOB_STATE, VALID_METRICS, WRITING, RunFolder, checkpoint_name, step_of
 
-KEPT = "this checkpoint was not saved, those before it are whole: mend the folder and --resume"
+KEPT = "this checkpoint was not saved, earlier ones are complete. Fix the folder and continue with --resume"
 WORST = -math.inf
 
 

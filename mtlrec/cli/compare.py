@@ -47,7 +47,9 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 5,
     learning_rates: Annotated[
         str,
-        typer.Option(help="What the job's are multiplied with, commas between; the best on the valid split is taken."),
+        typer.Option(
+            help="Comma-separated multipliers of the job's learning rates. The best on the valid split is kept."
+        ),
     ] = "0.3,1,3",
     tuning_seeds: Annotated[
         int, typer.Option(min=1, help="How many of the seeds try every learning rate; more choose with less luck.")

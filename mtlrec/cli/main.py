@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from mtlrec.cli import bench, compare, data, diagnose, evaluate, export, jobs, predict, train
+from mtlrec.compat.memory_errors import is_out_of_memory
 from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.errors import JobFailed, UserError
 
@@ -88,12 +89,15 @@ def run_command(command: Callable[[], Any]) -> int:
     except JobFailed as error:
         _print_error(str(error))
         return 1
-    except OSError as error:
-        if error.filename is None:
+    except OSError as error:  # a full disk or a folder without permission is no bug
+        if error.errno is None:
             return _report_bug(error)
-        _print_error(f"{error.filename}: {error.strerror}")  # a full disk or a folder without permission is no bug
+        _print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
         return 1
     except Exception as error:
+        if is_out_of_memory(error):
+            _print_error("out of memory. Lower data.batch_size, or shard the tables over more ranks (`mtlrec plan`).")
+            return 1
         return _report_bug(error)
     return 0
 
@@ -102,7 +106,7 @@ def _report_bug(error: Exception) -> int:
     traceback.print_exception(error)
     _print_error(
         f"{type(error).__name__}: this is a bug in mtlrec or in a library it uses, not in your job. "
-        "Please open an issue at mtlrec with the lines above, the job and `mtlrec --version`."
+        "Please open an issue in the repository of mtlrec, with the lines above, the job and `mtlrec --version`."
     )
     return 1
 

@@ -59,7 +59,7 @@ def candidates(
     experts' widths are chosen so that as many parameters, or as much arithmetic, follow the lookup as in the job's own
     model with the same heads; without, the widths are the job's.
 
-    Raises ValueError, naming the kind, for one that is unknown, does not go with the job's tasks, or has no such size.
+    Raises ConfigError, naming the kind, for one that is unknown, does not go with the job's tasks, or has no such size.
     """
     heads, weightings = heads or [job.model.heads.kind], weightings or [job.loss.weighting.kind]
     for option, named, known in (

@@ -59,7 +59,7 @@ def model_and_inputs(job: JobConfig, rows: int) -> tuple[OverArch, tuple[Tensor,
 def matched(job: JobConfig, fusion: Fusion, target: Capacity, by: Measure) -> tuple[JobConfig, Capacity]:
     """The job with this fusion layer, its widths such that `by` is as near as can be to the target's.
 
-    Raises ValueError where no widths come within a twentieth of it: the bottom and the heads alone may be larger.
+    Raises ConfigError where no widths come within a twentieth of it: the bottom and the heads alone may be larger.
     """
     wanted = getattr(target, by)
 

@@ -149,7 +149,7 @@ def compare(
     Args:
         tuning_seeds: with how many of the seeds, the first ones, every factor is tried
 
-    Raises ValueError where every learning rate of a candidate diverges, or a seed does at the chosen one.
+    Raises ConfigError where every learning rate of a candidate diverges, or a seed does at the chosen one.
     """
     candidates, seeds = list(trials.candidates.values()), list(seeds)
     tuning: dict[str, dict[float, dict[int, Result]]] = {
@@ -190,7 +190,7 @@ def choose(candidate: str, results: Mapping[float, Sequence[Result]], metric: st
     row from another only where all do.
 
     Ranks, because a task's metric has no common scale with another's. A task without a figure has no say, nor one with
-    too few positives in the test split to be judged. Raises ValueError where all diverged.
+    too few positives in the test split to be judged. Raises ConfigError where all diverged.
     """
     usable = {factor: of for factor, of in results.items() if not any(result.diverged for result in of)}
     usable = {factor: of for factor, of in usable.items() if not any(map(has_dead_task, of))} or usable

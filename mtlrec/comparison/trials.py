@@ -85,7 +85,7 @@ class Trials(Generic[J]):
         candidates: whose jobs are trained; written to `jobs/NAME.yaml`
         at_a_time: how many processes; cores, and GPUs where there are some, are shared out among them
 
-    Raises ValueError where the folder holds another comparison: a job of the same name that is not the same.
+    Raises ConfigError where the folder holds another comparison: a job of the same name that is not the same.
     """
 
     _lock: TextIO

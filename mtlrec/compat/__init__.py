@@ -13,6 +13,7 @@ Names that upstream keeps private
 
 Texts and names that are no API
     dcp.errors                what went wrong in a checkpoint
+    memory_errors           an allocation that did not fit
     gloo_errors               a rank that did not come, a rank that has ended
     profiler_events           the stage of a step that an event of a profile belongs to
     quiet                     warnings that a user can do nothing about

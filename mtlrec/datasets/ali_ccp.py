@@ -78,7 +78,7 @@ def prepare(
         progress: is told of every file that is read and every split that is written.
 
     Raises:
-        ValueError: a file is missing or not in the publisher's format (names file, row and column), an impression's
+        DataError: a file is missing or not in the publisher's format (names file, row and column), an impression's
             common_feature_index is not in the file beside it, or `min_count` or `history` is below 1.
 
     Source: https://tianchi.aliyun.com/dataset/408; Ma et al., Entire Space Multi-Task Model, SIGIR 2018.
@@ -263,9 +263,7 @@ class _Items:
             convert_options=pa_csv.ConvertOptions(column_types=types, null_values=[]),
         )
 
-    def _located(
-        self, file: streaming.Csv, first: int, text: bytes, counts: np.ndarray, error: Exception
-    ) -> ValueError:
+    def _located(self, file: streaming.Csv, first: int, text: bytes, counts: np.ndarray, error: Exception) -> DataError:
         try:
             self._read(text, use_threads=False)
         except pa.ArrowInvalid as again:

@@ -52,7 +52,7 @@ def prepare(
         progress: is told of every file that is read and every split that is written.
 
     Raises:
-        ValueError: a file is missing, or not in this format (names file, row and column).
+        DataError: a file is missing, or not in this format (names file, row and column).
 
     Source: Li et al., Improving multi-scenario learning to rank in e-commerce by exploiting task relationships in the
     label space, CIKM 2020; https://tianchi.aliyun.com/dataset/74690.
@@ -97,7 +97,7 @@ def prepare(
 
 
 def _largest(file: streaming.Csv, first: int, name: str, ids: pa.Array) -> int:
-    """The largest id, 0 where all are null. Raises ValueError for a negative one."""
+    """The largest id, 0 where all are null. Raises DataError for a negative one."""
     found = pc.min_max(ids).as_py()
     if (found["min"] or 0) < 0:
         row = first + pc.index(ids, found["min"]).as_py()

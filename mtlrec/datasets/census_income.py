@@ -64,7 +64,7 @@ def prepare(source: Path | None, out: Path, seed: int = 0) -> writing.Schema:
         seed: of the random split.
 
     Raises:
-        ValueError: nothing found at `source`, not the publisher's format (names file and row), or no download.
+        DataError: nothing found at `source`, not the publisher's format (names file and row), or no download.
 
     Source: https://archive.ics.uci.edu/dataset/117 ; Census-Income (KDD), 2000, doi:10.24432/C5N30T.
     """

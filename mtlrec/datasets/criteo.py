@@ -56,7 +56,7 @@ def prepare(
         progress: is told of every file that is read and every split that is written.
 
     Raises:
-        ValueError: nothing found at `source`, or not the publisher's format (names file, row and column).
+        DataError: nothing found at `source`, or not the publisher's format (names file, row and column).
 
     Source: https://www.kaggle.com/c/criteo-display-ad-challenge (2014);
     https://ailab.criteo.com/download-criteo-1tb-click-logs-dataset, CC BY-NC-SA 4.0. The halves of the last day follow

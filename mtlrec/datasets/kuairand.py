@@ -64,7 +64,7 @@ def prepare(source: Path | None, out: Path, history: int = 50, min_video_rows: i
             videos of the test split are new, and id 0 must be trained on something like them.
 
     Raises:
-        ValueError: no log at `source`, a column missing (named), a value that is no number, or `history` or
+        DataError: no log at `source`, a column missing (named), a value that is no number, or `history` or
             `min_video_rows` below 1.
 
     Source: Gao et al., KuaiRand, CIKM 2022, doi:10.1145/3511808.3557624; CC BY-SA 4.0.

@@ -83,7 +83,7 @@ class Csv:
         """(index of its first row, rows) of each block in file order.
 
         Raises:
-            ValueError: not these columns or types, or cannot be read; names file, row and column where known.
+            DataError: not these columns or types, or cannot be read; names file, row and column where known.
         """
         names = self._header() if self.header else list(self.columns)
         try:
@@ -93,11 +93,11 @@ class Csv:
         except OSError as error:
             raise _unreadable(self.path, error) from error
 
-    def error(self, row: int, column: str, what: str) -> ValueError:
+    def error(self, row: int, column: str, what: str) -> DataError:
         return DataError(f"{self.path.name}: row {row + 1 + self.header}, {column}: {what}")
 
     def check_flags(self, first: int, batch: pa.RecordBatch, columns: Sequence[str]) -> None:
-        """Raises ValueError where one of `columns` holds anything but 0 and 1."""
+        """Raises DataError where one of `columns` holds anything but 0 and 1."""
         for name in columns:
             values = batch[name]
             known = np.asarray(pc.fill_null(pc.is_in(values, pa.array([0, 1], values.type)), False))
@@ -139,7 +139,7 @@ class Csv:
                 first += batch.num_rows
                 self.progress(self.path.name, first)
 
-    def _located(self, names: list[str], error: Exception) -> ValueError:
+    def _located(self, names: list[str], error: Exception) -> DataError:
         """Arrow counts rows only when it reads with one thread: the file is read again, up to the mistake."""
         try:
             for _ in self._read(names, use_threads=False):
@@ -148,17 +148,17 @@ class Csv:
             error = again
         message = one_line(error)
         if "straddl" in message:
-            return ValueError(f"{self.path.name}: a line is longer than {self.block_bytes} bytes; {GIVE_IT_AS_IT_IS}")
+            return DataError(f"{self.path.name}: a line is longer than {self.block_bytes} bytes; {GIVE_IT_AS_IT_IS}")
         place = re.search(r"(?:column #(\d+): )?Row #(\d+): (.*)", message)
         if place is None:
-            return ValueError(f"{self.path.name}: {message}; {GIVE_IT_AS_IT_IS}")
+            return DataError(f"{self.path.name}: {message}; {GIVE_IT_AS_IT_IS}")
         column, row, what = place.groups()
         where = f", {names[int(column)]}" if column else ""
-        return ValueError(f"{self.path.name}: row {row}{where}: {what}; {GIVE_IT_AS_IT_IS}")
+        return DataError(f"{self.path.name}: row {row}{where}: {what}; {GIVE_IT_AS_IT_IS}")
 
 
-def _unreadable(path: Path, error: OSError) -> ValueError:
-    return ValueError(f"{path.name}: {one_line(error)}; copy or download it again")
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path.name}: {one_line(error)}; copy or download it again")
 
 
 class SplitWriter:

@@ -62,7 +62,7 @@ def feed(
         rates: task -> the mean of p(task) over impressions to plant; `{"share": 0.005}` makes shares rare.
 
     Raises:
-        ValueError: an argument out of its range, by name; or `out` holds Parquet files of someone else's.
+        ConfigError: an argument out of its range, by name; or `out` holds Parquet files of someone else's.
     """
     _check(rows, users, items, seed, correlation, rows_per_file, splits, history)
     unknown = sorted(set(rates or {}) - set(TASKS))

@@ -38,7 +38,7 @@ def prepare_folder(out: Path) -> None:
     schema.json is cleared, and of it only our own file names.
 
     Raises:
-        ValueError: `out` is a file, or holds Parquet files without a schema.json beside them.
+        ConfigError: `out` is a file, or holds Parquet files without a schema.json beside them.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; name a folder to write the data set to")

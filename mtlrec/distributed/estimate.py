@@ -100,7 +100,7 @@ def estimate(
 ) -> Estimate:
     """Plans for `nodes` times `per_node` ranks with so much memory each (`ddr_gb` is of the host, per rank).
 
-    Raises ValueError where nothing fits, naming the largest tables and what would help.
+    Raises ConfigError where nothing fits, naming the largest tables and what would help.
     """
     topology = Topology(
         world_size=nodes * per_node,
@@ -113,6 +113,8 @@ def estimate(
     try:
         plan = planned(module, job, topology, stats=choice)
     except (PlannerError, RuntimeError) as error:
+        if type(error) not in (PlannerError, RuntimeError):
+            raise
         raise ConfigError(_what_does_not_fit(job, nodes * per_node, device, hbm_gb, ddr_gb, error)) from None
     return Estimate(
         tables=sorted(map(_table, choice.options), key=lambda one: -(one.hbm_gb + one.ddr_gb)),

@@ -47,7 +47,7 @@ class TablePlan(Strict):
         return sorted({(shard.offset[1], shard.size[1]) for shard in self.shards}) or [(0, dim)]
 
     def check(self, rows: int, dim: int, world_size: int) -> None:
-        """Raises ValueError unless it is what TorchRec makes of such a plan: it buckets ids by the sharding type and
+        """Raises ConfigError unless it is what TorchRec makes of such a plan: it buckets ids by the sharding type and
         the number of ranks, not by what the shards say."""
         for rank in (*self.ranks, *(shard.rank for shard in self.shards)):
             if rank >= world_size:
@@ -102,7 +102,7 @@ class Plan(Strict):
 
     @classmethod
     def read(cls, path: Path, job: JobConfig, world_size: int) -> Plan:
-        """Raises ValueError where it is no plan, or not one of the job's tables for so many ranks."""
+        """Raises ConfigError where it is no plan, or not one of the job's tables for so many ranks."""
         try:
             plan = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except OSError as error:

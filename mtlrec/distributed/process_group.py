@@ -19,7 +19,7 @@ from mtlrec.compat.allocator import keep_freed_memory
 from mtlrec.compat.attempt_store import separate_attempts
 from mtlrec.compat.gloo_errors import is_ended_peer
 from mtlrec.distributed.liveness import Liveness
-from mtlrec.errors import ConfigError, PeerEnded
+from mtlrec.errors import ConfigError, JobFailed, PeerEnded
 
 T = TypeVar("T")
 START_S = 600
@@ -55,24 +55,38 @@ def process_group(device: str = "auto", timeout_s: int = 300) -> Iterator[Ranks]
         torch.cuda.set_device(chosen)
     else:
         keep_freed_memory()
-    store = _store(rank, world_size)
-    dist.init_process_group(
-        backend="nccl" if chosen.type == "cuda" else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
-    )
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    with Liveness(store, rank, world_size, timeout_s) as liveness:
-        try:
-            yield Ranks(rank, world_size, local_world_size, chosen, store, liveness)
-        except RuntimeError as error:
-            if world_size > 1 and is_ended_peer(error):
-                raise PeerEnded("another rank has ended; its own message says why") from error
-            raise
-        finally:
-            dist.destroy_process_group()
+    with _named_peer_errors(world_size):
+        store = _store(rank, world_size)
+        dist.init_process_group(
+            backend="nccl" if chosen.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        with Liveness(store, rank, world_size, timeout_s) as liveness:
+            try:
+                yield Ranks(rank, world_size, local_world_size, chosen, store, liveness)
+            finally:
+                dist.destroy_process_group()
+
+
+@contextmanager
+def _named_peer_errors(world_size: int) -> Iterator[None]:
+    """Turn what torch raises where another rank ended, or never came, into errors that say so."""
+    try:
+        yield
+    except dist.DistStoreError as error:
+        raise JobFailed(
+            f"not all {world_size} ranks came within {START_S} s, or their store has ended. "
+            "Check that every node was started, MASTER_ADDR and MASTER_PORT."
+        ) from error
+    except RuntimeError as error:
+        is_peers = is_ended_peer(error) or isinstance(error, dist.DistBackendError | dist.DistNetworkError)
+        if world_size > 1 and is_peers and not isinstance(error, JobFailed):
+            raise PeerEnded("another rank has ended; its own message says why") from error
+        raise
 
 
 def restarts(ranks: Ranks) -> int:

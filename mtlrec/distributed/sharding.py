@@ -29,7 +29,7 @@ GIB = 1024**3
 def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPlan:
     """The planner's choice within the config's constraints, made on rank 0; or the plan in the file that it names.
 
-    Raises ValueError where no plan obeys the constraints or fits the memory, or the file's is not for this job.
+    Raises ConfigError where no plan obeys the constraints or fits the memory, or the file's is not for this job.
     """
     if job.sharding.plan is not None:
         path, size = Path(job.sharding.plan), ranks.world_size
@@ -52,6 +52,8 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
         try:
             return planned(module, job, topology)
         except (PlannerError, RuntimeError) as error:  # RuntimeError: the enumerator, where a kernel does not exist
+            if type(error) not in (PlannerError, RuntimeError):  # a NotImplementedError, say, is a bug
+                raise
             reason = one_line(error, 300)
             raise ConfigError(f"sharding: no plan for {ranks.world_size} ranks obeys the config: {reason}") from None
 

@@ -74,7 +74,7 @@ def ranked_rows(
 ) -> Ranked:
     """Collective. One pass over a split whose loader knows the users.
 
-    Raises ValueError where no user was shown things of different worth.
+    Raises ConfigError where no user was shown things of different worth.
     """
     rows = RankedRows(job, may_be_scored(job), relevance)
     metrics = evaluate(model.module, loader, job, ranks, progress, after_batch=rows.update)

@@ -95,14 +95,14 @@ def may_be_scored(job: JobConfig) -> list[str]:
 
 
 def exponents_of(text: str, job: JobConfig) -> dict[str, float]:
-    """Of `click=1,long_view=0.5`. Raises ValueError as `relevance_of` does."""
+    """Of `click=1,long_view=0.5`. Raises ConfigError as `relevance_of` does."""
     return _by_task("--exponents", text, job)
 
 
 def relevance_of(text: str, job: JobConfig) -> dict[str, float]:
     """Of `click,long_view=2`; a task alone has 1.
 
-    Raises ValueError for a task that is unknown or a regression, and for what is no number, or negative.
+    Raises ConfigError for a task that is unknown or a regression, and for what is no number, or negative.
     """
     found = _by_task("--relevance", text, job, default=1.0)
     for name, worth in found.items():

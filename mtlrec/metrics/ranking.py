@@ -36,7 +36,7 @@ class RankMetric:
 
     @staticmethod
     def parse(text: str) -> RankMetric:
-        """Raises ValueError for anything else."""
+        """Raises ConfigError for anything else."""
         found = re.fullmatch(r"(ndcg|hit_rate)@([1-9]\d{0,5})", text)
         if found is None:
             raise ConfigError(f"--rank-metric {text}: ndcg@K or hit_rate@K, as in ndcg@10")

@@ -18,7 +18,7 @@ REMEDY = "pip install 'torchjd[cagrad,quadprog-projector]==0.18.*'"
 
 
 def build_balancing(weighting: cfg.Weighting, num_tasks: int) -> Balancing:
-    """Raises ValueError where the method needs packages that are not installed."""
+    """Raises ConfigError where the method needs packages that are not installed."""
     match weighting:
         case cfg.StaticWeighting() | cfg.DecayWeighting():
             return Static()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,13 +59,19 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
 
 @contextmanager
 def config_errors(key: str) -> Iterator[None]:
-    """Turn a constructor's ValueError into a ConfigError that names the key: layers, heads and losses know no keys."""
+    """Turn a constructor's ValueError into a ConfigError that names the key: layers, heads and losses know no keys.
+
+    A ValueError that torch or Python raised, of a strict zip say, is a bug and stays one.
+    """
     try:
         yield
     except UserError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        if linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise "):
+            raise ConfigError(f"{key}: {error}") from error
+        raise
 
 
 def build_bottom(job: JobConfig) -> Bottom:

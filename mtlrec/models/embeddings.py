@@ -27,7 +27,7 @@ def embedding_tables(
 ) -> EmbeddingBagCollection:
     """One `EmbeddingBagCollection` of all tables; a table may serve several features.
 
-    Raises ValueError for a table whose name TorchRec's `ModuleDict` cannot hold.
+    Raises ConfigError for a table whose name TorchRec's `ModuleDict` cannot hold.
     """
     for name in tables:
         if hasattr(nn.ModuleDict(), name):

@@ -57,7 +57,7 @@ def _dense_optimizer(config: DenseOptim, parameters: Iterable[nn.Parameter]) -> 
 def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptim, device: torch.device) -> None:
     """Before sharding: asks for `config` inside the backward of every table.
 
-    Raises ValueError for Adam on CPU, which FBGEMM does not have.
+    Raises ConfigError for Adam on CPU, which FBGEMM does not have.
     """
     if config.kind == "adam" and not has_fused_adam(device.type):
         raise ConfigError("optim.sparse.kind = 'adam': FBGEMM has no Adam on CPU; use rowwise_adagrad, adagrad or sgd")

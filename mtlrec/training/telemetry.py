@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch.utils.tensorboard import SummaryWriter
 
 from mtlrec.distributed.process_group import Ranks
+from mtlrec.io import write_text
 from mtlrec.metrics.table import flatten, jsonable, metrics_line
 from mtlrec.metrics.task_metrics import Metrics
 from mtlrec.models.train_module import StepOutput
@@ -146,7 +147,7 @@ def _open_log(path: Path, start_step: int, last_step: int) -> Any:
             is_final = record["kind"] != "train" and record["step"] == last_step
             if record["step"] <= start_step and start_step > 0 and not is_final:
                 kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
     return path.open("a", encoding="utf-8")
 
 

@@ -89,7 +89,7 @@ class Trainer:
     def go_to(self, step: int, position: Position) -> None:
         """Continue after `step` steps, at `position` in the data. Epochs before it may have had another length."""
         self._batches.close()
-        self.step, self.position = step, position
+        self.step, self.position, self._averaged_step = step, position, step  # what is saved is averaged
         self._batches = self.loader.epoch(position)
         self.total_steps = self.optimizers.total_steps = self._last_step()
 
@@ -105,8 +105,9 @@ class Trainer:
         with self.preemption, ExitStack() as stack:
             for callback in self.callbacks:
                 stack.enter_context(callback)
-            for callback in self.callbacks:
-                callback.on_start(self)
+            with self._paused():
+                for callback in self.callbacks:
+                    callback.on_start(self)
             while self.step < self.total_steps:
                 self._epoch()
             self._batches.close()

@@ -28,7 +28,7 @@ FAULTS = Path(__file__).with_name("faults.yaml")
 ROOT = Path(__file__).parents[2]
 PYTEST = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
 EXAMPLE = """example:
-  python tests/mutants/run.py "ESMM forgets the parent's log-probability" --out /tmp/faults.json
+  python tests/mutants/run.py "ESMM forgets the parent's log-probability" --output faults.json
 """
 MOST_SHOWN = 2000
 """Characters of pytest's output that are shown where a run says nothing about the fault."""
@@ -74,9 +74,9 @@ def main() -> int:
         say(f"the tree as it is passes in {seconds:.0f} s")
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = list(pool.map(lambda fault: try_fault(fault, tree, arguments.timeout), faults))
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n", encoding="utf-8")
-        arguments.out.with_suffix(".md").write_text(table(outcomes), encoding="utf-8")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n", encoding="utf-8")
+        arguments.output.with_suffix(".md").write_text(table(outcomes), encoding="utf-8")
     else:
         print(table(outcomes), end="")
     return int(any(one.result in ("missed", "broken") for one in outcomes))
@@ -92,7 +92,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="faults to try, by name; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="faults tried at the same time (default: 2)")
     parser.add_argument("--tree", type=Path, default=ROOT, help="the checkout to try them on (default: this one)")
-    parser.add_argument("--out", type=Path, help="write the outcomes to this JSON file, and a table beside it as .md")
+    parser.add_argument(
+        "--output", type=Path, help="write the outcomes to this JSON file, and a table beside it as .md"
+    )
     parser.add_argument("--timeout", type=float, default=300, help="seconds; a fault that takes longer is caught")
     parser.add_argument("--check", action="store_true", help="only check that every fault can be planted")
     parser.add_argument("--skip-clean", action="store_true", help="do not first run the tests on the tree as it is")

@@ -113,7 +113,7 @@ def test_a_save_that_fails_is_told_and_the_one_before_is_there(tmp_path: Path, m
         monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left", folder)))
         checkpoints.save(tensors, state(2))
         with pytest.raises(
-            CheckpointNotSaved, match=r"No space left; this checkpoint was not saved, those before it are whole"
+            CheckpointNotSaved, match=r"No space left; this checkpoint was not saved, earlier ones are complete"
         ):
             checkpoints.save(tensors, state(3))
         monkeypatch.undo()
