@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.datasets import ali_ccp, ids, writing
+from mtlrec.errors import UserError
 
 Item = tuple[str, int, float]
 USER = [name[1:] for name in ali_ccp.USER]
@@ -215,7 +216,7 @@ def test_an_error_names_row_and_column_and_leaves_nothing(
 ) -> None:
     source = write_files(tmp_path / "in", **files)
     for block_bytes in (2000, 1 << 20):
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             ali_ccp.prepare(source, tmp_path / "out", block_bytes=block_bytes)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
@@ -223,15 +224,15 @@ def test_an_error_names_row_and_column_and_leaves_nothing(
 
 def test_files_that_are_missing_or_cut(tmp_path: Path) -> None:
     source = write_files(tmp_path / "in", ".gz")
-    with pytest.raises(ValueError, match="min_count: 0 is not positive"):
+    with pytest.raises(UserError, match="min_count: 0 is not positive"):
         ali_ccp.prepare(source, tmp_path / "out", min_count=0)
-    with pytest.raises(ValueError, match="history: 0 is not positive"):
+    with pytest.raises(UserError, match="history: 0 is not positive"):
         ali_ccp.prepare(source, tmp_path / "out", history=0)
     path = source / "common_features_test.csv.gz"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"features_test\.csv\.gz: Truncated compressed stream; copy or download it"):
+    with pytest.raises(UserError, match=r"features_test\.csv\.gz: Truncated compressed stream; copy or download it"):
         ali_ccp.prepare(source, tmp_path / "out")
     path.unlink()
-    with pytest.raises(ValueError, match=r"source: no common_features_test\.csv or .*\.gz at .*in; .*https"):
+    with pytest.raises(UserError, match=r"source: no common_features_test\.csv or .*\.gz at .*in; .*https"):
         ali_ccp.prepare(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.datasets import aliexpress, writing
+from mtlrec.errors import UserError
 
 COLUMNS = list(aliexpress.COLUMNS)
 
@@ -120,7 +121,7 @@ def with_value(row: int, name: str, value: str) -> str:
 def test_an_error_names_row_and_column_and_leaves_nothing(tmp_path: Path, text: str, message: str) -> None:
     source = write_country(tmp_path / "NL", train=text)
     for block_bytes in (4000, 1 << 20):
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             aliexpress.prepare(source, tmp_path / "out", block_bytes)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
@@ -130,8 +131,8 @@ def test_files_that_are_missing_or_cut(tmp_path: Path) -> None:
     source = write_country(tmp_path / "NL", ".gz")
     content = (source / "test.csv.gz").read_bytes()
     (source / "test.csv.gz").write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"test\.csv\.gz: Truncated compressed stream; copy or download it again"):
+    with pytest.raises(UserError, match=r"test\.csv\.gz: Truncated compressed stream; copy or download it again"):
         aliexpress.prepare(source, tmp_path / "out")
     (source / "test.csv.gz").unlink()
-    with pytest.raises(ValueError, match=r"source: no test\.csv or test\.csv\.gz at .*NL; .*https"):
+    with pytest.raises(UserError, match=r"source: no test\.csv or test\.csv\.gz at .*NL; .*https"):
         aliexpress.prepare(source, tmp_path / "out")

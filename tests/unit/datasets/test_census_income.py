@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.datasets import census_income, writing
+from mtlrec.errors import UserError
 
 SHARED = Path(os.environ.get("MTLREC_SHARED", Path(__file__).resolve().parents[3] / "../shared"))
 REAL = SHARED / "data/census-income/census-income.test.gz"
@@ -105,7 +106,7 @@ def test_both_halves_in_a_folder_are_pooled_and_the_seed_decides_the_split(tmp_p
 )
 def test_a_file_of_another_format_is_named_in_one_line(tmp_path: Path, rows: list[str], message: str) -> None:
     source = write_rows(tmp_path / "in", rows)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         census_income.prepare(source, tmp_path / "out")
     assert str(caught.value).startswith("census-income.data:")
     assert "\n" not in str(caught.value)
@@ -113,12 +114,12 @@ def test_a_file_of_another_format_is_named_in_one_line(tmp_path: Path, rows: lis
 
 
 def test_a_folder_without_the_files_and_a_folder_of_someone_else_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no census-income\.data"):
+    with pytest.raises(UserError, match=r"no census-income\.data"):
         census_income.prepare(tmp_path, tmp_path / "out")
     source = write_rows(tmp_path / "in", [made_row(i) for i in range(60)])
     (tmp_path / "out/train").mkdir(parents=True)
     pq.write_table(pa.table({"mine": [1]}), tmp_path / "out/train/part-0.parquet")
-    with pytest.raises(ValueError, match=r"no schema\.json"):
+    with pytest.raises(UserError, match=r"no schema\.json"):
         census_income.prepare(source, tmp_path / "out")
     assert pq.read_table(tmp_path / "out/train/part-0.parquet").column_names == ["mine"]
 
@@ -128,7 +129,7 @@ def test_no_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr(census_income.urllib.request, "urlopen", unreachable)
-    with pytest.raises(ValueError, match=r"cannot be downloaded .*--source"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*--source"):
         census_income.prepare(None, tmp_path / "out")
 
 

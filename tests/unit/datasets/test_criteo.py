@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.datasets import criteo, writing
+from mtlrec.errors import UserError
 
 ROWS = 140
 
@@ -128,7 +129,7 @@ def test_an_error_names_row_and_column_and_leaves_nothing(
     lines[row] = changed(lines[row], column, text)
     source = write_lines(tmp_path / "train.txt", lines)
     for block_bytes in (1000, 1 << 20):
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             criteo.prepare(source, tmp_path / "out", block_bytes, row_group_rows=16)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
@@ -150,13 +151,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         "day": r"a single day file; name the file itself",
     }
     for name, message in mistakes.items():
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             criteo.prepare(tmp_path / name, tmp_path / "out")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match=r"train\.txt: a line is longer than 200 bytes"):
+    with pytest.raises(UserError, match=r"train\.txt: a line is longer than 200 bytes"):
         criteo.prepare(write_lines(tmp_path / "train.txt", made_lines()), tmp_path / "out", block_bytes=200)
-    with pytest.raises(ValueError, match="row_group_rows: 0 is not positive"):
+    with pytest.raises(UserError, match="row_group_rows: 0 is not positive"):
         criteo.prepare(tmp_path / "train.txt", tmp_path / "out", row_group_rows=0)
 
 
@@ -168,7 +169,7 @@ def test_what_was_there_before_stays_or_is_replaced(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out/train").iterdir())) == 1
     (tmp_path / "theirs/train").mkdir(parents=True)
     (tmp_path / "theirs/train/log.parquet").touch()
-    with pytest.raises(ValueError, match=r"no schema\.json"):
+    with pytest.raises(UserError, match=r"no schema\.json"):
         criteo.prepare(source, tmp_path / "theirs")
     assert (tmp_path / "theirs/train/log.parquet").exists()
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.datasets import kuairand, writing
+from mtlrec.errors import UserError
 
 SHARED = Path(os.environ.get("MTLREC_SHARED", Path(__file__).resolve().parents[3] / "../shared"))
 REAL = SHARED / "data/kuairand/kuairand_27k_kcore15.tsv.gz"
@@ -135,7 +136,7 @@ def test_errors_are_one_line_and_say_what_is_wrong(
     text = (tmp_path / "log.csv").read_text(encoding="utf-8")
     (tmp_path / "columns.csv").write_text(text.replace("video_id", "photo_id"), encoding="utf-8")
     (tmp_path / "text.csv").write_text(text.replace("20220408", "Friday"), encoding="utf-8")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         kuairand.prepare(None if source is None else tmp_path / source, tmp_path / "out", history)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -156,7 +157,7 @@ def test_rare_videos_share_the_id_of_new_ones(tmp_path: Path) -> None:
     for raw, video in zip(train["raw_video_id"].to_pylist(), train["video_id"].to_pylist(), strict=True):
         assert (video > 0) == (rows_of[raw] >= 5)
     assert all(0 not in history for history in train["recent_videos"].to_pylist())
-    with pytest.raises(ValueError, match="min_video_rows: 0 is not positive"):
+    with pytest.raises(UserError, match="min_video_rows: 0 is not positive"):
         kuairand.prepare(tmp_path / "log.csv", tmp_path / "other", min_video_rows=0)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtlrec.datasets import planted, synthetic, writing
+from mtlrec.errors import UserError
 
 ROWS = 200_000  # more than one chunk
 TASKS = planted.TASKS
@@ -189,7 +190,7 @@ def test_a_split_may_be_empty(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_argument_is_named_before_anything_is_written(tmp_path: Path, arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         synthetic.feed(tmp_path / "out", **({"rows": 100} | arguments))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
