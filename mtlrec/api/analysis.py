@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from mtlrec.api.jobs import Job, Overrides, check_split, load_job
+from mtlrec.api.jobs import Job, Overrides, check_at_least, check_split, load_job
 from mtlrec.api.quiet import quiet
 from mtlrec.api.results import BenchResult, DiagnoseResult, PlanResult
 from mtlrec.config.file import job_of
@@ -39,6 +39,7 @@ def diagnose(
     from mtlrec.training.sharded import load_run
 
     check_split(split)
+    check_at_least(1, batches=batches)
     run = Path(run)
     job = job_of(run)
     if slice_by is not None:
@@ -106,6 +107,7 @@ def bench(
     from mtlrec.benchmark.benchmark import bench as measure
     from mtlrec.distributed.process_group import process_group
 
+    check_at_least(5, steps=steps)
     job = load_job(job, overrides)
     with process_group(job.train.device, job.train.timeout_s) as ranks:
         return BenchResult(measure(job, ranks, steps, source, None if trace is None else Path(trace)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mtlrec.api.analysis import BATCHES, diagnose
-from mtlrec.api.jobs import Job, Overrides, load_job
+from mtlrec.api.jobs import Job, Overrides, check_at_least, load_job
 from mtlrec.api.quiet import quiet
 from mtlrec.api.results import CompareResult
 from mtlrec.api.tables import Rows, with_data, write_tables
@@ -70,6 +70,7 @@ def compare(
     """
     if "RANK" in os.environ:
         raise ConfigError("compare starts trainings of its own, a process each; call it without torchrun")
+    check_at_least(1, seeds=seeds, tuning_seeds=tuning_seeds, learning_rates=len(learning_rates))
     output, job = Path(output), load_job(job, overrides)
     if data is not None:
         job = with_data(job, data, RunFolder(output))
@@ -100,11 +101,11 @@ def compare(
     with progress_bars(progress), trials:
         with Progress(chosen, num_trials) as bar:
             comparison = run_trials(trials, list(learning_rates), range(seeds), bar, metric, tuning_seeds)
-        _write(comparison, trials, job.name, slice_by)
+        _write(comparison, trials, job.name, slice_by, progress)
     return CompareResult(comparison, output)
 
 
-def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | None) -> None:
+def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | None, progress: bool) -> None:
     """The table, the text and the page, what takes longest last."""
     from mtlrec.comparison.latency import latency_ms
     from mtlrec.comparison.markdown import write_markdown
@@ -115,12 +116,12 @@ def _write(comparison: Comparison, trials: Trials, title: str, slice_by: str | N
     write_results(comparison, latency, trials.folder / "results.parquet", title)
     write_markdown(comparison, trials.folder / "report.md", title)
     first = {name: trials.run_of(name, factor, comparison.seeds[0]) for name, factor in comparison.factors.items()}
-    diagnoses = {name: _diagnosed(run, slice_by) for name, run in first.items()}
+    diagnoses = {name: _diagnosed(run, slice_by, progress) for name, run in first.items()}
     write_report(comparison, latency, trials.folder / "report.html", title, diagnoses)
 
 
-def _diagnosed(run: Path, slice_by: str | None) -> Diagnosis:
+def _diagnosed(run: Path, slice_by: str | None, progress: bool) -> Diagnosis:
     try:
-        return diagnose(run, batches=BATCHES, slice_by=slice_by).diagnosis
+        return diagnose(run, batches=BATCHES, slice_by=slice_by, progress=progress).diagnosis
     except CheckpointError as error:
         raise CheckpointError(f"{error}; or remove {run}, and compare trains it again") from None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from pydantic_core import to_jsonable_python
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config, parse_config
@@ -42,8 +42,19 @@ def settings_of(overrides: Overrides) -> list[str]:
 
 def _flow(value: Any) -> str:
     """One line of YAML. Sections may be given as the config's own objects."""
-    text = yaml.safe_dump(to_jsonable_python(value), default_flow_style=True, width=10**9, allow_unicode=True)
+    try:
+        plain = to_jsonable_python(value)
+    except PydanticSerializationError:
+        raise ConfigError(f"overrides: {value!r}: give a plain value or one of the config's own objects") from None
+    text = yaml.safe_dump(plain, default_flow_style=True, width=10**9, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+def check_at_least(smallest: int, **counts: int) -> None:
+    """Raises ConfigError, naming the argument, for a count that is too small."""
+    for name, count in counts.items():
+        if count < smallest:
+            raise ConfigError(f"{name}={count}: give {smallest} or more")
 
 
 def check_split(split: str) -> None:

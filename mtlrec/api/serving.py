@@ -59,6 +59,8 @@ def export(
     run, output = Path(run), Path(output)
     job = job_of(run, settings_of(overrides))
     precisions: dict[str, Precision] = {"int8": "int8", "fp16": "fp16", "none": "fp32"}
+    if quantize not in precisions:
+        raise ConfigError(f"quantize={quantize!r}: choose one of {', '.join(precisions)}")
     precision = precisions[quantize]
     with progress_bars(progress), process_group(device, job.train.timeout_s) as ranks:
         parity = export_run(run, job, output, ranks, precision, checkpoint, split, tolerance, max_auc_change, overwrite)

@@ -150,6 +150,7 @@ def with_data(job: JobConfig, data: Mapping[str, Rows], run: RunFolder) -> JobCo
     unknown = sorted(data.keys() - set(SPLITS))
     if unknown or "train" not in data:
         raise ConfigError(f"data: has the splits {', '.join(data)}; give train, and valid and test if you have them")
+    _check_root(job)
     patterns = {
         split: [_pattern(data[split]) if _is_path(data[split]) else escape(str(_place(run, split).absolute()))]
         if split in data
@@ -161,7 +162,16 @@ def with_data(job: JobConfig, data: Mapping[str, Rows], run: RunFolder) -> JobCo
 
 def on_rows(job: JobConfig, split: str, path: str) -> JobConfig:
     """The job with these rows as one of its splits."""
+    _check_root(job)
     return load_job(job, {f"data.{split}": [_pattern(path)]})
+
+
+def _check_root(job: JobConfig) -> None:
+    if "://" in job.data.root and not job.data.root.startswith("file://"):
+        raise ConfigError(
+            "data: other data can be given to a job of local files only. Set data.root to a folder, and give "
+            "vocabularies as absolute paths."
+        )
 
 
 def write_tables(data: Mapping[str, Rows], run: RunFolder, overwrite: bool = False) -> None:

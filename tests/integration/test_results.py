@@ -76,9 +76,12 @@ def test_every_architecture_has_the_same_size(dataset: str) -> None:
     assert max(sizes.values()) < 1.1 * min(sizes.values()), "within a twentieth of one size"
 
 
+DARK = pytest.mark.nightly(reason="twenty seconds in a browser; test_report.py opens a dark page in every run")
+
+
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=DARK)])
 def test_a_browser_shows_it_at_1280_pixels(built: Path, scheme: str, tmp_path: Path) -> None:
     seen = opened(built, tmp_path, scheme)
     assert seen.console == []

@@ -497,6 +497,7 @@ def test_an_artifact_is_replaced_by_one_that_is_the_checkpoint_and_by_no_other(
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+@pytest.mark.nightly(reason="a process of its own, and an export until it fails: a quarter of a minute")
 def test_export_says_that_it_needs_a_compiler(run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mtlrec", "export", str(run), "--output", str(tmp_path / "artifact")]
     caches = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

@@ -1,14 +1,17 @@
 """Jobs from files, recipes and objects, and overrides in Python."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import mtlrec
 from mtlrec.api.jobs import load_job
-from mtlrec.config import MMoEFusion
+from mtlrec.config import JobConfig, MMoEFusion
 from mtlrec.errors import ConfigError
-from tests.support.toy import toy_job
+from tests.support.toy import toy_job, toy_table
 
 
 def test_overrides_are_those_of_the_command() -> None:
@@ -45,3 +48,19 @@ def test_a_job_built_of_objects_is_the_job_of_its_tree() -> None:
     job = toy_job()
     assert type(job)(**{name: getattr(job, name) for name in type(job).model_fields}) == job
     assert json.dumps(job.dump())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda job: mtlrec.load_job(job, {"train.epochs": object()}), "overrides: <object .*give a plain value"),
+        (lambda job: mtlrec.compare(job, "nowhere", seeds=0), "seeds=0: give 1 or more"),
+        (lambda job: mtlrec.compare(job, "nowhere", learning_rates=()), "learning_rates=0: give 1 or more"),
+        (lambda job: mtlrec.bench(job, steps=1), "steps=1: give 5 or more"),
+        (lambda job: mtlrec.diagnose("nowhere", batches=0), "batches=0: give 1 or more"),
+        (lambda job: mtlrec.train(toy_job("s3://bucket"), "nowhere", data={"train": toy_table(3)}), "local files only"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(call: Callable[[JobConfig], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call(toy_job())
