@@ -75,3 +75,14 @@ def test_inspect_proposes_a_job_for_a_table() -> None:
     assert "user_id" in str(result)
     with pytest.raises(ConfigError):
         str(mtlrec.inspect(pa.table({"x": range(5)})).job)
+
+
+def test_other_rows_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    """A run or a comparison that continues on them would mix what it learned from two tables."""
+    run, rows, others = RunFolder(tmp_path), {"train": toy_table(9)}, {"train": toy_table(9, seed=1)}
+    write_tables(rows, run)
+    write_tables(rows, run)
+    with pytest.raises(ConfigError, match=r"the rows of train are not those in .*part-0\.parquet"):
+        write_tables(others, run)
+    write_tables(others, run, overwrite=True)
+    assert pq.read_table(tmp_path / "data" / "train").equals(others["train"])

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from mtlrec.cli.main import app
+from mtlrec.cli.main import app, run_command
 from mtlrec.config import JobConfig
+from mtlrec.errors import ConfigError, JobFailed
 from tests.support.ranks import run_cli
 
 VERBS = [
@@ -85,3 +86,31 @@ def test_evaluate_wants_a_run_and_a_split(tmp_path: Path, capsys: pytest.Capture
 
 def test_unknown_options_are_usage_errors() -> None:
     assert run_cli("train", "census_ple", "--outptu", "x") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError(28, "No space left on device"), 1, "mtlrec: No space left on device"),
+        (OSError(13, "Permission denied", "runs/a"), 1, "mtlrec: runs/a: Permission denied"),
+        (MemoryError(), 1, "mtlrec: out of memory. Lower data.batch_size"),
+        (JobFailed("step 3: the loss is not finite"), 1, "mtlrec: step 3: the loss is not finite"),
+        (ConfigError("train.epochs = 0: too few"), 2, "mtlrec: train.epochs = 0: too few"),
+    ],
+)
+def test_what_is_no_bug_is_one_line(
+    error: Exception, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_command(fail) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: dict(zip("ab", [1], strict=True))) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "ValueError: this is a bug in mtlrec" in said

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from mtlrec.errors import ConfigError
 from mtlrec.losses import Counterfactual
-from mtlrec.models.build import build_funnel_term, build_heads, build_model, build_task_loss
+from mtlrec.models.build import build_funnel_term, build_heads, build_model, build_task_loss, config_errors
 from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
 
 
@@ -65,3 +66,13 @@ def test_rows_of_a_table_are_drawn_alike_whatever_their_number(rows: int) -> Non
     assert weight.shape == (rows, 64)
     assert float(weight.std()) == pytest.approx(0.05, rel=0.1)
     assert float(weight.mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_value_error_is_the_users_only_where_it_was_raised_on_purpose() -> None:
+    with pytest.raises(ConfigError, match=r"model\.fusion: three experts"), config_errors("model.fusion"):
+        raise ValueError(
+            "three experts",
+        )
+    with pytest.raises(ValueError, match="zip") as caught, config_errors("model.fusion"):
+        dict(zip("ab", [1], strict=True))
+    assert not isinstance(caught.value, ConfigError)
