@@ -95,6 +95,7 @@ def bench(
     steps: int = 100,
     source: Literal["train", "memory", "random"] = "train",
     trace: str | os.PathLike[str] | None = None,
+    rounds: int = 5,
     overrides: Overrides = (),
 ) -> BenchResult:
     """Train a job for some steps and measure how fast. Keeps nothing of the model. Collective.
@@ -103,11 +104,13 @@ def bench(
         steps: how many to time
         source: the job's files, batches of them made beforehand, or random rows
         trace: write the first rank's last profile there
+        rounds: how many parts the steps are measured in, at most one per step
     """
     from mtlrec.benchmark.benchmark import bench as measure
     from mtlrec.distributed.process_group import process_group
 
     check_at_least(5, steps=steps)
+    check_at_least(1, rounds=rounds)
     job = load_job(job, overrides)
     with process_group(job.train.device, job.train.timeout_s) as ranks:
-        return BenchResult(measure(job, ranks, steps, source, None if trace is None else Path(trace)))
+        return BenchResult(measure(job, ranks, steps, source, None if trace is None else Path(trace), rounds))

@@ -29,7 +29,7 @@ from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.training.step import TrainingStep
 
-WARM_UP, MOST_WARM_UPS, ROUNDS, PROFILED = 5, 6, 5, 8
+WARM_UP, MOST_WARM_UPS, PROFILED = 5, 6, 8
 FEW_PAGES = 10_000
 """Of 4 KiB, in a profile: what its events take, with little for tensors."""
 
@@ -75,19 +75,22 @@ class Benchmark:
     ceilings: Ceilings
 
 
-def bench(job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", trace: Path | None = None) -> Benchmark:
+def bench(
+    job: JobConfig, ranks: Ranks, steps: int, source: Source = "train", trace: Path | None = None, rounds: int = 5
+) -> Benchmark:
     """Collective. Times `steps` steps, from files as many again without reading; others between and under the profiler.
 
-    All in turns, and nothing of the model is kept. A turn is a fifth of the steps: where reading is what a job waits
-    for, it should be longer than the row groups that the loader holds decoded, or it lives on these.
+    All in rounds, and nothing of the model is kept. Where reading is what a job waits for, a round should be longer than
+    the row groups that the loader holds decoded, or it lives on these.
 
     Args:
         source: train reads the job's files as training does; memory takes batches of them that were made beforehand;
             random needs no files
         trace: where the first rank's last profile goes, to be opened in Perfetto or chrome://tracing
+        rounds: how many parts the steps are measured in; figures are means and medians over them
     """
     with closing(BenchBatches(job, ranks, source)) as batches, tempfile.TemporaryDirectory() as traces:
-        return _Bench(job, ranks, batches, Path(traces)).run(steps, source, trace)
+        return _Bench(job, ranks, batches, Path(traces)).run(steps, source, trace, rounds)
 
 
 class _Profile(NamedTuple):
@@ -113,7 +116,7 @@ class _Bench:
         self.take_step = TrainingStep(job, ranks, total_steps=10**9, steps_per_epoch=batches.steps_per_epoch)
         self.step, self.settling = 0, job.data.prefetch + 2
 
-    def run(self, steps: int, source: Source, trace: Path | None) -> Benchmark:
+    def run(self, steps: int, source: Source, trace: Path | None, rounds: int) -> Benchmark:
         self.take_step.model.module.train()
         for _ in range(WARM_UP):
             self._step()
@@ -121,7 +124,7 @@ class _Bench:
         flops, moved = self._flops(), lookup_bytes(example, self.job, self._replicated())
         memory = memory_gb(self.take_step, self.batches.held, example)
         self._warm_up_profiler()
-        turns = [self._turn(count) for count in _divided(steps, ROUNDS)]
+        turns = [self._turn(count) for count in _divided(steps, min(rounds, steps))]
         shapes = self._profiled(steps=1, shapes=True)
         profiles = [turn.profiled for turn in turns]
         splits = [split_steps(events) for events in self._read(profiles, trace)]

@@ -38,6 +38,9 @@ def bench(
     trace: Annotated[
         Path | None, typer.Option(help="Write rank 0's last profile here, for Perfetto or chrome://tracing.")
     ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Parts the steps are measured in. More rounds give steadier figures.")
+    ] = 5,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +58,7 @@ def bench(
     if world_size is not None and world_size > 1:
         _become_ranks(world_size)
 
-    show(api.bench(job, steps=steps, source=source.value, trace=trace), as_json)
+    show(api.bench(job, steps=steps, source=source.value, trace=trace, rounds=rounds), as_json)
 
 
 def _become_ranks(world_size: int) -> NoReturn:

@@ -74,7 +74,7 @@ def survive(folder: Path, plan: list[dict[str, Any]], *overrides: str) -> Outcom
     """Trains one job twice below `folder`, undisturbed, and killed with these overrides of the config."""
     kills = len(plan)
     (folder / "kills.json").write_text(json.dumps(plan))
-    train = {"epochs": 20 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60}
+    train = {"epochs": 8 + 6 * kills, "checkpoint_every": SAVE_EVERY, "eval_every": 37, "timeout_s": 60}
     config = write_job(folder / "job.yaml", write_toy(folder / "data"), train=train)
     environment = f"PYTHONPATH={INJECT},MTLREC_CHAOS={folder / 'kills.json'}"
     assert run_ranks(2, run_cli, "train", config, "-o", folder / "whole") == [0, 0]

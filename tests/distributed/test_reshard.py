@@ -1,4 +1,4 @@
-"""Saved by some ranks under one plan, loaded by others under another: the same states, the same fifty further steps.
+"""Saved by some ranks under one plan, loaded by others under another: the same states, the same further steps.
 
 Plans mix sharding types over the tables; every rank count and plan trains on the same global batches.
 """
@@ -24,7 +24,7 @@ from tests.support.toy import collated, toy_job, toy_table, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-BEFORE, AFTER, GLOBAL_BATCH = 10, 50, 48
+BEFORE, AFTER, GLOBAL_BATCH = 10, 20, 48
 Plan = dict[str, str]
 """Sharding type by table."""
 

@@ -22,21 +22,16 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_job(folder / "job.yaml", write_toy(folder / "data"), data={"prefetch": 1})
 
 
-@pytest.fixture
-def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that read no time: a bench takes five rounds so that its times are steady."""
-    monkeypatch.setattr("mtlrec.benchmark.benchmark.ROUNDS", 1)
-
-
 def measured(capfd: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, Any]:
-    assert run_cli("bench", *words, "--steps", "10", "--json") == 0
+    """What it prints after one round, which is enough where nothing depends on steady times."""
+    assert run_cli("bench", "--steps", "10", "--rounds", "1", *words, "--json") == 0
     found: dict[str, Any] = json.loads(capfd.readouterr().out)
     return found
 
 
 @pytest.mark.parametrize("source", ["train", "memory", "random"])
 def test_what_is_measured_hangs_together(job: Path, source: str, capfd: pytest.CaptureFixture[str]) -> None:
-    found = measured(capfd, job, "--source", source)
+    found = measured(capfd, job, "--source", source, "--rounds", "2")
     assert list(found["split_ms"]) == list(STAGES)
     assert min(found["split_ms"].values()) > -1e-6
     for stage in ("sparse forward", "dense forward", "loss", "backward", "sparse update", "dense optimizer"):
@@ -51,7 +46,6 @@ def test_what_is_measured_hangs_together(job: Path, source: str, capfd: pytest.C
     assert reached / 3 < found["mfu"] < reached * 3  # this is of medians, that the median of each turn's (unit tests)
 
 
-@pytest.mark.usefixtures("one_round")
 def test_arithmetic_and_memory_are_those_of_the_job(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of a model so small that both can be told from its sizes: no hidden layer but one expert's."""
     sizes = [
@@ -75,7 +69,6 @@ def test_arithmetic_and_memory_are_those_of_the_job(job: Path, capfd: pytest.Cap
     assert found["memory_gb"]["tables' optimizer"] == pytest.approx(4 * rows / 1e9)
 
 
-@pytest.mark.usefixtures("one_round")
 def test_an_epochs_last_batch_is_left_out(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Two thirds of the rows in one batch, a third in the next: every step that is measured is of the first kind."""
     rows = sum(pq.read_metadata(file).num_rows for file in (job.parent / "data" / "train").glob("*.parquet"))
@@ -85,7 +78,6 @@ def test_an_epochs_last_batch_is_left_out(job: Path, capfd: pytest.CaptureFixtur
     assert found["flops_per_step"] == again["flops_per_step"]
 
 
-@pytest.mark.usefixtures("one_round")
 def test_a_replicated_table_has_a_gradient(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
     replicated = "sharding.constraints.user.types=[data_parallel]"
     found = measured(capfd, job, "--source", "random", "--set", "tables.user.rows=1000", "--set", replicated)
@@ -95,7 +87,7 @@ def test_a_replicated_table_has_a_gradient(job: Path, capfd: pytest.CaptureFixtu
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_and_a_trace(job: Path, tmp_path: Path) -> None:
-    words = ["bench", str(job), "--steps", "10", "--json", "--trace", str(tmp_path / "trace.json")]
+    words = ["bench", str(job), "--steps", "10", "--rounds", "1", "--json", "--trace", str(tmp_path / "trace.json")]
     words += ["--world-size=3", "--world-size", "2"]  # the last one counts, as for every option
     command = [sys.executable, "-m", "mtlrec", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -109,9 +101,8 @@ def test_two_ranks_and_a_trace(job: Path, tmp_path: Path) -> None:
     assert STEP in names
 
 
-@pytest.mark.usefixtures("one_round")
 def test_the_tables_say_where_time_goes(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("bench", job, "--steps", "5", "--source", "random") == 0
+    assert run_cli("bench", job, "--steps", "5", "--rounds", "1", "--source", "random") == 0
     said = capfd.readouterr().out
     for words in ("samples/s", "all-to-all", "of a step", "peak of the process"):
         assert words in said
