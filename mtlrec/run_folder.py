@@ -3,6 +3,7 @@
 config.yaml              the resolved job, which `mtlrec train` runs again
 plan.json                the sharding plan
 data/                    the splits that `mtlrec.train` was given as tables or data frames
+.data_before/            the data of the run that is being overwritten, until the new job is known to work
 metrics.jsonl            one line per logged step and per evaluation
 events.out.tfevents.*    the same for TensorBoard
 .launch                  the launch that began the run: only its own restarts continue it unasked
@@ -107,13 +108,31 @@ class RunFolder:
         """Remember the launch that began the run."""
         self._mark.write_text(_launch(), encoding="utf-8")
 
+    def set_data_aside(self) -> None:
+        """Make room for other data. `restore_data` undoes it, `clear` makes it final."""
+        if self._data_before.exists():  # a launch that was killed before it knew
+            shutil.rmtree(self.data, ignore_errors=True)
+        elif self.data.exists():
+            self.data.rename(self._data_before)
+
+    def restore_data(self) -> None:
+        """Put the data back that was set aside, unless `clear` has removed it."""
+        if self._data_before.exists():
+            shutil.rmtree(self.data, ignore_errors=True)
+            self._data_before.rename(self.data)
+
     def clear(self) -> None:
-        """Remove what a run wrote. config.yaml stays until it is replaced."""
+        """Remove what a run wrote. config.yaml stays until it is replaced, data/ because the new job may name it."""
+        shutil.rmtree(self._data_before, ignore_errors=True)
         for path in self._written_files():
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    @property
+    def _data_before(self) -> Path:
+        return self.path / ".data_before"
 
     @property
     def _mark(self) -> Path:

@@ -177,16 +177,21 @@ def _check_root(job: JobConfig) -> None:
 def write_tables(data: Mapping[str, Rows], run: RunFolder, overwrite: bool = False) -> None:
     """Write the splits that are no paths as Parquet, each atomically.
 
-    Raises ConfigError where the folder has other rows already, unless these may be overwritten: what was trained on
-    them would be continued on others.
+    Args:
+        overwrite: set the data aside that the folder has
+
+    Raises ConfigError where the folder has other rows already and keeps them: what was trained on them would be
+    continued on others.
     """
     import pyarrow.parquet as pq
 
+    if overwrite and data:
+        run.set_data_aside()
     for split, rows in data.items():
         if _is_path(rows):
             continue
         path, table = _place(run, split), to_arrow(rows)
-        if path.exists() and not overwrite and not pq.read_table(path).equals(table):
+        if path.exists() and not pq.read_table(path).equals(table):
             raise ConfigError(f"data: the rows of {split} are not those in {path}. Name another --output.")
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(table, path)

@@ -63,7 +63,9 @@ def train(
     with progress_bars(progress), process_group(job.train.device, job.train.timeout_s) as ranks, ExitStack() as stack:
         restarted, wants_resume = restarts(ranks) > 0, resume
         resume = on_first_rank(ranks, lambda: folder.prepare(wants_resume, restarted, overwrite, init_from))
-        on_first_rank(ranks, lambda: write_tables(tables, folder, overwrite))
+        if ranks.is_first:
+            stack.callback(folder.restore_data)
+        on_first_rank(ranks, lambda: write_tables(tables, folder, overwrite and not resume))
         loader = loader_of(job, "train", ranks, training=True)
         telemetry, saving = Telemetry(output, ranks), Saving(job, output, ranks)
         evaluation = Evaluation(job, ranks, loader, telemetry)

@@ -80,8 +80,8 @@ def bench(
 ) -> Benchmark:
     """Collective. Times `steps` steps, from files as many again without reading; others between and under the profiler.
 
-    All in rounds, and nothing of the model is kept. Where reading is what a job waits for, a round should be longer than
-    the row groups that the loader holds decoded, or it lives on these.
+    All in rounds, and nothing of the model is kept. Where reading is what a job waits for, a round should be longer
+    than the row groups that the loader holds decoded, or it lives on these.
 
     Args:
         source: train reads the job's files as training does; memory takes batches of them that were made beforehand;

@@ -36,7 +36,7 @@ def waiting_for_a_sleeper() -> tuple[str, int]:
 
 
 def oversleep() -> None:
-    time.sleep(2.5 * TIMEOUT_S)
+    time.sleep(1.7 * TIMEOUT_S)
 
 
 def test_a_rank_that_is_busy_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:

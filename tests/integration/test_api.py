@@ -156,6 +156,20 @@ def test_data_that_cannot_be_used(given: dict[str, Any], said: str, tmp_path: Pa
         mtlrec.train(toy_job(), tmp_path / "run", data=given)
 
 
+def test_a_failed_overwrite_leaves_the_run_and_its_data(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    short = {"train.max_steps": 2}
+    mtlrec.train(toy_job(), run, data=DATA, overrides=short)
+    others = {"train": DATA["test"], "valid": DATA["valid"].drop_columns(["is_click"])}
+    with pytest.raises(DataError, match="is_click"):
+        mtlrec.train(toy_job(), run, data=others, overwrite=True)
+    assert pq.read_table(run / "data" / "train").equals(DATA["train"])
+    assert mtlrec.train(toy_job(), run, data=DATA, resume=True, overrides={"train.max_steps": 4}).step == 4
+    mtlrec.train(toy_job(), run, data=others | {"valid": DATA["test"]}, overwrite=True, overrides=short)
+    assert pq.read_table(run / "data" / "train").equals(DATA["test"])
+    assert not (run / ".data_before").exists()
+
+
 def test_the_notebook_runs_in_15_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

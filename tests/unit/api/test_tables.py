@@ -86,3 +86,17 @@ def test_other_rows_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         write_tables(others, run)
     write_tables(others, run, overwrite=True)
     assert pq.read_table(tmp_path / "data" / "train").equals(others["train"])
+
+
+def test_data_that_is_overwritten_comes_back_until_the_new_job_works(tmp_path: Path) -> None:
+    run, rows, others = RunFolder(tmp_path), {"train": toy_table(9)}, {"train": toy_table(9, seed=1)}
+    write_tables(rows, run)
+    write_tables(others, run, overwrite=True)
+    write_tables(others, run, overwrite=True)  # the first launch was killed before it knew
+    run.restore_data()
+    assert pq.read_table(tmp_path / "data" / "train").equals(rows["train"])
+    write_tables(others, run, overwrite=True)
+    run.clear()
+    run.restore_data()
+    assert pq.read_table(tmp_path / "data" / "train").equals(others["train"])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
