@@ -8,6 +8,7 @@ has learned something shows an AUC.
 Shapes: N rows.
 """
 
+import inspect
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,22 +18,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtlrec import layers
 from mtlrec.config import JobConfig
 
 TABLES, DENSE, TASKS = 26, 13, 8
 EFFECTS = 4096
 TABLE_NAMES = [f"c{index}" for index in range(TABLES)]
 DENSE_NAMES = [f"d{index}" for index in range(DENSE)]
+SIZES = {"num_experts": 6, "num_task_experts": 2, "num_shared_experts": 2}
 FUSIONS: dict[str, dict[str, Any]] = {
-    "single_task": {},
-    "shared_bottom": {},
-    "asymmetric": {},
-    "cross_stitch": {},
-    "customized": {},
-    "mmoe": {"num_experts": 6},
-    "ple": {"num_task_experts": 2, "num_shared_experts": 2},
-    "adatt_sp": {"num_task_experts": 2},
-    "adatt": {"num_task_experts": 2, "num_shared_experts": 2},
+    kind: {name: size for name, size in SIZES.items() if name in inspect.signature(fusion).parameters}
+    for kind, fusion in layers.FUSIONS.items()
 }
 
 

@@ -25,7 +25,8 @@ from mtlrec.compat.dcp.sharded_tensor import Shard, ShardedTensor, reshard_like
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError
-from mtlrec.models.axes import Axes, Labels, parameter_axes
+from mtlrec.layers.blocks.axes import Axes, Labels
+from mtlrec.models.axes import parameter_axes
 from mtlrec.models.build import build_model
 from mtlrec.models.embeddings import is_table_parameter
 

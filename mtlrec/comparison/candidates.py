@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from mtlrec.comparison.capacity import Capacity, Measure, capacity_of, matched
 from mtlrec.config import JobConfig
 from mtlrec.config.loss import Weighting
-from mtlrec.config.model import Fusion, Heads
+from mtlrec.config.model import FUSION, Heads
 from mtlrec.errors import ConfigError
 
 BASELINE = "single_task"
@@ -43,7 +43,7 @@ def kinds_of(union: Any) -> list[str]:
     return [kind for member in members for kind in get_args(member.model_fields["kind"].annotation)]
 
 
-FUSIONS, HEADS, WEIGHTINGS = kinds_of(Fusion), kinds_of(Heads), kinds_of(Weighting)
+FUSIONS, HEADS, WEIGHTINGS = list(FUSION.kinds), kinds_of(Heads), kinds_of(Weighting)
 
 
 def candidates(
@@ -76,10 +76,11 @@ def candidates(
         try:
             own = _with(
                 job,
-                heads=_like(Heads, job.model.heads, head),
-                weighting=_like(Weighting, job.loss.weighting, weighting),
+                heads=_like(_keys_in(Heads, head), job.model.heads, head),
+                weighting=_like(_keys_in(Weighting, weighting), job.loss.weighting, weighting),
             )
-            other = _with(own, fusion=_like(Fusion, job.model.fusion, fusion))
+            keys = set(FUSION.config_class(fusion).model_fields)
+            other = _with(own, fusion=_like(keys, job.model.fusion, fusion))
         except ValidationError as error:
             raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
         size = capacity_of(other)
@@ -89,18 +90,21 @@ def candidates(
     return found
 
 
-def _like(union: Any, section: Any, kind: str) -> dict[str, Any]:
-    """A section of this kind, with the keys that `section` gives and the kind knows."""
+def _like(keys: Collection[str], section: Any, kind: str) -> dict[str, Any]:
+    """A section of this kind, with what `section` gives for the kind's keys."""
     given = section.model_dump(mode="json")
-    if kind == given["kind"]:
-        return dict(given)
+    return {key: value for key, value in given.items() if key in keys} | {"kind": kind}
+
+
+def _keys_in(union: Any, kind: str) -> set[str]:
+    """The keys of a kind of the union."""
     known = TypeAdapter(union).json_schema()["$defs"]
-    fields: set[str] = set()
+    keys: set[str] = set()
     for definition in known.values():
         own = definition["properties"].get("kind", {})
         if kind in own.get("enum", [own.get("const")]):
-            fields = set(definition["properties"])
-    return {key: value for key, value in given.items() if key in fields} | {"kind": kind}
+            keys = set(definition["properties"])
+    return keys
 
 
 def _with(job: JobConfig, **sections: dict[str, Any]) -> JobConfig:

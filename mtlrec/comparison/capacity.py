@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.config import JobConfig
-from mtlrec.config.model import Fusion
+from mtlrec.config.kinds import PartConfig
 from mtlrec.errors import ConfigError
 from mtlrec.models.build import build_model
 from mtlrec.models.multitask import OverArch
@@ -56,11 +56,13 @@ def model_and_inputs(job: JobConfig, rows: int) -> tuple[OverArch, tuple[Tensor,
     return model.over_arch, (batch.dense, _pooled(model.tables, rows), batch.sparse)
 
 
-def matched(job: JobConfig, fusion: Fusion, target: Capacity, by: Measure) -> tuple[JobConfig, Capacity]:
+def matched(job: JobConfig, fusion: PartConfig, target: Capacity, by: Measure) -> tuple[JobConfig, Capacity]:
     """The job with this fusion layer, its widths such that `by` is as near as can be to the target's.
 
     Raises ConfigError where no widths come within a twentieth of it: the bottom and the heads alone may be larger.
     """
+    if "expert_hidden" not in fusion.arguments:
+        raise ConfigError(f"{fusion.kind}: has no expert_hidden whose widths could change; compare without matching")
     wanted = getattr(target, by)
 
     def at(factor: float) -> tuple[JobConfig, Capacity]:
@@ -89,15 +91,15 @@ def matched(job: JobConfig, fusion: Fusion, target: Capacity, by: Measure) -> tu
     return best
 
 
-def with_fusion(job: JobConfig, fusion: Fusion) -> JobConfig:
+def with_fusion(job: JobConfig, fusion: PartConfig) -> JobConfig:
     """Checked anew: a fusion layer may not go with the job's tasks."""
     tree: dict[str, Any] = job.dump()
     tree["model"]["fusion"] = fusion.model_dump(mode="json")
     return JobConfig.model_validate(tree)
 
 
-def _scaled(fusion: Fusion, factor: float) -> Fusion:
-    levels = [[max(1, round(factor * width)) for width in widths] for widths in fusion.expert_hidden]
+def _scaled(fusion: PartConfig, factor: float) -> PartConfig:
+    levels = [[max(1, round(factor * width)) for width in widths] for widths in fusion.arguments["expert_hidden"]]
     return fusion.model_copy(update={"expert_hidden": levels})
 
 

@@ -12,9 +12,11 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from mtlrec.config.base import without_secrets
 from mtlrec.config.job import JobConfig
+from mtlrec.config.kinds import Family
 from mtlrec.errors import LocatedError
 
 Key = str | int
@@ -43,7 +45,7 @@ def _path(entry: Any, tree: Any) -> tuple[Key, ...]:
     path = _in_the_yaml(entry["loc"], tree)
     if isinstance(cause, LocatedError):
         return (*path, *cause.path)
-    return (*path, "kind") if entry["type"] == "union_tag_invalid" else path
+    return (*path, "kind") if entry["type"] in ("union_tag_invalid", "kind") else path
 
 
 def _line_of(entry: Any, path: Sequence[Key], tree: Any, root: yaml.Node | None, where: str) -> str:
@@ -75,6 +77,8 @@ def _plain(error: Any, path: Sequence[Key], tree: Any) -> str:
         return f"unknown kind; allowed are {error['ctx']['expected_tags'].replace(chr(39), '')}"
     if error["type"] == "union_tag_not_found":
         return "needs a kind"
+    if error["type"] == "kind":
+        return str(error["msg"])
     if error["type"] == "too_short":
         return "must not be empty"
     message = str(error["msg"])
@@ -92,11 +96,21 @@ def models_at(path: Sequence[Key], tree: Any) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [JobConfig]
     for step in path:
         tree = _child(tree, step)
-        if len(models) == 1 and step in models[0].model_fields:
-            models = _models_in(models[0].model_fields[str(step)].annotation)
         kind = tree.get("kind") if isinstance(tree, dict) else None
+        if len(models) == 1 and step in models[0].model_fields:
+            models = _models_of(models[0].model_fields[str(step)], kind)
         models = [one for one in models if is_kind(one, kind)] or models
     return models
+
+
+def _models_of(field: FieldInfo, kind: Any) -> list[type[BaseModel]]:
+    families = [marker for marker in field.metadata if isinstance(marker, Family)]
+    for family in families:
+        try:
+            return [family.config_class(str(kind))]
+        except ValueError:
+            return [family.config_class(known) for known in family.kinds]
+    return _models_in(field.annotation)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -143,7 +143,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         node[_index(node, keys[-1], override)] = value
         return
     if keys[-1] == "kind" and node.get("kind", value) != value:
-        _keep_what_the_kind_knows(tree, node, keys[:-1], value)
+        node["kind"] = value
+        _keep_what_the_kind_knows(tree, node, keys[:-1])
+        return
     node[keys[-1]] = value
 
 
@@ -166,10 +168,9 @@ def _index(items: list[Any], key: str, override: str) -> int:
     raise ConfigError(f"--set {override}: no item '{key}'; there are {', '.join(names)}")
 
 
-def _keep_what_the_kind_knows(tree: dict[str, Any], section: dict[str, Any], path: Sequence[str], kind: Any) -> None:
+def _keep_what_the_kind_knows(tree: dict[str, Any], section: dict[str, Any], path: Sequence[str]) -> None:
     """`--set model.fusion.kind=mmoe` on an AdaTT job keeps what MMoE also knows and forgets the rest."""
-    del section["kind"]
     for option in models_at(path, tree):
-        if is_kind(option, kind):
+        if is_kind(option, section["kind"]):
             for key in [key for key in section if key not in option.model_fields]:
                 del section[key]

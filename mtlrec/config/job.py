@@ -14,16 +14,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 from mtlrec.config.base import Name, Strict, listed
 from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
 from mtlrec.config.loss import DecayWeighting, LossConfig
-from mtlrec.config.model import (
-    SLOTTED,
-    AdaTTFusion,
-    AsymmetricFusion,
-    ESCM2Heads,
-    ESMMHeads,
-    IndependentHeads,
-    ModelConfig,
-    PLEFusion,
-)
+from mtlrec.config.model import FUSION, ESCM2Heads, ESMMHeads, IndependentHeads, ModelConfig
 from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
 from mtlrec.errors import LocatedError
@@ -66,7 +57,8 @@ class JobConfig(Strict):
         check_columns(self.tasks)
         self._check_heads()
         self._check_task_features()
-        self._check_fusion()
+        self._check_batch_norm()
+        self._check_parts()
         self._check_names_of_tasks_and_tables()
         self._check_keep_best()
         return self
@@ -112,9 +104,10 @@ class JobConfig(Strict):
     def _check_task_features(self) -> None:
         if all(task.features is None for task in self.tasks):
             return
-        if self.model.fusion.kind not in SLOTTED:
+        if not self.model.fusion.part_class.takes_slots:
             first = next(i for i, task in enumerate(self.tasks) if task.features is not None)
-            allowed = f"a fusion with a slot per task: {listed(SLOTTED)}"
+            slotted = listed(kind for kind, fusion in FUSION.kinds.items() if fusion.takes_slots)
+            allowed = f"a fusion with a slot per task: {slotted}"
             message = f"{self.model.fusion.kind} reads one input for all tasks; features per task take {allowed}"
             raise LocatedError(("tasks", first, "features"), message)
         for index, task in enumerate(self.tasks):
@@ -125,16 +118,13 @@ class JobConfig(Strict):
                     message = f"'{name}' is no feature; features are {listed(self.features.names)}"
                     raise LocatedError(("tasks", index, "features"), message)
 
-    def _check_fusion(self) -> None:
-        fusion, num_tasks = self.model.fusion, len(self.tasks)
-        if isinstance(fusion, AsymmetricFusion) and num_tasks == 1:
-            message = "is for two tasks or more; for one take shared_bottom"
-            raise LocatedError(("model", "fusion", "kind"), message)
-        per_task = fusion.num_task_experts if isinstance(fusion, PLEFusion | AdaTTFusion) else 1
-        if isinstance(per_task, list) and len(per_task) != num_tasks:
-            message = f"has {len(per_task)} entries for {num_tasks} tasks; give one per task"
-            raise LocatedError(("model", "fusion", "num_task_experts"), message)
-        if fusion.norm == "batch" and self.data.batch_size == 1:
+    def _check_parts(self) -> None:
+        """Whether the model's parts can be built of what the job says."""
+        self.model.bottom.check(("model", "bottom"), **self.bottom_arguments)
+        self.model.fusion.check(("model", "fusion"), input_dim=1, num_tasks=len(self.tasks))
+
+    def _check_batch_norm(self) -> None:
+        if self.model.fusion.arguments.get("norm") == "batch" and self.data.batch_size == 1:
             raise LocatedError(("data", "batch_size"), "model.fusion.norm: batch has no variance in one row; take more")
 
     def _check_heads(self) -> None:
@@ -181,6 +171,12 @@ class JobConfig(Strict):
             raise LocatedError(("train", "keep_best"), "is judged on the valid split: name its files in data.valid")
 
     # ---- derived, read-only
+
+    @property
+    def bottom_arguments(self) -> dict[str, Any]:
+        """What the bottom is told of the features."""
+        dims = [self.tables[feature.table].dim for feature in self.features.sparse]
+        return {"dense_dim": len(self.features.dense), "embedding_dims": dims}
 
     @property
     def label_columns(self) -> dict[str, LabelColumn]:

@@ -4,105 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
+from pydantic import Field
 
-from mtlrec.config.base import Dropout, Levels, NonEmptyWidths, NonNegative, Strict, Widths
+from mtlrec import layers
+from mtlrec.config.base import NonEmptyWidths, NonNegative, Strict, Widths
+from mtlrec.config.kinds import Family, PartConfig
 
-
-class ConcatBottom(Strict):
-    kind: Literal["concat"] = "concat"
-    hidden: Widths = []
-
-
-class DotBottom(Strict):
-    """DLRM: an MLP on the dense features, dot products between all vectors."""
-
-    kind: Literal["dot"]
-    hidden: Widths = [64]
-
-
-class CrossBottom(Strict):
-    """DCN-V2."""
-
-    kind: Literal["cross"]
-    num_layers: PositiveInt = 2
-    rank: PositiveInt | None = None
-
-
-class ExpertsConfig(Strict):
-    """What every fusion layer takes. A layer of an expert is Linear, norm, activation, dropout."""
-
-    kind: str
-    expert_hidden: Levels
-    activation: Literal["relu", "silu", "gelu"] = "relu"
-    norm: Literal["layer", "batch"] | None = Field(None, description="batch: over the rows of one rank")
-    dropout: Dropout = 0.0
-    recompute: bool = Field(False, description="memory for time: backward computes the experts' activations again")
-
-    @field_validator("recompute")
-    @classmethod
-    def _recompute_goes_without_batch_norm(cls, recompute: bool, info: ValidationInfo) -> bool:
-        if recompute and info.data.get("norm") == "batch":
-            raise ValueError("norm: batch would count every row twice; take norm: layer, or leave recompute out")
-        return recompute
-
-
-class GatedConfig(ExpertsConfig):
-    gate_dropout: Dropout = Field(0.0, description="the chance that training hides an expert from a gate")
-
-
-class SingleTaskFusion(ExpertsConfig):
-    kind: Literal["single_task"]
-
-
-class SharedBottomFusion(ExpertsConfig):
-    kind: Literal["shared_bottom"]
-
-
-class AsymmetricFusion(ExpertsConfig):
-    """Tasks in their order; each reads the ones before it and teaches them nothing."""
-
-    kind: Literal["asymmetric"]
-
-
-class CrossStitchFusion(ExpertsConfig):
-    kind: Literal["cross_stitch"]
-
-
-class CustomizedFusion(ExpertsConfig):
-    kind: Literal["customized"]
-    merge: Literal["project", "weight"] = "project"
-
-
-class MMoEFusion(GatedConfig):
-    kind: Literal["mmoe"]
-    num_experts: PositiveInt = 4
-    gate_hidden: list[Widths] | None = None
-
-    @model_validator(mode="after")
-    def _a_gate_per_level(self) -> MMoEFusion:
-        if self.gate_hidden is not None and len(self.gate_hidden) != len(self.expert_hidden):
-            raise ValueError(f"gate_hidden has {len(self.gate_hidden)} levels, expert_hidden {len(self.expert_hidden)}")
-        return self
-
-
-class PLEFusion(GatedConfig):
-    kind: Literal["ple"]
-    num_task_experts: PositiveInt | list[PositiveInt] = 1
-    num_shared_experts: PositiveInt = 1
-
-
-class AdaTTSpFusion(GatedConfig):
-    kind: Literal["adatt_sp"]
-    num_task_experts: PositiveInt = 1
-    native_residual: bool = True
-
-
-class AdaTTFusion(GatedConfig):
-    kind: Literal["adatt"]
-    num_task_experts: PositiveInt | list[PositiveInt] = 1
-    num_shared_experts: PositiveInt = 1
-    native_residual: bool = True
+BOTTOM = Family("bottom", layers.BOTTOMS, layers.Bottom, supplied=("dense_dim", "embedding_dims"))
+FUSION = Family("fusion layer", layers.FUSIONS, layers.FusionLayer, supplied=("input_dim", "num_tasks"))
 
 
 class IndependentHeads(Strict):
@@ -146,21 +55,8 @@ class ESCM2Heads(Strict):
     entire_weight: NonNegative = Field(1.0, description="of the loss of p(child), ESMM's")
 
 
-Bottom = Annotated[ConcatBottom | DotBottom | CrossBottom, Field(discriminator="kind")]
-Fusion = Annotated[
-    SingleTaskFusion
-    | SharedBottomFusion
-    | AsymmetricFusion
-    | CrossStitchFusion
-    | CustomizedFusion
-    | MMoEFusion
-    | PLEFusion
-    | AdaTTSpFusion
-    | AdaTTFusion,
-    Field(discriminator="kind"),
-]
-SLOTTED = ("single_task", "asymmetric", "cross_stitch", "customized", "ple", "adatt_sp", "adatt")
-"""The fusion kinds whose tasks may have features of their own."""
+Bottom = Annotated[PartConfig, BOTTOM]
+Fusion = Annotated[PartConfig, FUSION]
 Heads = Annotated[
     IndependentHeads | ESMMHeads | AITMHeads | DBMTLHeads | ESCM2Heads,
     Field(discriminator="kind"),
@@ -168,6 +64,6 @@ Heads = Annotated[
 
 
 class ModelConfig(Strict):
-    bottom: Bottom = ConcatBottom()
+    bottom: Bottom = BOTTOM("concat")
     fusion: Fusion
     heads: Heads = IndependentHeads()

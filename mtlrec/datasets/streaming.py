@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from mtlrec.config.moments import Moments
+from mtlrec.config.statistics import Moments
 from mtlrec.datasets import writing
 from mtlrec.errors import DataError
 from mtlrec.io import one_line

@@ -155,7 +155,8 @@ def diagnose_batches(
         network.train(training)
     norms, cosines = gradients.compute()
     total = int(sum_over_ranks(rows).item())
-    return Diagnosis(total, levels_of(sums, job), [task.name for task in job.tasks], norms, cosines, uses)
+    tasks = [task.name for task in job.tasks]
+    return Diagnosis(total, levels_of(sums, network.over_arch.fusion, tasks), tasks, norms, cosines, uses)
 
 
 def _curve(tally: BinaryTally) -> Curve:

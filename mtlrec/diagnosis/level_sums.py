@@ -6,15 +6,14 @@ Shapes: G gates, E experts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtlrec.config import JobConfig
-from mtlrec.config.model import AdaTTFusion, AdaTTSpFusion, MMoEFusion, PLEFusion
-from mtlrec.layers import LevelDiagnostics
+from mtlrec.layers import GatedFusion, LevelDiagnostics
+from mtlrec.layers.blocks.axes import Owner
 from mtlrec.metrics.binary import sum_over_ranks
 
 PEAK = 0.9
@@ -77,21 +76,25 @@ class LevelSums:
         return [sum_over_ranks(total) / rows for total in self.parts]
 
 
-def levels_of(sums: Mapping[str, LevelSums], job: JobConfig) -> list[Level]:
-    """Collective. `sums` by the level's module."""
+def levels_of(sums: Mapping[str, LevelSums], fusion: nn.Module, tasks: Sequence[str]) -> list[Level]:
+    """Collective. `sums` by the level's module; `fusion` says whose the experts and gates are."""
     in_order = sorted(sums.items(), key=lambda named: int(re.findall(r"\d+", named[0])[-1]))
-    return [_level(f"level {index}", one, job, index == len(in_order)) for index, (_, one) in enumerate(in_order, 1)]
+    return [_level(index, level_sums, fusion, tasks) for index, (_, level_sums) in enumerate(in_order)]
 
 
-def _level(name: str, sums: LevelSums, job: JobConfig, is_last: bool) -> Level:
+def _level(index: int, sums: LevelSums, fusion: nn.Module, tasks: Sequence[str]) -> Level:
     gate, square, weight, entropy, peaked, norm, zeros = sums.means()
     deviation = (square - gate.square()).clamp(min=0).sqrt()
-    gates, experts = gate.shape
-    of_tasks = _experts_of_tasks(job)
+    num_gates, num_experts = gate.shape
+    gates: Sequence[Owner] = ["gate"] * num_gates
+    experts: Sequence[Owner] = ["expert"] * num_experts
+    if isinstance(fusion, GatedFusion):
+        gates, experts = fusion.gate_owners[index], fusion.expert_owners[index]
+    has_task_experts = any(isinstance(owner, int) for owner in experts)
     return Level(
-        name=name,
-        gates=gate_names(job, gates, is_last),
-        experts=expert_names(job, experts),
+        name=f"level {index + 1}",
+        gates=names_of(gates, tasks),
+        experts=names_of(experts, tasks),
         gate=gate.tolist(),
         deviation=deviation.tolist(),
         weight=weight.tolist(),
@@ -99,36 +102,24 @@ def _level(name: str, sums: LevelSums, job: JobConfig, is_last: bool) -> Level:
         peaked=peaked.tolist(),
         norm=norm.tolist(),
         zeros=zeros.tolist(),
-        shared=experts - sum(of_tasks) if of_tasks else 0,
+        shared=sum(isinstance(owner, str) for owner in experts) if has_task_experts else 0,
     )
 
 
-def gate_names(job: JobConfig, gates: int, is_last: bool) -> list[str]:
-    """A gate belongs to a task, and one more to the shared module; in MMoE before the last level to an expert of the
-    next."""
-    if isinstance(job.model.fusion, MMoEFusion) and not is_last:
-        return [f"for expert {index}" for index in range(1, gates + 1)]
-    tasks = [task.name for task in job.tasks]
-    return tasks if gates == len(tasks) else [*tasks, _shared_module(job)]
+def names_of(owners: Sequence[Owner], tasks: Sequence[str]) -> list[str]:
+    """What readers know experts or gates by: their owner's name, with a number where the owner has several.
+
+    Example:
+        >>> names_of([0, 1, 1, "shared"], ["click", "buy"])
+        ['click', 'buy 1', 'buy 2', 'shared']
+    """
+    return [
+        _name(owner, tasks) + (f" {owners[: index + 1].count(owner)}" if owners.count(owner) > 1 else "")
+        for index, owner in enumerate(owners)
+    ]
 
 
-def expert_names(job: JobConfig, experts: int) -> list[str]:
-    counts = _experts_of_tasks(job)
-    if not counts:
-        return [f"expert {index}" for index in range(1, experts + 1)]
-    tasks = [task.name for task in job.tasks]
-    modules = [*zip(tasks, counts, strict=True), (_shared_module(job), experts - sum(counts))]
-    return [module if count == 1 else f"{module} {index}" for module, count in modules for index in range(1, count + 1)]
-
-
-def _experts_of_tasks(job: JobConfig) -> list[int]:
-    """Of each task in turn; none where experts belong to no task."""
-    fusion = job.model.fusion
-    if not isinstance(fusion, PLEFusion | AdaTTFusion | AdaTTSpFusion):
-        return []
-    own = fusion.num_task_experts
-    return own if isinstance(own, list) else [own] * len(job.tasks)
-
-
-def _shared_module(job: JobConfig) -> str:
-    return "shared module" if any(task.name == "shared" for task in job.tasks) else "shared"
+def _name(owner: Owner, tasks: Sequence[str]) -> str:
+    if isinstance(owner, int):
+        return tasks[owner]
+    return f"{owner} module" if owner in tasks else owner

@@ -51,19 +51,40 @@ from mtlrec.layers.blocks.gates import GateBank
 from mtlrec.layers.blocks.level import GatedLevel
 from mtlrec.layers.blocks.linear import BatchedLinear
 from mtlrec.layers.blocks.mlp import MLP
+from mtlrec.layers.bottoms.bottom import Bottom
+from mtlrec.layers.bottoms.concat import Concat
+from mtlrec.layers.bottoms.cross import Cross
+from mtlrec.layers.bottoms.dot import Dot
 from mtlrec.layers.diagnostics import LevelDiagnostics, diagnose
-from mtlrec.layers.families.adatt import AdaTT, AdaTTSp
-from mtlrec.layers.families.asymmetric import AsymmetricBottom
-from mtlrec.layers.families.cross_stitch import CrossStitch
-from mtlrec.layers.families.customized import CustomizedSharing
-from mtlrec.layers.families.mmoe import MMoE
-from mtlrec.layers.families.ple import PLE
-from mtlrec.layers.families.shared_bottom import SharedBottom
-from mtlrec.layers.families.single_task import SingleTask
-from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.interaction import Bottom, Concat, Cross, Dot
+from mtlrec.layers.fusions.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.fusions.asymmetric import AsymmetricBottom
+from mtlrec.layers.fusions.cross_stitch import CrossStitch
+from mtlrec.layers.fusions.customized import CustomizedSharing
+from mtlrec.layers.fusions.fusion import ExpertFusion, FusionLayer
+from mtlrec.layers.fusions.gated import GatedFusion
+from mtlrec.layers.fusions.mmoe import MMoE
+from mtlrec.layers.fusions.ple import PLE
+from mtlrec.layers.fusions.shared_bottom import SharedBottom
+from mtlrec.layers.fusions.single_task import SingleTask
+
+BOTTOMS: dict[str, type[Bottom]] = {"concat": Concat, "dot": Dot, "cross": Cross}
+"""The kinds of `model.bottom`."""
+FUSIONS: dict[str, type[FusionLayer]] = {
+    "single_task": SingleTask,
+    "shared_bottom": SharedBottom,
+    "asymmetric": AsymmetricBottom,
+    "cross_stitch": CrossStitch,
+    "customized": CustomizedSharing,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "adatt_sp": AdaTTSp,
+    "adatt": AdaTT,
+}
+"""The kinds of `model.fusion`."""
 
 __all__ = [
+    "BOTTOMS",
+    "FUSIONS",
     "MLP",
     "PLE",
     "AdaTT",
@@ -77,9 +98,11 @@ __all__ = [
     "CustomizedSharing",
     "Dot",
     "ExpertBank",
+    "ExpertFusion",
     "ExpertOptions",
     "FusionLayer",
     "GateBank",
+    "GatedFusion",
     "GatedLevel",
     "LevelDiagnostics",
     "MMoE",

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from mtlrec.layers.blocks.experts import ExpertBank
 from mtlrec.layers.blocks.gates import GateBank
-from mtlrec.layers.families.adatt import AdaTT, AdaTTSp
-from mtlrec.layers.families.asymmetric import AsymmetricBottom
-from mtlrec.layers.families.cross_stitch import CrossStitch
-from mtlrec.layers.families.mmoe import MMoE
-from mtlrec.layers.families.ple import PLE
-from mtlrec.layers.families.shared_bottom import SharedBottom
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.fusions.adatt import AdaTT, AdaTTSp
+from mtlrec.layers.fusions.asymmetric import AsymmetricBottom
+from mtlrec.layers.fusions.cross_stitch import CrossStitch
+from mtlrec.layers.fusions.fusion import FusionLayer
+from mtlrec.layers.fusions.mmoe import MMoE
+from mtlrec.layers.fusions.ple import PLE
+from mtlrec.layers.fusions.shared_bottom import SharedBottom
 
 KINDS: dict[str, type[FusionLayer]] = {
     "shared_bottom": SharedBottom,
@@ -70,7 +70,7 @@ def from_adatt_reference(config: Mapping[str, Any], state_dict: Mapping[str, Ten
 
     Example:
         >>> config = {"kind": "mmoe", "input_dim": 8, "num_tasks": 2, "num_experts": 3, "expert_hidden": [[4]]}
-        >>> weights = to_adatt_reference(MMoE(8, 2, 3, [[4]]))
+        >>> weights = to_adatt_reference(MMoE(8, 2, [[4]], 3))
         >>> from_adatt_reference(config, weights)(torch.randn(5, 8)).shape
         torch.Size([5, 2, 4])
     """

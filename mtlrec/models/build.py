@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,16 +9,16 @@ import torch
 from torch import nn
 
 from mtlrec import config as cfg
-from mtlrec import heads, layers, losses
+from mtlrec import heads, losses
 from mtlrec.config import JobConfig
 from mtlrec.config.expression import renamed
-from mtlrec.errors import ConfigError, UserError
-from mtlrec.layers.fusion import FusionLayer
-from mtlrec.layers.interaction import Bottom
+from mtlrec.config.kinds import located
+from mtlrec.errors import ConfigError, LocatedError
+from mtlrec.layers import FusionLayer
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
 from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.models.balancing import build_balancing
-from mtlrec.models.embeddings import PooledFeatures, embedding_tables, feature_dims
+from mtlrec.models.embeddings import PooledFeatures, embedding_tables
 from mtlrec.models.multitask import MultiTaskModel, OverArch, SlotInputs
 from mtlrec.models.train_module import TrainModule
 
@@ -28,9 +26,9 @@ from mtlrec.models.train_module import TrainModule
 def build_model(job: JobConfig, table_device: torch.device | None = None) -> MultiTaskModel:
     """The whole model. By default its tables are on meta, to be made where they are sharded; the rest is real."""
     with config_errors("model.bottom"):
-        bottom = build_bottom(job)
+        bottom = job.model.bottom.build(**job.bottom_arguments)
     with config_errors("model.fusion"):
-        fusion = build_fusion(job.model.fusion, bottom.output_dim, len(job.tasks))
+        fusion = job.model.fusion.build(input_dim=bottom.output_dim, num_tasks=len(job.tasks))
     with config_errors("model.heads"):
         tower_heads = build_heads(job, fusion.output_dim)
     over_arch = OverArch(
@@ -59,62 +57,12 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
 
 @contextmanager
 def config_errors(key: str) -> Iterator[None]:
-    """Turn a constructor's ValueError into a ConfigError that names the key: layers, heads and losses know no keys.
-
-    A ValueError that torch or Python raised, of a strict zip say, is a bug and stays one.
-    """
+    """Turn a constructor's ValueError into a ConfigError that names the key."""
     try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-        if linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise "):
-            raise ConfigError(f"{key}: {error}") from error
-        raise
-
-
-def build_bottom(job: JobConfig) -> Bottom:
-    bottom = job.model.bottom
-    dims = feature_dims(job.tables, job.features.sparse)
-    dense_dim = len(job.features.dense)
-    match bottom:
-        case cfg.ConcatBottom():
-            return layers.Concat(dense_dim, dims, bottom.hidden)
-        case cfg.DotBottom():
-            return layers.Dot(dense_dim, dims, bottom.hidden)
-        case cfg.CrossBottom():
-            return layers.Cross(dense_dim, dims, bottom.num_layers, bottom.rank)
-
-
-def build_fusion(fusion: cfg.Fusion, input_dim: int, num_tasks: int) -> FusionLayer:
-    hidden = fusion.expert_hidden
-    options = layers.ExpertOptions(
-        activation=fusion.activation, norm=fusion.norm, dropout=fusion.dropout, recompute=fusion.recompute
-    )
-    match fusion:
-        case cfg.SingleTaskFusion():
-            return layers.SingleTask(input_dim, num_tasks, hidden, **options)
-        case cfg.SharedBottomFusion():
-            return layers.SharedBottom(input_dim, num_tasks, hidden, **options)
-        case cfg.AsymmetricFusion():
-            return layers.AsymmetricBottom(input_dim, num_tasks, hidden, **options)
-        case cfg.CrossStitchFusion():
-            return layers.CrossStitch(input_dim, num_tasks, hidden, **options)
-        case cfg.CustomizedFusion():
-            return layers.CustomizedSharing(input_dim, num_tasks, hidden, fusion.merge, **options)
-        case cfg.MMoEFusion():
-            experts, gate_hidden = fusion.num_experts, fusion.gate_hidden
-            return layers.MMoE(input_dim, num_tasks, experts, hidden, gate_hidden, fusion.gate_dropout, **options)
-        case cfg.PLEFusion():
-            own, shared = fusion.num_task_experts, fusion.num_shared_experts
-            return layers.PLE(input_dim, num_tasks, own, shared, hidden, fusion.gate_dropout, **options)
-        case cfg.AdaTTSpFusion():
-            own, residual = fusion.num_task_experts, fusion.native_residual
-            return layers.AdaTTSp(input_dim, num_tasks, own, hidden, residual, fusion.gate_dropout, **options)
-        case cfg.AdaTTFusion():
-            own, shared, residual = fusion.num_task_experts, fusion.num_shared_experts, fusion.native_residual
-            return layers.AdaTT(input_dim, num_tasks, own, shared, hidden, residual, fusion.gate_dropout, **options)
+        with located(tuple(key.split("."))):
+            yield
+    except LocatedError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def build_heads(job: JobConfig, input_dim: int) -> nn.Module:

@@ -71,7 +71,3 @@ class PooledFeatures(nn.Module):
         for name in sorted(self.means):
             by_name[name] = by_name[name] / lengths[name].clamp(min=1).to(by_name[name].dtype)[:, None]
         return [by_name[name] for name in self.names]
-
-
-def feature_dims(tables: Mapping[str, TableConfig], features: Sequence[SparseFeature]) -> list[int]:
-    return [tables[feature.table].dim for feature in features]

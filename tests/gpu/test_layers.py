@@ -14,10 +14,10 @@ pytestmark = pytest.mark.gpu
 LAYERS: list[Callable[..., FusionLayer]] = [
     lambda **options: SingleTask(48, 3, [[32, 16], [8]], **options),
     lambda **options: CrossStitch(48, 3, [[32, 16], [8]], **options),
-    lambda **options: MMoE(48, 3, 5, [[32, 16], [8]], gate_hidden=[[7], []], **options),
-    lambda **options: PLE(48, 3, [1, 2, 3], 2, [[32, 16], [8]], **options),
-    lambda **options: AdaTTSp(48, 3, 2, [[32, 16], [8]], **options),
-    lambda **options: AdaTT(48, 3, [1, 2, 3], 2, [[32, 16], [8]], **options),
+    lambda **options: MMoE(48, 3, [[32, 16], [8]], 5, gate_hidden=[[7], []], **options),
+    lambda **options: PLE(48, 3, [[32, 16], [8]], [1, 2, 3], 2, **options),
+    lambda **options: AdaTTSp(48, 3, [[32, 16], [8]], 2, **options),
+    lambda **options: AdaTT(48, 3, [[32, 16], [8]], [1, 2, 3], 2, **options),
 ]
 
 

@@ -1,26 +1,13 @@
-"""What each fusion layer asks for beside its widths."""
+"""Sizes with which every fusion layer has something to share, and more than one expert where it can."""
 
-from mtlrec.layers import (
-    PLE,
-    AdaTT,
-    AdaTTSp,
-    AsymmetricBottom,
-    CrossStitch,
-    CustomizedSharing,
-    FusionLayer,
-    MMoE,
-    SharedBottom,
-    SingleTask,
-)
+import inspect
+from typing import Any
 
-EXTRA_ARGUMENTS: dict[type[FusionLayer], dict[str, int]] = {
-    SingleTask: {},
-    SharedBottom: {},
-    AsymmetricBottom: {},
-    CrossStitch: {},
-    CustomizedSharing: {},
-    MMoE: {"num_experts": 3},
-    PLE: {"num_task_experts": 2, "num_shared_experts": 1},
-    AdaTTSp: {"num_task_experts": 2},
-    AdaTT: {"num_task_experts": 2, "num_shared_experts": 1},
-}
+from mtlrec.layers import FusionLayer
+
+SIZES = {"num_experts": 3, "num_task_experts": 2, "num_shared_experts": 1}
+
+
+def sizes_of(kind: type[FusionLayer]) -> dict[str, Any]:
+    """Those of `SIZES` that the kind takes."""
+    return {name: size for name, size in SIZES.items() if name in inspect.signature(kind).parameters}

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtlrec import layers
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.collate import collate
@@ -21,11 +22,8 @@ USERS, ITEMS = 50, 40
 
 # A row for each kind, named after it, and rows for the options that all or the gated ones take.
 FUSIONS: dict[str, dict[str, Any]] = {
+    **{kind: {"kind": kind, "expert_hidden": [[16], [8]]} for kind in layers.FUSIONS},
     "single_task": {"kind": "single_task", "expert_hidden": [[16, 8]]},
-    "shared_bottom": {"kind": "shared_bottom", "expert_hidden": [[16], [8]]},
-    "asymmetric": {"kind": "asymmetric", "expert_hidden": [[16], [8]]},
-    "cross_stitch": {"kind": "cross_stitch", "expert_hidden": [[16], [8]]},
-    "customized": {"kind": "customized", "expert_hidden": [[16], [8]]},
     "customized_weight": {"kind": "customized", "expert_hidden": [[16], [8]], "merge": "weight"},
     "mmoe": {"kind": "mmoe", "expert_hidden": [[16], [8]], "num_experts": 3, "gate_hidden": [[4], []]},
     "ple": {"kind": "ple", "expert_hidden": [[16], [8]], "num_task_experts": [1, 2, 1, 1], "num_shared_experts": 2},

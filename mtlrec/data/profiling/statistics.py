@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from pyarrow.fs import FileType
 
 from mtlrec.config import DenseFeature, JobConfig, SparseFeature
-from mtlrec.config.moments import Moments
-from mtlrec.config.statistics import DenseStatistics, SparseStatistics, Statistics
+from mtlrec.config.statistics import DenseStatistics, Moments, SparseStatistics, Statistics
 from mtlrec.data.features.columns import Columns, floats, through
 from mtlrec.data.features.ids import flat_values
 from mtlrec.data.features.row_errors import FileRowErrors, RowErrors, Skipped

@@ -3,7 +3,7 @@
 Shapes: B batch, E experts, G weighted sums of them, S slots (inputs the experts read), D input width, H output width.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, TypedDict, cast, get_args
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mtlrec.layers.blocks.arguments import Dropout, NonEmptyWidths, Size
+from mtlrec.layers.blocks.axes import Axes, Labels, units
 from mtlrec.layers.blocks.expert_groups import plan_groups
 from mtlrec.layers.blocks.linear import BatchedLinear, batched_linear
 from mtlrec.layers.blocks.mixture import RECOMPUTED_GROUP_BYTES, mix_relu_experts, repeat_slots
@@ -35,7 +37,7 @@ class ExpertOptions(TypedDict, total=False):
 
     activation: Activation
     norm: Norm | None
-    dropout: float
+    dropout: Dropout
     recompute: bool
 
 
@@ -115,13 +117,13 @@ class ExpertBank(nn.Module):
 
     def __init__(
         self,
-        num_experts: int,
-        input_dim: int,
-        hidden: Sequence[int],
-        experts_per_slot: Sequence[int] | None = None,
+        num_experts: Size,
+        input_dim: Size,
+        hidden: NonEmptyWidths,
+        experts_per_slot: Sequence[Size] | None = None,
         activation: Activation = "relu",
         norm: Norm | None = None,
-        dropout: float = 0.0,
+        dropout: Dropout = 0.0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -145,6 +147,19 @@ class ExpertBank(nn.Module):
         self.recompute = recompute
         self.layers = nn.ModuleList(BatchedLinear(num_experts, fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.norms = nn.ModuleList(ExpertNorm(norm, num_experts, width) for width in widths[1:]) if norm else None
+
+    def axes(self, experts: Sequence[Hashable], columns: Labels) -> Axes:
+        """Args: labels of the experts, and of what they read."""
+        axes: Axes = {}
+        for i in range(len(self.layers)):
+            axes[f"layers.{i}.weight"] = (experts, None, None if i else columns)
+            axes[f"layers.{i}.bias"] = (experts, None)
+        for i, norm in enumerate(cast(Iterable[ExpertNorm], self.norms or ())):
+            axes |= {f"norms.{i}.weight": (experts, None), f"norms.{i}.bias": (experts, None)}
+            if norm.batch_norm is not None:
+                outputs = units(experts, norm.weight.shape[1])
+                axes |= {f"norms.{i}.batch_norm.running_{name}": (outputs,) for name in ("mean", "var")}
+        return axes
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}, dropout={self.dropout}, recompute={self.recompute}"

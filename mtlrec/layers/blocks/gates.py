@@ -9,11 +9,12 @@ any expert's output.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mtlrec.layers.blocks.axes import Axes, Labels, prefixed
 from mtlrec.layers.blocks.experts import ExpertBank
 from mtlrec.layers.blocks.linear import batched_linear
 from mtlrec.layers.blocks.mlp import check_input, check_positive, check_probability
@@ -89,6 +90,14 @@ class GateBank(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
         cells = [gate * self.num_experts + expert for gate, seen in enumerate(self.visible) for expert in seen]
         self.cells.copy_(torch.tensor(cells))
+
+    def axes(self, gates: Sequence[Hashable], experts: Sequence[Hashable], columns: Labels) -> Axes:
+        """Args: labels of the gates, of the experts they choose from, and of what they look at."""
+        rows = [(gates[gate], experts[expert]) for gate, visible in enumerate(self.visible) for expert in visible]
+        axes: Axes = {"weight": (rows, columns if self.selector is None else None), "bias": (rows,)}
+        if self.selector is not None:
+            axes |= prefixed("selector", self.selector.axes(gates, columns))
+        return axes
 
     def rows(self, gate: int) -> slice:
         """Where gate `gate`'s rows lie in `weight` and `bias`."""

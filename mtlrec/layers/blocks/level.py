@@ -1,18 +1,17 @@
-"""Gated fusion layers, level by level: experts, gates that weigh them, and AdaTT's residual where there is one.
+"""One level of a gated fusion layer: experts, gates that weigh them, and AdaTT's residual where there is one.
 
 Shapes: B batch, S slots, E experts, G gates, D input width, H output width, N experts with a residual weight.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mtlrec.layers.blocks.axes import Axes, Labels, prefixed
 from mtlrec.layers.blocks.experts import ExpertBank
 from mtlrec.layers.blocks.gates import GateBank
-from mtlrec.layers.fusion import FusionLayer
 
 
 class NativeResidual(nn.Module):
@@ -89,35 +88,17 @@ class GatedLevel(nn.Module):
     def forward(self, x: Tensor, selector: Tensor) -> Tensor:
         return self.experts.mix(x, self.weigh(self.gates(selector)))
 
+    def axes(
+        self, gates: Sequence[Hashable], experts: Sequence[Hashable], columns: Labels, selector_columns: Labels
+    ) -> Axes:
+        """Args: labels of the gates, the experts, what the experts read and what the gates look at."""
+        axes = prefixed("experts", self.experts.axes(experts, columns))
+        axes |= prefixed("gates", self.gates.axes(gates, experts, selector_columns))
+        if self.residual is not None and self.residual.weight is not None:
+            axes["residual.weight"] = (experts[: len(self.residual.weight)],)
+        return axes
+
     def weigh(self, gates_BGE: Tensor) -> Tensor:
         """The weight of every expert in every gate's sum: the gates', and the residual's beside them."""
         weights: Tensor = gates_BGE if self.residual is None else self.residual(gates_BGE)
         return weights
-
-
-class GatedFusion(FusionLayer):
-    """Base of the fusion layers with gates. Its `forward` is that of the kinds whose modules keep their slots.
-
-    Attributes:
-        levels: a `GatedLevel` for each inner list of `expert_hidden`, set by the subclass.
-
-    Example:
-        >>> GatedFusion(8, num_tasks=2, expert_hidden=[[16], [6]], num_slots=2).output_dim
-        6
-    """
-
-    levels: nn.ModuleList
-
-    def gated_levels(self) -> Iterator[GatedLevel]:
-        """The levels, typed."""
-        return iter(cast(Iterable[GatedLevel], self.levels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Every module's gate looks at its slot; what it makes is the module's slot in the next level."""
-        self.check_input(x)
-        slots = x
-        for level in self.gated_levels():
-            is_common = slots.dim() == 2
-            # The last level has no gate for a shared module, whose slot is last.
-            slots = level(slots, selector=slots if is_common else slots[:, : level.gates.num_gates])
-        return slots

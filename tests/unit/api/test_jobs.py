@@ -9,7 +9,7 @@ import pytest
 
 import mtlrec
 from mtlrec.api.jobs import load_job
-from mtlrec.config import JobConfig, MMoEFusion
+from mtlrec.config import FUSION, JobConfig
 from mtlrec.errors import ConfigError
 from tests.support.toy import toy_job, toy_table
 
@@ -23,7 +23,7 @@ def test_overrides_are_those_of_the_command() -> None:
 
 
 def test_a_section_may_be_an_object() -> None:
-    fusion = MMoEFusion(kind="mmoe", expert_hidden=[[8]], num_experts=2)
+    fusion = FUSION("mmoe", expert_hidden=[[8]], num_experts=2)
     job = load_job(toy_job(), {"model.fusion": fusion, "data.root": Path("logs"), "data.valid": []})
     assert job.model.fusion == fusion
     assert job.data.root == "logs"

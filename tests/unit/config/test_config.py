@@ -26,7 +26,11 @@ MISTAKES = {
     "train.epoch=2": ["train.epoch = 2", "unknown key", "epochs, max_steps"],
     "sharding.constraints={user: {types: [row_wise], cache_load_factor: 2}}": ["cache_load_factor = 2"],
     "sharding.communication.forward=fp8": ["sharding.communication.forward = 'fp8'", "'fp32', 'fp16' or 'bf16'"],
-    "model.fusion.width=3": ["model.fusion.width = 3", "unknown key", "expert_hidden, activation", "num_task_experts"],
+    "model.fusion.width=3": [
+        "model.fusion.width = 3",
+        "unknown key",
+        "expert_hidden, num_task_experts, native_residual",
+    ],
     "tasks.click.label=user_id": ["tasks.0.label = 'user_id'", "also a feature", "remove it from features"],
     "tasks.buy.given=klick": ["tasks.1.given = 'klick'", "no such task", "click, buy, like, ratio"],
     "tasks.click.given=buy": ["tasks.0.given = 'buy'", "cycle: click -> buy -> click"],
@@ -57,7 +61,10 @@ MISTAKES = {
     "loss.weighting={kind: dwa, temperature: 0}": ["loss.weighting.temperature = 0", "greater than 0"],
     "data.train=[]": ["data.train = []", "must not be empty"],
     "data.keys=[row, row]": ["data.keys.1 = 'row'", "named twice"],
-    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: 0}": ["num_task_experts = 0", "greater than 0"],
+    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: 0}": [
+        "num_task_experts = 0",
+        "greater than or equal to 1",
+    ],
     "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 0, 1, 1]}": ["num_task_experts.1 = 0"],
     "loss.weighting={kind: decay, rate: {buy: 1.1}}": ["loss.weighting.rate.buy = 1.1", "less than or equal to 1"],
     "tasks.like.name=click": ["tasks.2.name = 'click'", "declared twice"],
@@ -82,9 +89,18 @@ MISTAKES = {
     "tables.user.dim=6": ["tables.user.dim = 6", "multiple of 4"],
     "model.fusion.expert_hidden=[]": ["model.fusion.expert_hidden = []", "must not be empty"],
     "model.fusion.expert_hidden=[[8], []]": ["model.fusion.expert_hidden.1 = []", "must not be empty"],
-    "model.fusion={kind: mmoe, expert_hidden: [[8]], gate_hidden: [[4], [4]]}": ["gate_hidden has 2 levels"],
-    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 2]}": ["has 2 entries for 4 tasks"],
-    "model.fusion={kind: adatt, expert_hidden: [[8]], num_task_experts: [1, 2]}": ["has 2 entries for 4 tasks"],
+    "model.fusion={kind: mmoe, expert_hidden: [[8]], gate_hidden: [[4], [4]]}": [
+        "gate_hidden = [[4], [4]]",
+        "one list per level (1 here",
+    ],
+    "model.fusion={kind: ple, expert_hidden: [[8]], num_task_experts: [1, 2]}": [
+        "num_task_experts = [1, 2]",
+        "of the 4 tasks",
+    ],
+    "model.fusion={kind: adatt, expert_hidden: [[8]], num_task_experts: [1, 2]}": [
+        "num_task_experts = [1, 2]",
+        "of the 4 tasks",
+    ],
     "model.fusion={kind: adatt, expert_hidden: [[8]], num_shared_experts: 0}": ["num_shared_experts = 0"],
     "model.fusion={kind: customized, expert_hidden: [[8]], merge: sum}": ["fusion.merge = 'sum'", "'project' or"],
     "model.fusion={kind: shared_bottom, expert_hidden: [[8]], gate_dropout: 0.1}": ["gate_dropout", "unknown key"],
@@ -94,7 +110,7 @@ MISTAKES = {
     "model.fusion.gate_dropout=-0.1": ["model.fusion.gate_dropout = -0.1", "greater than or equal to 0"],
     "model.fusion={kind: adatt_sp, expert_hidden: [[8]], norm: batch, recompute: true}": [
         "model.fusion.recompute = True",
-        "norm: batch would count every row twice",
+        "would count every row twice",
     ],
     "model.fusion.kind=moe": [
         "model.fusion.kind = 'moe'",
@@ -142,7 +158,7 @@ def test_every_fusion_with_a_slot_per_task_takes_features_per_task(fusion: str) 
 def test_asymmetric_sharing_wants_two_tasks() -> None:
     tree = toy_tree(model={"fusion": {"kind": "asymmetric", "expert_hidden": [[8]]}})
     tree["tasks"] = tree["tasks"][:1]
-    with pytest.raises(ConfigError, match=r"model\.fusion\.kind = 'asymmetric': is for two tasks or more"):
+    with pytest.raises(ConfigError, match=r"model\.fusion = .*: asymmetric sharing needs two tasks or more"):
         parse_config(yaml.safe_dump(tree))
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from mtlrec.config.file import load_config
 from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
-from mtlrec.diagnosis.level_sums import Level, expert_names, gate_names
+from mtlrec.diagnosis.level_sums import Level, names_of
 from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.diagnosis.warnings import warnings_of
+from mtlrec.layers import PLE, AdaTT, AdaTTSp, MMoE
 
 LEVEL = Level(
     name="level 1",
@@ -113,21 +113,18 @@ def test_one_expert_alone_is_not_a_collapse() -> None:
     assert warnings_of(replace(FINE, levels=[alone])) == []
 
 
-def test_experts_and_gates_are_named_by_their_tasks() -> None:
-    tasks = [task.name for task in load_config("kuairand_ple", []).tasks]
-    ple = load_config(
-        "kuairand_ple", ["model.fusion.num_task_experts=[2,1,1,1,1,1,1,1]", "model.fusion.num_shared_experts=2"]
-    )
-    assert expert_names(ple, 11) == ["click 1", "click 2", *tasks[1:], "shared 1", "shared 2"]
-    assert gate_names(ple, 9, is_last=False) == [*tasks, "shared"]
-    assert gate_names(ple, 8, is_last=True) == tasks
-    assert expert_names(load_config("kuairand_adatt_sp", []), 8) == tasks
-    named_so = load_config("kuairand_ple", ["tasks.6.name=shared"])
-    assert expert_names(named_so, 9) == [*tasks[:6], "shared", tasks[7], "shared module"]
-    assert gate_names(named_so, 9, is_last=False)[-1] == "shared module"
-    mmoe = load_config("kuairand_mmoe", [])
-    assert expert_names(mmoe, 2) == ["expert 1", "expert 2"]
-    assert gate_names(mmoe, 3, is_last=False) == ["for expert 1", "for expert 2", "for expert 3"]
-    as_many = gate_names(mmoe, len(tasks), is_last=False)
-    assert as_many[:2] == ["for expert 1", "for expert 2"], "as many experts as tasks are no tasks"
-    assert gate_names(mmoe, len(tasks), is_last=True) == tasks
+def test_experts_and_gates_are_named_by_their_owners() -> None:
+    tasks = ["click", "buy", "like"]
+    ple = PLE(4, 3, [[4], [4]], num_task_experts=[2, 1, 1], num_shared_experts=2)
+    assert names_of(ple.expert_owners[0], tasks) == ["click 1", "click 2", "buy", "like", "shared 1", "shared 2"]
+    assert names_of(ple.gate_owners[0], tasks) == [*tasks, "shared"]
+    assert names_of(ple.gate_owners[1], tasks) == tasks
+    assert names_of(AdaTTSp(4, 3, [[4]]).expert_owners[0], tasks) == tasks
+    assert names_of(AdaTT(4, 3, [[4], [4]]).gate_owners[0], ["click", "shared", "like"])[1::2] == [
+        "shared",
+        "shared module",
+    ]
+    mmoe = MMoE(4, 3, [[4], [4]], num_experts=3)
+    assert names_of(mmoe.expert_owners[0], tasks) == ["expert 1", "expert 2", "expert 3"]
+    assert names_of(mmoe.gate_owners[0], tasks) == ["for expert 1", "for expert 2", "for expert 3"]
+    assert names_of(mmoe.gate_owners[1], tasks) == tasks

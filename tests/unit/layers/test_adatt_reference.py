@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
 
 
 def weights() -> dict[str, torch.Tensor]:
-    return to_adatt_reference(PLE(6, 2, [1, 2], 1, [[4], [3]]))
+    return to_adatt_reference(PLE(6, 2, [[4], [3]], [1, 2], 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -45,14 +45,14 @@ def test_the_state_dicts_dtype_is_kept_and_can_be_changed(dtype: torch.dtype) ->
     "layer",
     [
         SharedBottom(6, 2, [[4, 3], [2]]),
-        MMoE(6, 2, 3, [[4], [3]], gate_hidden=[[5, 2], []]),
-        PLE(6, 2, [1, 2], 1, [[4], [3]]),
-        AdaTTSp(6, 2, 2, [[4], [3]]),
-        AdaTTSp(6, 2, 1, [[4], [3]]),
-        AdaTT(6, 2, [1, 2], 2, [[4], [3]]),
-        AdaTT(6, 2, 2, 1, [[4]]),
-        AdaTT(6, 2, 1, 1, [[4], [3]]),
-        AdaTT(6, 2, 2, 1, [[4]], native_residual=False),
+        MMoE(6, 2, [[4], [3]], 3, gate_hidden=[[5, 2], []]),
+        PLE(6, 2, [[4], [3]], [1, 2], 1),
+        AdaTTSp(6, 2, [[4], [3]], 2),
+        AdaTTSp(6, 2, [[4], [3]], 1),
+        AdaTT(6, 2, [[4], [3]], [1, 2], 2),
+        AdaTT(6, 2, [[4]], 2, 1),
+        AdaTT(6, 2, [[4], [3]], 1, 1),
+        AdaTT(6, 2, [[4]], 2, 1, native_residual=False),
         CrossStitch(6, 3, [[4], [3]]),
         AsymmetricBottom(6, 3, [[4], [3]]),
     ],
@@ -92,7 +92,7 @@ def test_a_layer_without_reference_is_an_error() -> None:
 
 def test_options_without_reference_are_an_error() -> None:
     with pytest.raises(ValueError, match="plain ReLU experts only"):
-        to_adatt_reference(PLE(6, 2, 1, 1, [[4]], norm="layer"))
+        to_adatt_reference(PLE(6, 2, [[4]], 1, 1, norm="layer"))
     with pytest.raises(ValueError, match="plain ReLU experts only"):
         from_adatt_reference({**CONFIG, "activation": "silu"}, weights())
 

@@ -14,7 +14,7 @@ def levels(model: nn.Module) -> list[GatedLevel]:
 
 def test_gates_weights_and_norms_are_those_of_the_batch() -> None:
     torch.manual_seed(0)
-    layer, x = AdaTTSp(6, 2, 2, [[5], [4]]), torch.randn(7, 6)
+    layer, x = AdaTTSp(6, 2, [[5], [4]], 2), torch.randn(7, 6)
     seen = diagnose(layer, x)
 
     assert list(seen) == ["levels.0", "levels.1"]
@@ -30,7 +30,7 @@ def test_gates_weights_and_norms_are_those_of_the_batch() -> None:
     torch.testing.assert_close(layer(x), slots)
 
 
-@pytest.mark.parametrize("layer", [MMoE(6, 3, 4, [[5], [4]]), PLE(6, 3, 1, 2, [[5], [4]]), AdaTT(6, 3, 1, 1, [[4]])])
+@pytest.mark.parametrize("layer", [MMoE(6, 3, [[5], [4]], 4), PLE(6, 3, [[5], [4]], 1, 2), AdaTT(6, 3, [[4]], 1, 1)])
 def test_every_gated_layer_inside_a_model_without_a_trace(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(3, 6), layer)
     seen = diagnose(model, torch.randn(7, 3))
@@ -40,7 +40,7 @@ def test_every_gated_layer_inside_a_model_without_a_trace(layer: nn.Module) -> N
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    layer = AdaTTSp(6, 2, 2, [[5], [4]], norm="batch", dropout=0.5, gate_dropout=0.5)
+    layer = AdaTTSp(6, 2, [[5], [4]], 2, norm="batch", dropout=0.5, gate_dropout=0.5)
     layer.levels[1].eval()
     modes = {name: module.training for name, module in layer.named_modules()}
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
@@ -55,7 +55,7 @@ def test_a_layer_without_gates_has_nothing_to_show() -> None:
 
 
 def test_the_hooks_are_gone_after_an_error() -> None:
-    layer = MMoE(6, 2, 3, [[4]])
+    layer = MMoE(6, 2, [[4]], 3)
     with pytest.raises(ValueError, match="takes an input of shape"):
         diagnose(layer, torch.randn(3, 5))
     assert all(not module._forward_hooks for module in layer.modules())

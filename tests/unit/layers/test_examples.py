@@ -13,9 +13,14 @@ from torch import nn
 
 import mtlrec.layers
 
+WITHOUT_CODE = "mtlrec.layers.blocks.arguments"
 MODULES = [
     "mtlrec.layers",
-    *(one.name for one in pkgutil.walk_packages(mtlrec.layers.__path__, "mtlrec.layers.") if not one.ispkg),
+    *(
+        module.name
+        for module in pkgutil.walk_packages(mtlrec.layers.__path__, "mtlrec.layers.")
+        if not module.ispkg and module.name != WITHOUT_CODE
+    ),
 ]
 
 

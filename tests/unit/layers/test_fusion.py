@@ -85,7 +85,7 @@ def test_shared_bottom_hands_out_views() -> None:
 def test_mmoe_equals_a_loop(num_tasks: int, num_experts: int, levels: list[list[int]], data: st.DataObject) -> None:
     per_level = st.lists(st.lists(st.integers(1, 4), max_size=2), min_size=len(levels), max_size=len(levels))
     gate_hidden = data.draw(st.none() | per_level)
-    layer = MMoE(D, num_tasks, num_experts, levels, gate_hidden).double()
+    layer = MMoE(D, num_tasks, levels, num_experts, gate_hidden).double()
     weights, x = to_adatt_reference(layer), randn(4, D)
 
     inputs = [x] * num_experts
@@ -110,7 +110,7 @@ def test_ple_equals_a_loop(
     task_experts: list[int], shared_experts: int, levels: list[list[int]], has_slots: bool
 ) -> None:
     num_tasks, owners = len(task_experts), [*task_experts, shared_experts]
-    layer = PLE(D, num_tasks, task_experts, shared_experts, levels).double()
+    layer = PLE(D, num_tasks, levels, task_experts, shared_experts).double()
     weights, x = to_adatt_reference(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
 
     slots = list(x.unbind(1)) if has_slots else [x] * (num_tasks + 1)
@@ -141,7 +141,7 @@ def test_ple_equals_a_loop(
 def test_adatt_sp_equals_a_loop(
     num_tasks: int, count: int, levels: list[list[int]], residual: bool, has_slots: bool
 ) -> None:
-    layer = AdaTTSp(D, num_tasks, count, levels, residual).double()
+    layer = AdaTTSp(D, num_tasks, levels, count, residual).double()
     weights, x = to_adatt_reference(layer), randn(4, num_tasks, D) if has_slots else randn(4, D)
 
     slots = list(x.unbind(1)) if has_slots else [x] * num_tasks
@@ -173,7 +173,7 @@ def test_adatt_equals_a_loop(
     task_experts: list[int], shared_experts: int, levels: list[list[int]], residual: bool, has_slots: bool
 ) -> None:
     num_tasks, owners = len(task_experts), [*task_experts, shared_experts]
-    layer = AdaTT(D, num_tasks, task_experts, shared_experts, levels, residual).double()
+    layer = AdaTT(D, num_tasks, levels, task_experts, shared_experts, residual).double()
     weights, x = to_adatt_reference(layer), randn(4, num_tasks + 1, D) if has_slots else randn(4, D)
 
     slots = list(x.unbind(1)) if has_slots else [x] * (num_tasks + 1)
@@ -261,7 +261,7 @@ def expert_alone(bank: ExpertBank, expert: int, x: Tensor) -> Tensor:
 
 def test_adatt_residual_weights_start_within_their_bound() -> None:
     torch.manual_seed(0)
-    (level,) = AdaTT(4, 200, [5, 1] * 100, 3, [[2]]).gated_levels()
+    (level,) = AdaTT(4, 200, [[2]], [5, 1] * 100, 3).gated_levels()
     assert level.residual is not None
     for first, count in [(0, 5), (1, 1)]:
         drawn = torch.cat([level.residual.weight[level.residual.rows(task)] for task in range(first, 200, 2)])

@@ -176,10 +176,10 @@ def test_a_retained_graph_gives_the_same_gradients_again() -> None:
 
 LEVELS = [[96, 32], [16]]
 BUILDERS: dict[str, Callable[..., FusionLayer]] = {
-    "mmoe": lambda **o: MMoE(48, 2, 8, LEVELS, **o),
-    "ple": lambda **o: PLE(48, 2, 3, 2, LEVELS, **o),
-    "adatt_sp": lambda **o: AdaTTSp(48, 2, 4, LEVELS, **o),
-    "adatt": lambda **o: AdaTT(48, 2, 3, 2, LEVELS, **o),
+    "mmoe": lambda **o: MMoE(48, 2, LEVELS, 8, **o),
+    "ple": lambda **o: PLE(48, 2, LEVELS, 3, 2, **o),
+    "adatt_sp": lambda **o: AdaTTSp(48, 2, LEVELS, 4, **o),
+    "adatt": lambda **o: AdaTT(48, 2, LEVELS, 3, 2, **o),
 }
 
 
@@ -207,7 +207,7 @@ def test_recomputing_halves_the_memory(kind: str, options: dict[str, Any]) -> No
 
 
 def test_without_gradients_only_outputs_outlive_their_group() -> None:
-    layer, x = MMoE(48, 2, 64, [[96, 32]]), torch.randn(4096, 48)
+    layer, x = MMoE(48, 2, [[96, 32]], 64), torch.randn(4096, 48)
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
         layer(x)
     assert peak_of(profile) < 1.6 * 64 * 4096 * 32 * 4  # an eighth of all hidden activations beside the outputs

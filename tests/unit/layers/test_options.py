@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlrec.layers import (
+    FUSIONS,
     PLE,
     AdaTT,
     AdaTTSp,
@@ -18,14 +19,14 @@ from mtlrec.layers import (
 )
 from mtlrec.layers.blocks import experts as experts_module
 from mtlrec.layers.blocks.experts import ExpertNorm
-from tests.support.layers import EXTRA_ARGUMENTS
+from tests.support.layers import sizes_of
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 GATED = [MMoE, PLE, AdaTTSp, AdaTT]
 
 
 def build(kind: type[FusionLayer], **options: Any) -> FusionLayer:
-    return kind(**{"input_dim": 6, "num_tasks": 2, "expert_hidden": [[8], [4]], **EXTRA_ARGUMENTS[kind], **options})
+    return kind(**{"input_dim": 6, "num_tasks": 2, "expert_hidden": [[8], [4]], **sizes_of(kind), **options})
 
 
 def plain_expert(bank: ExpertBank, expert: int) -> nn.Sequential:
@@ -114,7 +115,7 @@ def test_recomputing_changes_no_gradient_and_draws_the_same_dropout(
         torch.testing.assert_close(q.grad, p.grad)
 
 
-@pytest.mark.parametrize("kind", EXTRA_ARGUMENTS)
+@pytest.mark.parametrize("kind", FUSIONS.values(), ids=FUSIONS)
 def test_every_layer_takes_the_options(kind: type[FusionLayer]) -> None:
     layer = build(kind, activation="silu", norm="layer", dropout=0.2, recompute=True)
     banks = [module for name, module in layer.named_modules() if isinstance(module, ExpertBank)]
@@ -125,7 +126,7 @@ def test_every_layer_takes_the_options(kind: type[FusionLayer]) -> None:
     assert build(kind, norm="batch")(torch.randn(5, 6)).shape == (5, 2, 4)
 
 
-@pytest.mark.parametrize("kind", EXTRA_ARGUMENTS)
+@pytest.mark.parametrize("kind", FUSIONS.values(), ids=FUSIONS)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

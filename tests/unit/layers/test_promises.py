@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlrec.layers import (
+    FUSIONS,
     PLE,
     AdaTT,
     AdaTTSp,
@@ -22,7 +23,7 @@ from mtlrec.layers import (
 )
 from mtlrec.layers.adatt_reference import reference_tensors
 from mtlrec.layers.blocks.experts import ExpertBank
-from tests.support.layers import EXTRA_ARGUMENTS
+from tests.support.layers import sizes_of
 
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: SingleTask(12, 3, [[16, 8], [6]]),
@@ -31,16 +32,16 @@ ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: CrossStitch(12, 3, [[16, 8], [6]]),
     lambda: CustomizedSharing(12, 3, [[16, 8], [6]]),
     lambda: CustomizedSharing(12, 3, [[16, 8], [6]], merge="weight"),
-    lambda: MMoE(12, 3, 4, [[16, 8], [6]], gate_hidden=[[7], []]),
-    lambda: PLE(12, 3, [1, 2, 3], 2, [[16, 8], [6]]),
-    lambda: AdaTTSp(12, 3, 2, [[16, 8], [6]]),
-    lambda: AdaTTSp(12, 3, 1, [[16, 8], [6]], native_residual=False),
-    lambda: AdaTT(12, 3, [1, 2, 3], 2, [[16, 8], [6]]),
-    lambda: AdaTT(12, 3, 1, 1, [[16, 8], [6]]),
+    lambda: MMoE(12, 3, [[16, 8], [6]], 4, gate_hidden=[[7], []]),
+    lambda: PLE(12, 3, [[16, 8], [6]], [1, 2, 3], 2),
+    lambda: AdaTTSp(12, 3, [[16, 8], [6]], 2),
+    lambda: AdaTTSp(12, 3, [[16, 8], [6]], 1, native_residual=False),
+    lambda: AdaTT(12, 3, [[16, 8], [6]], [1, 2, 3], 2),
+    lambda: AdaTT(12, 3, [[16, 8], [6]], 1, 1),
 ]
 WITH_OPTIONS: list[Callable[[], FusionLayer]] = [
-    lambda: PLE(12, 3, [1, 2, 3], 2, [[16, 8], [6]], recompute=True),
-    lambda: AdaTT(12, 3, [1, 2, 3], 2, [[16, 8], [6]], activation="silu", norm="layer", recompute=True),
+    lambda: PLE(12, 3, [[16, 8], [6]], [1, 2, 3], 2, recompute=True),
+    lambda: AdaTT(12, 3, [[16, 8], [6]], [1, 2, 3], 2, activation="silu", norm="layer", recompute=True),
     lambda: SingleTask(12, 3, [[16, 8], [6]], activation="gelu", norm="batch"),
 ]
 one_of_each_with_options = pytest.mark.parametrize("build", ONE_OF_EACH + WITH_OPTIONS)
@@ -92,9 +93,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("kind", EXTRA_ARGUMENTS)
+@pytest.mark.parametrize("kind", FUSIONS.values(), ids=FUSIONS)
 def test_sizes_that_make_no_layer_are_errors(kind: type[FusionLayer]) -> None:
-    arguments: dict[str, Any] = {"input_dim": 6, "num_tasks": 2, "expert_hidden": [[4]], **EXTRA_ARGUMENTS[kind]}
+    arguments: dict[str, Any] = {"input_dim": 6, "num_tasks": 2, "expert_hidden": [[4]], **sizes_of(kind)}
     for name, value, message in MISTAKES:
         if name in arguments:
             with pytest.raises(ValueError, match=message):
@@ -105,7 +106,7 @@ def test_sizes_that_make_no_layer_are_errors(kind: type[FusionLayer]) -> None:
 @pytest.mark.parametrize("counts", [[1], [1, 2, 3], [], [1, 0]])
 def test_a_list_of_experts_has_one_count_per_task(kind: type[PLE] | type[AdaTT], counts: list[int]) -> None:
     with pytest.raises(ValueError, match=r"num_task_experts must be a number .* each of the 2 tasks"):
-        kind(6, 2, counts, 1, [[4]])
+        kind(6, 2, [[4]], counts)
 
 
 def test_what_only_one_kind_asks_for() -> None:
@@ -117,7 +118,7 @@ def test_what_only_one_kind_asks_for() -> None:
 
 def test_mmoe_wants_one_gate_mlp_per_level() -> None:
     with pytest.raises(ValueError, match=r"gate_hidden must have one list per level \(2 here"):
-        MMoE(6, 2, 3, [[4], [4]], gate_hidden=[[5]])
+        MMoE(6, 2, [[4], [4]], 3, gate_hidden=[[5]])
 
 
 def test_the_callers_lists_are_left_alone() -> None:
@@ -126,10 +127,10 @@ def test_the_callers_lists_are_left_alone() -> None:
     layers = [
         SingleTask(6, 2, expert_hidden),
         SharedBottom(6, 2, expert_hidden),
-        MMoE(6, 2, 3, expert_hidden, gate_hidden),
-        PLE(6, 2, task_experts, 1, expert_hidden),
-        AdaTTSp(6, 2, 2, expert_hidden),
-        AdaTT(6, 2, task_experts, 1, expert_hidden),
+        MMoE(6, 2, expert_hidden, 3, gate_hidden),
+        PLE(6, 2, expert_hidden, task_experts, 1),
+        AdaTTSp(6, 2, expert_hidden, 2),
+        AdaTT(6, 2, expert_hidden, task_experts, 1),
         CrossStitch(6, 2, expert_hidden),
         AsymmetricBottom(6, 2, expert_hidden),
         CustomizedSharing(6, 2, expert_hidden),

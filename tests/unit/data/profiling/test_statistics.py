@@ -15,7 +15,7 @@ import yaml
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.config.job import STATISTICS_TO_COME
-from mtlrec.config.moments import Moments
+from mtlrec.config.statistics import Moments
 from mtlrec.data.profiling import statistics
 from mtlrec.data.profiling.statistics import Sample
 from tests.support.ranks import run_cli

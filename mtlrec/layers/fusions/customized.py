@@ -4,21 +4,23 @@ et al., Progressive Layered Extraction (PLE), RecSys 2020).
 Shapes: B batch, D input width, T tasks, S = T + 1 slots (a task each, the shared expert last), H output width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
+from mtlrec.layers.blocks.arguments import Levels
+from mtlrec.layers.blocks.axes import SHARED, Axes, Labels, label_of, prefixed
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.blocks.linear import BatchedLinear
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.fusions.fusion import ExpertFusion
 
 Merge = Literal["project", "weight"]
 
 
-class CustomizedSharing(FusionLayer):
+class CustomizedSharing(ExpertFusion):
     """A task's output is made of its own expert's and the shared expert's.
 
     Levels mean nothing here: each continues the experts of the one before.
@@ -42,11 +44,13 @@ class CustomizedSharing(FusionLayer):
         torch.Size([5, 2, 6])
     """
 
+    takes_slots = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        expert_hidden: Sequence[Sequence[int]],
+        expert_hidden: Levels,
         merge: Merge = "project",
         **options: Unpack[ExpertOptions],
     ) -> None:
@@ -57,6 +61,12 @@ class CustomizedSharing(FusionLayer):
         is_projected = merge == "project"
         self.projections = BatchedLinear(num_tasks, 2 * self.output_dim, self.output_dim) if is_projected else None
         self.weights = None if is_projected else MergeWeights(num_tasks)
+
+    def axes(self, tasks: Sequence[Hashable], columns: Labels) -> Axes:
+        axes = prefixed("experts", self.experts.axes([*tasks, label_of(SHARED, tasks)], columns))
+        if self.weights is not None:
+            return axes | {"weights.weight": (tasks, None)}
+        return axes | {"projections.weight": (tasks, None, None), "projections.bias": (tasks, None)}
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

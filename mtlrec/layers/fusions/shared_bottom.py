@@ -3,17 +3,19 @@
 Shapes: B batch, D input width, T tasks, H output width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from typing import Unpack
 
 from torch import Tensor
 
+from mtlrec.layers.blocks.arguments import Levels
+from mtlrec.layers.blocks.axes import SHARED, Axes, Labels, prefixed
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.fusions.fusion import ExpertFusion
 
 
-class SharedBottom(FusionLayer):
+class SharedBottom(ExpertFusion):
     """One MLP, its output handed to every task as a view. Levels mean nothing here: each continues the MLP.
 
     Args:
@@ -38,11 +40,14 @@ class SharedBottom(FusionLayer):
         self,
         input_dim: int,
         num_tasks: int,
-        expert_hidden: Sequence[Sequence[int]],
+        expert_hidden: Levels,
         **options: Unpack[ExpertOptions],
     ) -> None:
-        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=None)
+        super().__init__(input_dim, num_tasks, expert_hidden)
         self.experts = ExpertBank(1, input_dim, tuple(chain(*self.expert_hidden)), **options)
+
+    def axes(self, tasks: Sequence[Hashable], columns: Labels) -> Axes:
+        return prefixed("experts", self.experts.axes([SHARED], columns))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -9,10 +9,13 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
+from mtlrec.layers.blocks.arguments import Dropout, Levels, Size, Widths
+from mtlrec.layers.blocks.axes import Owner
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.blocks.gates import GateBank
-from mtlrec.layers.blocks.level import GatedFusion, GatedLevel
+from mtlrec.layers.blocks.level import GatedLevel
 from mtlrec.layers.blocks.mlp import check_positive
+from mtlrec.layers.fusions.gated import GatedFusion
 
 
 class MMoE(GatedFusion):
@@ -25,11 +28,11 @@ class MMoE(GatedFusion):
     Args:
         input_dim: D.
         num_tasks: T.
-        num_experts: E, in every level.
         expert_hidden: one inner list per level: the widths of every expert in it.
+        num_experts: E, the experts of every level.
         gate_hidden: one inner list per level: the widths of the MLP before every gate in it, `[]` for none (the
             default).
-        gate_dropout: see `GateBank`.
+        gate_dropout: the chance that training hides an expert from a gate; see `GateBank`.
         options: see `ExpertOptions`.
 
     Shapes: `[B, D] -> [B, T, H]`.
@@ -45,17 +48,19 @@ class MMoE(GatedFusion):
         torch.Size([5, 2, 6])
     """
 
+    gates_read_input = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        num_experts: int,
-        expert_hidden: Sequence[Sequence[int]],
-        gate_hidden: Sequence[Sequence[int]] | None = None,
-        gate_dropout: float = 0.0,
+        expert_hidden: Levels,
+        num_experts: Size = 4,
+        gate_hidden: Sequence[Widths] | None = None,
+        gate_dropout: Dropout = 0.0,
         **options: Unpack[ExpertOptions],
     ) -> None:
-        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=None)
+        super().__init__(input_dim, num_tasks, expert_hidden)
         check_positive(num_experts=num_experts)
         num_levels = len(self.expert_hidden)
         gate_hidden = ((),) * num_levels if gate_hidden is None else gate_hidden
@@ -63,13 +68,15 @@ class MMoE(GatedFusion):
             raise ValueError(
                 f"gate_hidden must have one list per level ({num_levels} here, [] for no MLP), got {gate_hidden!r}"
             )
-        num_gates = [num_experts] * (num_levels - 1) + [num_tasks]
+        inner_gates: list[Owner] = [f"for expert {index}" for index in range(1, num_experts + 1)]
+        self.expert_owners = [["expert"] * num_experts] * num_levels
+        self.gate_owners = [inner_gates] * (num_levels - 1) + [list(range(num_tasks))]
         self.levels = nn.ModuleList(
             GatedLevel(
                 ExpertBank(num_experts, dim, hidden, **options),
-                GateBank(gates, num_experts, input_dim, of_gates, dropout=gate_dropout),
+                GateBank(len(gates), num_experts, input_dim, of_gates, dropout=gate_dropout),
             )
-            for (dim, hidden), gates, of_gates in zip(self.level_dims(), num_gates, gate_hidden, strict=True)
+            for (dim, hidden), gates, of_gates in zip(self.level_dims(), self.gate_owners, gate_hidden, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:

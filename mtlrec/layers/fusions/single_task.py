@@ -3,17 +3,19 @@
 Shapes: B batch, D input width, T tasks, H output width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import chain
 from typing import Unpack
 
 from torch import Tensor
 
+from mtlrec.layers.blocks.arguments import Levels
+from mtlrec.layers.blocks.axes import Axes, Labels, prefixed
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.fusions.fusion import ExpertFusion
 
 
-class SingleTask(FusionLayer):
+class SingleTask(ExpertFusion):
     """T separate MLPs. Levels mean nothing here: each continues the MLP of the one before.
 
     Args:
@@ -33,15 +35,20 @@ class SingleTask(FusionLayer):
         torch.Size([5, 3, 4])
     """
 
+    takes_slots = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        expert_hidden: Sequence[Sequence[int]],
+        expert_hidden: Levels,
         **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks)
         self.experts = ExpertBank(num_tasks, input_dim, tuple(chain(*self.expert_hidden)), **options)
+
+    def axes(self, tasks: Sequence[Hashable], columns: Labels) -> Axes:
+        return prefixed("experts", self.experts.axes(tasks, columns))
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -10,11 +10,14 @@ from typing import Unpack
 
 from torch import nn
 
+from mtlrec.layers.blocks.arguments import Dropout, Levels, Size
+from mtlrec.layers.blocks.axes import SHARED, Owner
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.blocks.gates import GateBank
-from mtlrec.layers.blocks.level import GatedFusion, GatedLevel, NativeResidual
+from mtlrec.layers.blocks.level import GatedLevel, NativeResidual
 from mtlrec.layers.blocks.mlp import check_positive
-from mtlrec.layers.fusion import task_expert_counts
+from mtlrec.layers.fusions.fusion import task_expert_counts
+from mtlrec.layers.fusions.gated import GatedFusion
 
 
 class AdaTTSp(GatedFusion):
@@ -26,10 +29,10 @@ class AdaTTSp(GatedFusion):
     Args:
         input_dim: D.
         num_tasks: T.
-        num_task_experts: m, the experts of each task in every level.
         expert_hidden: one inner list per level: the widths of every expert in it.
+        num_task_experts: m, the experts of each task in every level.
         native_residual: False leaves the residual out (the paper's ablation).
-        gate_dropout: see `GateBank`.
+        gate_dropout: the chance that training hides an expert from a gate; see `GateBank`.
         options: see `ExpertOptions`.
 
     Shapes: `[B, D]` (all tasks read the same) or `[B, T, D]` -> `[B, T, H]`.
@@ -44,20 +47,25 @@ class AdaTTSp(GatedFusion):
         (torch.Size([5, 2, 6]), torch.Size([5, 2, 6]))
     """
 
+    takes_slots = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        num_task_experts: int,
-        expert_hidden: Sequence[Sequence[int]],
+        expert_hidden: Levels,
+        num_task_experts: Size = 1,
         native_residual: bool = True,
-        gate_dropout: float = 0.0,
+        gate_dropout: Dropout = 0.0,
         **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks)
         check_positive(num_task_experts=num_task_experts)
         experts_per_task = (num_task_experts,) * num_tasks
         num_experts = sum(experts_per_task)
+        owners = [task for task in range(num_tasks) for _ in range(num_task_experts)]
+        self.expert_owners = [owners] * len(self.expert_hidden)
+        self.gate_owners = [range(num_tasks)] * len(self.expert_hidden)
         is_learned = num_task_experts > 1
         self.levels = nn.ModuleList(
             GatedLevel(
@@ -79,11 +87,11 @@ class AdaTT(GatedFusion):
     Args:
         input_dim: D.
         num_tasks: T.
+        expert_hidden: one inner list per level: the widths of every expert in it.
         num_task_experts: experts of each task, in every level: one number, or one per task.
         num_shared_experts: experts of the shared module, in every level.
-        expert_hidden: one inner list per level: the widths of every expert in it.
         native_residual: False leaves the residual out (the paper's ablation).
-        gate_dropout: see `GateBank`.
+        gate_dropout: the chance that training hides an expert from a gate; see `GateBank`.
         options: see `ExpertOptions`.
 
     Shapes: `[B, D]` (all modules read the same) or `[B, T + 1, D]` (the shared module's last) -> `[B, T, H]`.
@@ -99,28 +107,33 @@ class AdaTT(GatedFusion):
         (torch.Size([5, 2, 6]), torch.Size([5, 2, 6]))
     """
 
+    takes_slots = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        num_task_experts: int | Sequence[int],
-        num_shared_experts: int,
-        expert_hidden: Sequence[Sequence[int]],
+        expert_hidden: Levels,
+        num_task_experts: Size | Sequence[Size] = 1,
+        num_shared_experts: Size = 1,
         native_residual: bool = True,
-        gate_dropout: float = 0.0,
+        gate_dropout: Dropout = 0.0,
         **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
         check_positive(num_shared_experts=num_shared_experts)
         self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
         num_experts = sum(self.experts_per_slot)
-        num_gates = [num_tasks + 1] * (len(self.expert_hidden) - 1) + [num_tasks]
+        modules: list[Owner] = [*range(num_tasks), SHARED]
+        owners = [module for module, count in zip(modules, self.experts_per_slot, strict=True) for _ in range(count)]
+        self.expert_owners = [owners] * len(self.expert_hidden)
+        self.gate_owners = [modules] * (len(self.expert_hidden) - 1) + [modules[:-1]]
         is_learned = any(count != 1 for count in self.experts_per_slot)
         self.levels = nn.ModuleList(
             GatedLevel(
                 ExpertBank(num_experts, dim, hidden, self.experts_per_slot, **options),
-                GateBank(gates, num_experts, dim, dropout=gate_dropout),
-                NativeResidual(self.experts_per_slot, gates, is_learned) if native_residual else None,
+                GateBank(len(gates), num_experts, dim, dropout=gate_dropout),
+                NativeResidual(self.experts_per_slot, len(gates), is_learned) if native_residual else None,
             )
-            for (dim, hidden), gates in zip(self.level_dims(), num_gates, strict=True)
+            for (dim, hidden), gates in zip(self.level_dims(), self.gate_owners, strict=True)
         )

@@ -4,14 +4,16 @@ Networks for Multi-task Learning, CVPR 2016).
 Shapes: B batch, D input width, T tasks, H output width.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
+from mtlrec.layers.blocks.arguments import Levels
+from mtlrec.layers.blocks.axes import Axes, Labels, prefixed
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
-from mtlrec.layers.fusion import FusionLayer
+from mtlrec.layers.fusions.fusion import ExpertFusion
 
 
 class Stitch(nn.Module):
@@ -36,7 +38,7 @@ class Stitch(nn.Module):
             self.weight.fill_(0.1 / max(1, num_tasks - 1)).fill_diagonal_(0.9 if num_tasks > 1 else 1.0)
 
 
-class CrossStitch(FusionLayer):
+class CrossStitch(ExpertFusion):
     """Levels of one expert per task; after each, every task reads a learned mix of all tasks' outputs.
 
     Args:
@@ -57,11 +59,13 @@ class CrossStitch(FusionLayer):
         (torch.Size([5, 3, 6]), torch.Size([5, 3, 6]))
     """
 
+    takes_slots = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        expert_hidden: Sequence[Sequence[int]],
+        expert_hidden: Levels,
         **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks)
@@ -71,6 +75,13 @@ class CrossStitch(FusionLayer):
     def levels(self) -> Iterator[tuple[ExpertBank, Stitch]]:
         """Each level's experts and the stitch after them."""
         return zip(cast(Iterable[ExpertBank], self.experts), cast(Iterable[Stitch], self.stitches), strict=True)
+
+    def axes(self, tasks: Sequence[Hashable], columns: Labels) -> Axes:
+        axes: Axes = {}
+        for i, (experts, _) in enumerate(self.levels()):
+            axes |= prefixed(f"experts.{i}", experts.axes(tasks, None if i else columns))
+            axes[f"stitches.{i}.weight"] = (tasks, tasks)
+        return axes
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)

@@ -11,11 +11,14 @@ from typing import Unpack
 
 from torch import nn
 
+from mtlrec.layers.blocks.arguments import Dropout, Levels, Size
+from mtlrec.layers.blocks.axes import SHARED, Owner
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.blocks.gates import GateBank
-from mtlrec.layers.blocks.level import GatedFusion, GatedLevel
+from mtlrec.layers.blocks.level import GatedLevel
 from mtlrec.layers.blocks.mlp import check_positive
-from mtlrec.layers.fusion import task_expert_counts
+from mtlrec.layers.fusions.fusion import task_expert_counts
+from mtlrec.layers.fusions.gated import GatedFusion
 
 
 class PLE(GatedFusion):
@@ -28,10 +31,10 @@ class PLE(GatedFusion):
     Args:
         input_dim: D.
         num_tasks: T.
+        expert_hidden: one inner list per level: the widths of every expert in it.
         num_task_experts: experts of each task, in every level: one number, or one per task.
         num_shared_experts: experts of the shared module, in every level.
-        expert_hidden: one inner list per level: the widths of every expert in it.
-        gate_dropout: see `GateBank`.
+        gate_dropout: the chance that training hides an expert from a gate; see `GateBank`.
         options: see `ExpertOptions`.
 
     Shapes: `[B, D]` (all modules read the same) or `[B, T + 1, D]` (the shared module's last) -> `[B, T, H]`.
@@ -47,14 +50,16 @@ class PLE(GatedFusion):
         (torch.Size([5, 2, 6]), torch.Size([5, 2, 6]))
     """
 
+    takes_slots = True
+
     def __init__(
         self,
         input_dim: int,
         num_tasks: int,
-        num_task_experts: int | Sequence[int],
-        num_shared_experts: int,
-        expert_hidden: Sequence[Sequence[int]],
-        gate_dropout: float = 0.0,
+        expert_hidden: Levels,
+        num_task_experts: Size | Sequence[Size] = 1,
+        num_shared_experts: Size = 1,
+        gate_dropout: Dropout = 0.0,
         **options: Unpack[ExpertOptions],
     ) -> None:
         super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
@@ -62,6 +67,10 @@ class PLE(GatedFusion):
         self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
         num_experts = sum(self.experts_per_slot)
         visible = self._visible_experts()
+        modules: list[Owner] = [*range(num_tasks), SHARED]
+        owners = [module for module, count in zip(modules, self.experts_per_slot, strict=True) for _ in range(count)]
+        self.expert_owners = [owners] * len(self.expert_hidden)
+        self.gate_owners = [modules] * (len(self.expert_hidden) - 1) + [modules[:-1]]
         visible_by_level = [visible] * (len(self.expert_hidden) - 1) + [visible[:-1]]
         self.levels = nn.ModuleList(
             GatedLevel(

@@ -1,0 +1,1 @@
+"""The bottoms, one file for each kind."""
