@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mtlrec.comparison.capacity import Capacity, Measure, capacity_of, matched
 from mtlrec.config import JobConfig
-from mtlrec.config.loss import Weighting
+from mtlrec.config.kinds.weighting import Weighting
 from mtlrec.config.model import FUSION, Heads
 from mtlrec.errors import ConfigError
 

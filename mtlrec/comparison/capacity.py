@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.config import JobConfig
-from mtlrec.config.kinds import PartConfig
+from mtlrec.config.kinds.family import PartConfig
 from mtlrec.errors import ConfigError
 from mtlrec.models.build import build_model
 from mtlrec.models.multitask import OverArch

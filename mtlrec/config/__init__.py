@@ -9,8 +9,16 @@ from mtlrec.config.data import (
     TableConfig,
 )
 from mtlrec.config.job import JobConfig
-from mtlrec.config.kinds import Family, PartConfig
-from mtlrec.config.loss import (
+from mtlrec.config.kinds.family import Family, PartConfig
+from mtlrec.config.kinds.optimizers import (
+    DENSE_OPTIMIZERS,
+    TABLE_OPTIMIZERS,
+    DenseOptimizer,
+    OptimConfig,
+    Optimizer,
+    TableOptimizer,
+)
+from mtlrec.config.kinds.weighting import (
     CAGradWeighting,
     DecayWeighting,
     DWAWeighting,
@@ -36,11 +44,7 @@ from mtlrec.config.model import (
 from mtlrec.config.tasks import ColumnRule, LabelColumn, Task
 from mtlrec.config.training import (
     METRIC_DIRECTIONS,
-    DenseOptim,
-    OptimConfig,
-    Schedule,
     ShardingConfig,
-    SparseOptim,
     TableConstraint,
     TrainConfig,
 )
@@ -48,8 +52,10 @@ from mtlrec.errors import LocatedError
 
 __all__ = [
     "BOTTOM",
+    "DENSE_OPTIMIZERS",
     "FUSION",
     "METRIC_DIRECTIONS",
+    "TABLE_OPTIMIZERS",
     "AITMHeads",
     "Bottom",
     "CAGradWeighting",
@@ -59,7 +65,7 @@ __all__ = [
     "DataConfig",
     "DecayWeighting",
     "DenseFeature",
-    "DenseOptim",
+    "DenseOptimizer",
     "ESCM2Heads",
     "ESMMHeads",
     "Family",
@@ -75,14 +81,14 @@ __all__ = [
     "MetricsConfig",
     "ModelConfig",
     "OptimConfig",
+    "Optimizer",
     "PartConfig",
-    "Schedule",
     "ShardingConfig",
     "SparseFeature",
-    "SparseOptim",
     "StaticWeighting",
     "TableConfig",
     "TableConstraint",
+    "TableOptimizer",
     "Task",
     "TrainConfig",
     "UncertaintyWeighting",

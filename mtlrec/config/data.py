@@ -53,6 +53,8 @@ class DataConfig(Strict):
 class TableConfig(Strict):
     rows: PositiveInt
     dim: PositiveInt = Field(multiple_of=4, description="FBGEMM wants multiples of 4")
+    lr: Positive | None = Field(None, description="learning rate of this table; its schedule is that of optim.sparse")
+    init_std: Positive = Field(0.05, description="standard deviation of the normal distribution it is drawn from")
 
 
 class DenseFeature(Strict):

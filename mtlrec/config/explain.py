@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from mtlrec.config.base import without_secrets
 from mtlrec.config.job import JobConfig
-from mtlrec.config.kinds import Family
+from mtlrec.config.kinds.family import Family
 from mtlrec.errors import LocatedError
 
 Key = str | int
@@ -99,7 +99,7 @@ def models_at(path: Sequence[Key], tree: Any) -> list[type[BaseModel]]:
         kind = tree.get("kind") if isinstance(tree, dict) else None
         if len(models) == 1 and step in models[0].model_fields:
             models = _models_of(models[0].model_fields[str(step)], kind)
-        models = [one for one in models if is_kind(one, kind)] or models
+        models = [one for one in models if is_kind(one, kind)] or [one for one in models if _is_default(one)] or models
     return models
 
 
@@ -117,6 +117,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _is_default(model: type[BaseModel]) -> bool:
+    """Whether it is the kind that a section has which names none."""
+    return "kind" in model.model_fields and isinstance(model.model_fields["kind"].default, str)
 
 
 def is_kind(model: type[BaseModel], kind: Any) -> bool:

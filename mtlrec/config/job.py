@@ -13,10 +13,11 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 
 from mtlrec.config.base import Name, Strict, listed
 from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
-from mtlrec.config.loss import DecayWeighting, LossConfig
+from mtlrec.config.kinds.optimizers import OptimConfig
+from mtlrec.config.kinds.weighting import DecayWeighting, LossConfig
 from mtlrec.config.model import FUSION, ESCM2Heads, ESMMHeads, IndependentHeads, ModelConfig
 from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
-from mtlrec.config.training import OptimConfig, ShardingConfig, TrainConfig
+from mtlrec.config.training import ShardingConfig, TrainConfig
 from mtlrec.errors import LocatedError
 
 STATISTICS_TO_COME = "statistics_to_come"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mtlrec import layers
 from mtlrec.config.base import NonEmptyWidths, NonNegative, Strict, Widths
-from mtlrec.config.kinds import Family, PartConfig
+from mtlrec.config.kinds.family import Family, PartConfig
 
 BOTTOM = Family("bottom", layers.BOTTOMS, layers.Bottom, supplied=("dense_dim", "embedding_dims"))
 FUSION = Family("fusion layer", layers.FUSIONS, layers.FusionLayer, supplied=("input_dim", "num_tasks"))

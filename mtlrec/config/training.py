@@ -1,4 +1,4 @@
-"""How a job is trained: optimizers and their schedules, the loop, the plan of the tables."""
+"""How a job is trained: the loop, the plan of the tables."""
 
 from __future__ import annotations
 
@@ -6,36 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from mtlrec.config.base import Fraction, Name, NonNegative, Positive, Strict
-
-
-class Schedule(Strict):
-    """Linear warm-up, then constant, or down to `min_lr_ratio` of lr at the last step of the job."""
-
-    lr: Positive
-    warmup_steps: int = Field(0, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    min_lr_ratio: Fraction = 0.0
-
-
-class SparseOptim(Schedule):
-    """Fused into FBGEMM's backward. Adam's and Adagrad's states follow FBGEMM's definitions."""
-
-    kind: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad"
-    lr: Positive = 0.05
-
-
-class DenseOptim(Schedule):
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
-    clip_norm: Positive | None = Field(None, description="global gradient norm of the dense parameters")
-
-
-class OptimConfig(Strict):
-    sparse: SparseOptim = SparseOptim()
-    dense: DenseOptim = DenseOptim()
-
+from mtlrec.config.base import Name, Positive, Strict
 
 METRIC_DIRECTIONS: dict[str, Literal["highest", "lowest"]] = {
     "auc": "highest",

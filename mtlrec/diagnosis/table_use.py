@@ -15,7 +15,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.metrics.grouped_auc import rows_of_all_ranks
-from mtlrec.models.embeddings import INITIAL_STD
 
 HOT = 0.01
 """The share of a table's rows that are its hot ones: those looked up most."""
@@ -106,13 +105,13 @@ def table_uses(tables: nn.Module, found: Mapping[str, Counts], job: JobConfig, r
         means = [float(part.mean()) if len(part) else math.nan for part in np.split(norms[name], ends)]
         total, hot = int(often.sum()), _hot_rows(table.rows)
         share = int(often[:hot].sum()) / total if total >= LOOKUPS_FOR_A_HOT_ROW * hot else math.nan
-        uses.append(TableUse(name, table.rows, total, len(often), share, drawn_norm(table.dim), *means))
+        uses.append(TableUse(name, table.rows, total, len(often), share, drawn_norm(table.dim, table.init_std), *means))
     return uses
 
 
-def drawn_norm(dim: int) -> float:
-    """The mean Euclidean norm of `dim` normal numbers of the tables' first deviation."""
-    return INITIAL_STD * math.sqrt(2) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
+def drawn_norm(dim: int, std: float) -> float:
+    """The mean Euclidean norm of `dim` normal numbers of deviation `std`: of a row as it was drawn."""
+    return std * math.sqrt(2) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
 
 
 def _hot_rows(rows: int) -> int:

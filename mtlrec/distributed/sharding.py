@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -17,7 +19,8 @@ from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 from mtlrec.compat.fbgemm.cpu_kernels import has_rank_without_lookup
 from mtlrec.compat.fbgemm.halved_lookup import halved_lookups
 from mtlrec.compat.sharding_types import BY_ROWS, TableSharder
-from mtlrec.config import JobConfig, TableConstraint
+from mtlrec.config import JobConfig, TableConstraint, TableOptimizer
+from mtlrec.config.kinds.optimizers import TableAdam, TableRowwiseAdagrad
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import ConfigError
@@ -114,7 +117,23 @@ def sharders(job: JobConfig, device: torch.device) -> list[ModuleSharder[nn.Modu
     """With what pooled embeddings travel as. TorchRec takes fp16 for bf16 on gloo, which has no bf16."""
     communication = job.sharding.communication
     travel = QCommsConfig(CommType(communication.forward), CommType(communication.backward))
-    return [TableSharder(qcomm_codecs_registry=get_qcomm_codecs_registry(travel, device=device))]  # type: ignore[list-item]
+    codecs = get_qcomm_codecs_registry(travel, device=device)
+    sharder = TableSharder(qcomm_codecs_registry=codecs, fused_params=fused_settings(job.optim.sparse))
+    return [sharder]  # type: ignore[list-item]
+
+
+def fused_settings(sparse: TableOptimizer) -> dict[str, Any]:
+    """What FBGEMM's fused optimizer takes and the torch optimizer that stands for it does not."""
+    settings: dict[str, Any] = {}
+    if sparse.clip_value is not None:
+        settings |= {"gradient_clipping": True, "max_gradient": sparse.clip_value}
+    if isinstance(sparse, TableRowwiseAdagrad | TableAdam) and sparse.weight_decay:
+        settings["weight_decay"] = sparse.weight_decay
+    if isinstance(sparse, TableRowwiseAdagrad) and sparse.weight_decay:
+        settings["weight_decay_mode"] = WeightDecayMode.L2
+    if isinstance(sparse, TableAdam):
+        settings |= dict(zip(("beta1", "beta2"), sparse.betas, strict=True))
+    return settings
 
 
 def _constraints(
@@ -163,10 +182,17 @@ def _types(job: JobConfig, table: str, world_size: int, device: str, by_default:
 def _refused(job: JobConfig, table: str, world_size: int, device: str) -> dict[str, str]:
     """By sharding type, why it is not for this table."""
     refused = {}
-    if job.optim.sparse.kind == "adam":
-        # FBGEMM's Adam moves only the rows of the batch, torch's moves all.
-        why = "data_parallel does not go with optim.sparse.kind adam: replicated tables would train differently"
-        refused["data_parallel"] = why
+    sparse = job.optim.sparse
+    # FBGEMM's Adam and its weight decay move the rows of the batch only, and it clips before gradients are summed.
+    only_fused = {
+        "kind adam": sparse.kind == "adam",
+        "weight_decay": getattr(sparse, "weight_decay", 0) > 0,
+        "clip_value": sparse.clip_value is not None,
+    }
+    for key, is_set in only_fused.items():
+        if is_set:
+            why = f"data_parallel does not go with optim.sparse.{key}: replicated tables would train differently"
+            refused["data_parallel"] = why
     rows = job.tables[table].rows
     if has_rank_without_lookup(rows, world_size, device):
         why = f"its {rows} rows over {world_size} ranks leave one without, for which FBGEMM on CPU has no lookup"

@@ -12,7 +12,7 @@ from mtlrec import config as cfg
 from mtlrec import heads, losses
 from mtlrec.config import JobConfig
 from mtlrec.config.expression import renamed
-from mtlrec.config.kinds import located
+from mtlrec.config.kinds.family import located
 from mtlrec.errors import ConfigError, LocatedError
 from mtlrec.layers import FusionLayer
 from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss

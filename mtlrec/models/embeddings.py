@@ -9,6 +9,7 @@ an error.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from mtlrec.config import SparseFeature, TableConfig
 from mtlrec.errors import ConfigError
-
-INITIAL_STD = 0.05
 
 
 def embedding_tables(
@@ -39,7 +38,7 @@ def embedding_tables(
             embedding_dim=table.dim,
             feature_names=[feature.name for feature in features if feature.table == name],
             pooling=PoolingType.SUM,
-            init_fn=_initialize,
+            init_fn=partial(nn.init.normal_, std=table.init_std),  # for a shard as for the whole
         )
         for name, table in tables.items()
     ]
@@ -52,9 +51,9 @@ def is_table_parameter(name: str) -> bool:
     return ".tables." in f".{name}"
 
 
-def _initialize(weight: Tensor) -> None:
-    """Small normal values, whatever the number of rows: a shard of a table is initialized like the whole."""
-    nn.init.normal_(weight, std=INITIAL_STD)
+def table_name(parameter: str) -> str:
+    """Of a table's parameter, by its name in any module around the tables."""
+    return parameter.removesuffix(".weight").rpartition(".")[2]
 
 
 class PooledFeatures(nn.Module):

@@ -10,59 +10,84 @@ Learning rates are a function of the step alone: nothing to save, nothing that r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from mtlrec.compat.fbgemm.cpu_kernels import has_fused_adam
 from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges, columns_of, fused_states, replicated_states
 from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
-from mtlrec.config import DenseOptim, JobConfig, Schedule, SparseOptim
+from mtlrec.config import TABLE_OPTIMIZERS, DenseOptimizer, JobConfig, Optimizer, TableOptimizer
 from mtlrec.errors import ConfigError
-from mtlrec.models.embeddings import is_table_parameter
+from mtlrec.models.embeddings import is_table_parameter, table_name
 
-EPS = 1e-8
-"""FBGEMM's and torch's defaults differ; one value for both keeps replicated and sharded tables equal."""
-
-
-def _sparse_optimizer(config: SparseOptim) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    match config.kind:
-        case "rowwise_adagrad":
-            return RowWiseAdagrad, {"lr": config.lr, "eps": EPS}
-        case "adagrad":
-            return torch.optim.Adagrad, {"lr": config.lr, "eps": EPS}
-        case "adam":
-            return torch.optim.Adam, {"lr": config.lr, "eps": EPS}
-        case "sgd":
-            return torch.optim.SGD, {"lr": config.lr}
+TABLE_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+"""What TorchRec takes for FBGEMM's optimizer, and what a replicated table is updated by."""
+DENSE_CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 
-def _dense_optimizer(config: DenseOptim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    match config.kind:
-        case "adam":
-            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        case "sgd":
-            return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+def fuse_sparse_optimizer(tables: EmbeddingBagCollection, job: JobConfig, device: torch.device) -> None:
+    """Before sharding: ask for the job's optimizer inside the backward of every table.
 
+    What only FBGEMM knows (decay, clipping, betas) is told to the sharder: `distributed/sharding.py`.
 
-def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptim, device: torch.device) -> None:
-    """Before sharding: asks for `config` inside the backward of every table.
-
-    Raises ConfigError for Adam on CPU, which FBGEMM does not have.
+    Raises ConfigError for what FBGEMM does not have on the device.
     """
-    if config.kind == "adam" and not has_fused_adam(device.type):
-        raise ConfigError("optim.sparse.kind = 'adam': FBGEMM has no Adam on CPU; use rowwise_adagrad, adagrad or sgd")
-    kind, options = _sparse_optimizer(config)
-    apply_optimizer_in_backward(kind, tables.parameters(), options)
+    sparse = job.optim.sparse
+    if device.type not in sparse.fused_on:
+        usable = ", ".join(kind for kind, other in TABLE_OPTIMIZERS.items() if device.type in other.fused_on)
+        raise ConfigError(f"optim.sparse.kind = {sparse.kind!r}: FBGEMM has none on {device.type}. Use {usable}.")
+    if getattr(sparse, "weight_decay", 0) and device.type not in sparse.decays_on:
+        raise ConfigError(f"optim.sparse.weight_decay: FBGEMM has none on {device.type}. Set it to 0.")
+    for name, bag in tables.embedding_bags.items():
+        options = _table_options(sparse) | {"lr": job.tables[name].lr or sparse.lr}
+        apply_optimizer_in_backward(TABLE_CLASSES[sparse.kind], bag.parameters(), options)
+
+
+def _table_options(sparse: TableOptimizer) -> dict[str, Any]:
+    """Those of the torch class that its twin in FBGEMM has under the same name."""
+    return {"lr": sparse.lr} | ({"eps": sparse.eps} if hasattr(sparse, "eps") else {})
+
+
+def dense_optimizer(dense: DenseOptimizer, parameters: Mapping[str, nn.Parameter], kept: set[int]) -> KeyedOptimizer:
+    """The optimizer of everything but tables. Weight decay spares the parameters whose ids are `kept`."""
+    options = dense.model_dump(exclude={"kind", "clip_norm", *Optimizer.model_fields} - {"lr"})
+
+    def make(params: list[Any]) -> torch.optim.Optimizer:
+        if not dense.weight_decay:
+            return DENSE_CLASSES[dense.kind](params, **options, fused=True)
+        decayed = [p for p in params if id(p) not in kept]
+        spared = {"params": [p for p in params if id(p) in kept], "weight_decay": 0.0}
+        return DENSE_CLASSES[dense.kind]([{"params": decayed}, spared], **options, fused=True)
+
+    return KeyedOptimizerWrapper(parameters, make)
+
+
+def undecayed(model: nn.Module) -> set[int]:
+    """Ids of the parameters that weight decay leaves alone: biases, single rows of numbers, and what a module names in
+    its `no_decay`: norms, weights that mix outputs, what balances the tasks."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or parameter.dim() < 2 or name in getattr(module, "no_decay", ())
+    }
 
 
 class Optimizers:
@@ -79,29 +104,40 @@ class Optimizers:
         dense: dict[str, nn.Parameter] = {}
         for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
             (replicated if is_table_parameter(name) else dense)[name] = parameter
-        kind, options = _sparse_optimizer(self._sparse)
         self.fused = model.fused_optimizer
-        self.replicated = KeyedOptimizerWrapper(replicated, lambda p: kind(p, **options)) if replicated else None
-        self.dense = KeyedOptimizerWrapper(dense, lambda p: _dense_optimizer(self._dense, p))
-        parts: list[tuple[str, KeyedOptimizer]] = [("fused", self.fused), ("dense", self._clipped())]
+        self.replicated = self._replicated(replicated) if replicated else None
+        self.dense = dense_optimizer(self._dense, dense, undecayed(model))
+        parts = [("fused", self.fused), ("dense", self._clipped())]
         if self.replicated is not None:
             parts.append(("replicated", self.replicated))
         self.combined = CombinedOptimizer(parts)
+        self._groups = [(group, _factor(job, tables)) for group, tables in self._groups_of_tables()]
 
     def _clipped(self) -> KeyedOptimizer:
         if self._dense.clip_norm is None:
             return self.dense
         return GradientClippingOptimizer(self.dense, clipping=GradientClipping.NORM, max_gradient=self._dense.clip_norm)
 
+    def _replicated(self, parameters: Mapping[str, nn.Parameter]) -> KeyedOptimizer:
+        """A group for each table, which may have a learning rate of its own."""
+        kind, options = TABLE_CLASSES[self._sparse.kind], _table_options(self._sparse)
+        return KeyedOptimizerWrapper(parameters, lambda params: kind([{"params": [p]} for p in params], **options))
+
+    def _groups_of_tables(self) -> Iterator[tuple[dict[str, Any], list[str]]]:
+        """The parameter groups of all tables, and the names of the tables in each."""
+        for optimizer in filter(None, (self.fused, self.replicated)):
+            names = {id(table): table_name(str(key)) for key, table in optimizer.params.items()}
+            for group in optimizer.param_groups:
+                yield group, [names[id(table)] for table in group["params"]]
+
     def set_learning_rates(self, step: int) -> None:
         """For the step with this number (from 0); call it before the step."""
         sparse = learning_rate(self._sparse, step, self.total_steps)
         dense = learning_rate(self._dense, step, self.total_steps)
-        groups = [(group, sparse) for group in self.fused.param_groups]
-        groups += [(group, sparse) for group in (self.replicated.param_groups if self.replicated else [])]
-        groups += [(group, dense) for group in self.dense.param_groups]
-        for group, rate in groups:
-            group["lr"] = rate
+        for group, factor in self._groups:
+            group["lr"] = sparse * factor
+        for group in self.dense.param_groups:
+            group["lr"] = dense
 
     def state(self) -> dict[str, Any]:
         """The state tensors themselves, to be saved or loaded in place: {"dense": ..., "tables": ...} by parameter,
@@ -138,7 +174,14 @@ class Optimizers:
         return {} if optimizer is None else {name: dict(s) for name, s in optimizer.state_dict()["state"].items()}
 
 
-def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
+def _factor(job: JobConfig, tables: Sequence[str]) -> float:
+    """What the learning rate of `optim.sparse` is multiplied with for a group of tables, which have one rate."""
+    rates = {job.tables[table].lr or job.optim.sparse.lr for table in tables}
+    assert len(rates) == 1, f"tables of several learning rates in one group: {tables}"
+    return rates.pop() / job.optim.sparse.lr
+
+
+def learning_rate(schedule: Optimizer, step: int, total_steps: int) -> float:
     """lr of the step numbered `step` from 0: warm-up reaches lr at step `warmup_steps`, decay ends at the last step."""
     if step < schedule.warmup_steps:
         return schedule.lr * (step + 1) / (schedule.warmup_steps + 1)

@@ -10,7 +10,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
 from mtlrec.models.build import build_train_module
-from mtlrec.training.optim import EPS, Optimizers
+from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import build_sharded
 from tests.distributed.test_sharding import batches, fill
 from tests.support.ranks import run_ranks
@@ -40,7 +40,7 @@ def train_alone(job: JobConfig) -> tuple[dict[str, torch.Tensor], list[list[floa
     torch.manual_seed(0)
     module = build_train_module(job, torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    sparse = torch.optim.Adagrad(module.model.tables.parameters(), lr=0.1, eps=EPS)
+    sparse = torch.optim.Adagrad(module.model.tables.parameters(), lr=0.1, eps=1e-8)
     dense = [*module.model.over_arch.parameters(), *module.loss.parameters()]
     adam = torch.optim.Adam(dense, lr=0.01)
     losses, coefficients = [], []

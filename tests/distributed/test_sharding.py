@@ -16,7 +16,7 @@ from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
 from mtlrec.models.build import build_train_module
-from mtlrec.training.optim import EPS, Optimizers, learning_rate
+from mtlrec.training.optim import Optimizers, learning_rate
 from mtlrec.training.sharded import build_sharded
 from tests.support.ranks import run_ranks
 from tests.support.toy import collated, toy_job, toy_table
@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 STEPS, GLOBAL_BATCH = 20, 96
 TYPES = ["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "table_column_wise", "grid_shard"]
 SPARSE = {"rowwise_adagrad": 0.1, "adagrad": 0.1, "sgd": 1.0}
+USER_LR, CLIP = 0.5, 0.0002
 
 
 def job_with(sharding: str, sparse: str, weights: str | None = None) -> JobConfig:
@@ -33,11 +34,17 @@ def job_with(sharding: str, sparse: str, weights: str | None = None) -> JobConfi
     recent = {"name": "recent_items", "table": "item", "pooling": "mean", "weights": weights}
     return toy_job(
         features={"sparse": [{"name": "user_id", "table": "user"}, {"name": "item_id", "table": "item"}, recent]},
-        tables={"user": {"rows": 50, "dim": 16}, "item": {"rows": 40, "dim": 16}},
+        tables={"user": {"rows": 50, "dim": 16, "lr": USER_LR * SPARSE[sparse]}, "item": {"rows": 40, "dim": 16}},
         sharding={"constraints": {"user": constraint, "item": constraint}},
         optim={
-            "sparse": {"kind": sparse, "lr": SPARSE[sparse], "warmup_steps": 5, "decay": "linear"},
-            "dense": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0},
+            "sparse": {
+                "kind": sparse,
+                "lr": SPARSE[sparse],
+                "warmup_steps": 5,
+                "decay": "linear",
+                "clip_value": None if sharding == "data_parallel" else CLIP,
+            },
+            "dense": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "clip_norm": 1.0},
         },
     )
 
@@ -68,24 +75,44 @@ def train_unsharded(job: JobConfig) -> tuple[dict[str, torch.Tensor], list[list[
     torch.manual_seed(0)
     module = build_train_module(job, torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    tables = list(module.model.tables.parameters())
-    dense = list(module.model.over_arch.parameters())
+    tables = {name: list(bag.parameters()) for name, bag in module.model.tables.embedding_bags.items()}
+    dense = dict(module.model.over_arch.named_parameters())
     kinds: dict[str, Any] = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
     kind = job.optim.sparse.kind
-    sparse = kinds[kind](tables, lr=1.0, **({} if kind == "sgd" else {"eps": EPS}))
-    adamw = torch.optim.AdamW(dense, lr=0.01, weight_decay=0.01)
-    losses = []
+    groups = [{"params": tables[name]} for name in ("user", "item")]
+    sparse = kinds[kind](groups, lr=1.0, **({} if kind == "sgd" else {"eps": 1e-8}))
+    decayed = [p for name, p in dense.items() if name.endswith("weight") and "residual" not in name]
+    spared = [p for name, p in dense.items() if name.endswith("bias") or "residual" in name]
+    assert len(decayed) + len(spared) == len(dense)
+    adamw = torch.optim.AdamW([{"params": decayed}, {"params": spared, "weight_decay": 0.0}], lr=0.01, weight_decay=0.1)
+    losses: list[list[float]] = []
+    clipped: list[float] = []
+    limit = job.optim.sparse.clip_value
+    module.model.tables.register_forward_hook(lambda *call: clip(call[2].values(), limit, clipped))
     for step, batch in enumerate(batches(job, 0, 1)):
-        sparse.param_groups[0]["lr"] = learning_rate(job.optim.sparse, step, STEPS)
+        for group, factor in zip(sparse.param_groups, (USER_LR, 1.0), strict=True):
+            group["lr"] = factor * learning_rate(job.optim.sparse, step, STEPS)
         sparse.zero_grad()
         adamw.zero_grad()
         loss, output = module(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(dense, 1.0)
+        torch.nn.utils.clip_grad_norm_(dense.values(), 1.0)
         sparse.step()
         adamw.step()
         losses.append(output.report.losses.tolist())
+    assert limit is None or max(clipped) > 0.1, "little is clipped: equality would say little"
     return start, losses
+
+
+def clip(pooled: torch.Tensor, limit: float | None, clipped: list[float]) -> None:
+    """Clip the gradient of the pooled vectors in backward, and note which share of it that is."""
+
+    def clamp(gradient: torch.Tensor) -> torch.Tensor:
+        clipped.append((gradient.abs() > limit).float().mean().item())
+        return gradient.clamp(-limit, limit)
+
+    if limit is not None:
+        pooled.register_hook(clamp)
 
 
 def train_sharded(

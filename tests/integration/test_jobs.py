@@ -69,12 +69,24 @@ JOBS: dict[str, dict[str, Any]] = {
     "dwa_by_step": {"loss": {"weighting": {"kind": "dwa", "every": 2, "temperature": 0.5}}},
     **{kind: {"loss": {"weighting": {"kind": kind}}} for kind in NEEDS_TORCHJD},
     "bf16_upgrad": {"train": {"precision": "bf16"}, "loss": {"weighting": {"kind": "upgrad"}}},
-    "adagrad_sgd": {"optim": {"sparse": {"kind": "adagrad"}, "dense": {"kind": "sgd", "lr": 0.1, "decay": "linear"}}},
+    "adagrad_sgd": {
+        "optim": {
+            "sparse": {"kind": "adagrad"},
+            "dense": {"kind": "sgd", "lr": 0.1, "decay": "linear", "momentum": 0.9},
+        }
+    },
     "sgd_adamw_clipped": {
         "optim": {
             "sparse": {"kind": "sgd", "lr": 0.5, "warmup_steps": 3, "decay": "cosine", "min_lr_ratio": 0.1},
             "dense": {"kind": "adamw", "weight_decay": 0.1, "clip_norm": 0.5},
         }
+    },
+    "every_option_of_an_optimizer": {
+        "tables": {"user": {"rows": 50, "dim": 8, "lr": 0.5, "init_std": 0.01}},
+        "optim": {
+            "sparse": {"eps": 1e-6, "clip_value": 0.01},
+            "dense": {"kind": "adam", "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 0.01},
+        },
     },
     "bf16": {"train": {"precision": "bf16"}},
     "decay_by_step": {
@@ -223,7 +235,15 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "id out of range": (["--set", "tables.item.rows=20"], "raise tables.item.rows"),
     "cuda on cpu": (["--set", "train.device=cuda"], "train.device is cuda"),
-    "adam on cpu": (["--set", "optim.sparse.kind=adam"], "FBGEMM has no Adam on CPU"),
+    "adam on cpu": (["--set", "optim.sparse.kind=adam"], "FBGEMM has none on cpu. Use rowwise_adagrad, adagrad, sgd."),
+    "weight decay on cpu": (
+        ["--set", "optim.sparse.weight_decay=0.1"],
+        "optim.sparse.weight_decay: FBGEMM has none on cpu",
+    ),
+    "replicated and clipped": (
+        ["--set", "optim.sparse.clip_value=1", "--set", "sharding.constraints={item: {types: [data_parallel]}}"],
+        "data_parallel does not go with optim.sparse.clip_value",
+    ),
     "dot with two widths": (["--set", "model.bottom={kind: dot}", "--set", "tables.item.dim=16"], "dim"),
     "a table that torch cannot name": (["--set", "tables.type={rows: 9, dim: 4}", *TYPE], "call the table type_id"),
     "impossible plan": (["--set", "sharding={ddr_gb: 1e-9}"], "sharding: no plan"),

@@ -59,6 +59,8 @@ class ExpertNorm(nn.Module):
         torch.Size([2, 3, 4])
     """
 
+    no_decay = ("weight",)
+
     def __init__(self, kind: Norm, num_experts: int, width: int) -> None:
         super().__init__()
         self.batch_norm = nn.BatchNorm1d(num_experts * width, affine=False) if kind == "batch" else None

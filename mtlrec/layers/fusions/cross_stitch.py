@@ -27,6 +27,8 @@ class Stitch(nn.Module):
         [0.8999999761581421, 0.05000000074505806, 0.05000000074505806]
     """
 
+    no_decay = ("weight",)
+
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_tasks, num_tasks))

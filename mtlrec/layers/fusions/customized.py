@@ -90,6 +90,8 @@ class MergeWeights(nn.Module):
         [[0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]
     """
 
+    no_decay = ("weight",)
+
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_tasks, 2))

@@ -21,7 +21,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, create_model
 from pydantic_core import PydanticCustomError, core_schema
 
 from mtlrec.config.base import Strict, listed
-from mtlrec.config.signature import fields_of
+from mtlrec.config.kinds.signature import fields_of
 from mtlrec.errors import LocatedError, UserError
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
