@@ -41,7 +41,7 @@ $(INSTALLED): requirements/cpu.txt pyproject.toml
 
 demo: .demo/feed ## synthetic data, a job on two ranks through TorchX, its evaluation
 	rm -rf .demo/run
-	$(BIN)/torchx run -s local_cwd launch/components.py:train --config feed_adatt_sp --output .demo/run \
+	$(BIN)/torchx run -s local_cwd launch/components.py:train --config feed --output .demo/run \
 		--procs_per_node 2 --set data.root=.demo/feed
 	$(BIN)/mtlrec evaluate .demo/run
 

@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jobs
 import report
 import torch
 import torch.distributed as dist
 
 from mtlrec.batch import Batch
 from mtlrec.compat.quiet import quiet_libraries
-from mtlrec.config.file import load_config
 from mtlrec.distributed.process_group import Ranks, on_first_rank, process_group
 from mtlrec.training.loading import loader_of
 from mtlrec.training.step import TrainingStep
@@ -46,7 +46,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(".demo/feed"), help="a synthetic feed")
-    parser.add_argument("--recipe", nargs="+", default=["feed_shared_bottom", "feed_mmoe", "feed_adatt"])
+    parser.add_argument("--recipe", nargs="+", default=["feed/shared_bottom", "feed/mmoe", "feed/adatt"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch-size", type=int, default=1024, help="rows per rank")
@@ -90,7 +90,7 @@ class Runner:
 
     def __init__(self, recipe: str, options: argparse.Namespace, ranks: Ranks, *overrides: str) -> None:
         data = [f"data.root={options.root}", f"data.batch_size={options.batch_size}"]
-        job = load_config(recipe, [*data, *options.set, *overrides])
+        job = jobs.recipe(recipe, [*data, *options.set, *overrides])
         self.loader = loader_of(job, "train", ranks)
         self.take_step = TrainingStep(job, ranks, options.steps, self.loader.steps_per_epoch)
 

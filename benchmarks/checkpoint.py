@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, ranks: Ranks, folder: Path) -> dict[str, Any]:
-    job = load_config("feed_adatt_sp", [f"tables.item.rows={options.rows}", "train.device=cpu"])
+    job = load_config("feed", [f"tables.item.rows={options.rows}", "train.device=cpu"])
     model = build_sharded(job, ranks)
     optimizers = Optimizers(model.module, job, 1)
     optimizers.materialise()

@@ -19,7 +19,7 @@ from typing import Any
 import report
 import trials
 
-from mtlrec.config.file import recipes
+from mtlrec import layers
 
 BASELINE = "single_task"
 TASKS = ["click", "long_view", "like", "share"]
@@ -36,7 +36,7 @@ def main() -> None:
     command = shlex.join(["python", "benchmarks/correlation.py", *sys.argv[1:]])
     candidates = [
         trials.candidate(
-            f"{correlation}/{kind}", f"feed_{kind}", [f"data.root={options.root / str(correlation)}", *options.set]
+            f"{correlation}/{kind}", f"feed/{kind}", [f"data.root={options.root / str(correlation)}", *options.set]
         )
         for correlation in options.correlations
         for kind in options.kinds
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    kinds = [name.removeprefix("feed_") for name in recipes() if name.startswith("feed_")]
+    kinds = list(layers.FUSIONS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="a feed per correlation goes below it")
     parser.add_argument("--rows", type=int, default=400_000)

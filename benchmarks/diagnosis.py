@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jobs
 import report
 import torch
 
 from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import TrainConfig
-from mtlrec.config.file import load_config
 from mtlrec.diagnosis.board import write_diagnosis
 from mtlrec.diagnosis.diagnosis import diagnose_batches
 from mtlrec.distributed.process_group import process_group
@@ -37,7 +37,7 @@ EVERY = TrainConfig().diagnose_every
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--recipe", nargs="+", default=["feed_shared_bottom", "feed_mmoe", "feed_ple", "kuairand_adatt"]
+        "--recipe", nargs="+", default=["feed/shared_bottom", "feed/mmoe", "feed/ple", "kuairand/adatt"]
     )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=9)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(recipe: str, steps: int, rounds: int) -> dict[str, Any]:
-    job = load_config(recipe, ["train.device=cpu"])
+    job = jobs.recipe(recipe, ["train.device=cpu"])
     with process_group("cpu") as ranks, tempfile.TemporaryDirectory() as folder:
         step = TrainingStep(job, ranks, 10_000, EVERY)
         made = random_batches(job, 8, seed=0)

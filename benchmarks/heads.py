@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True, help="the feed's folder; made if it is not there")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rate", type=float, default=0.005, help="of share, over impressions")
-    parser.add_argument("--recipe", default="feed_shared_bottom")
+    parser.add_argument("--recipe", default="feed/shared_bottom")
     parser.add_argument("--tasks", nargs="+", default=["share", "like", "long_view", "click"])
     trials.add_options(parser)
     return parser.parse_args()

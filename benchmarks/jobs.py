@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from mtlrec import layers
 from mtlrec.config import JobConfig
+from mtlrec.config.file import load_config
 
 TABLES, DENSE, TASKS = 26, 13, 8
 EFFECTS = 4096
@@ -30,6 +31,12 @@ FUSIONS: dict[str, dict[str, Any]] = {
     kind: {name: size for name, size in SIZES.items() if name in inspect.signature(fusion).parameters}
     for kind, fusion in layers.FUSIONS.items()
 }
+
+
+def recipe(name: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """A recipe by its name, or with another fusion layer, as in feed/mmoe."""
+    name, _, kind = name.partition("/")
+    return load_config(name, [*([f"model.fusion.kind={kind}"] if kind else []), *overrides])
 
 
 def write_files(

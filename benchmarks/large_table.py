@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "train.background_checkpoints=false", "train.keep_checkpoints=1", "train.timeout_s=1200", "train.log_every=1",
     ]  # fmt: skip
     overrides = [word for setting in settings for word in ("--set", setting)]
-    job = ["train", "feed_adatt_sp", "--output", str(folder / "run"), *overrides]
+    job = ["train", "feed", "--output", str(folder / "run"), *overrides]
     first = launch([*job, "--set", f"train.max_steps={half}"], options.ranks)
     saved = folder / "run" / "checkpoints"
     size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())

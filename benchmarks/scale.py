@@ -75,7 +75,7 @@ def main() -> None:
         "command": f"python benchmarks/scale.py {' '.join(sys.argv[1:])}",
         "hardware": f"{processor()}, {cores} cores",
         "measured": [summary(rounds) for rounds in found.values()],
-        "estimate": {"assumed": GPU, "criteo_mmoe": extrapolated("criteo_mmoe", (8, 64, 512))},
+        "estimate": {"assumed": GPU, "criteo": extrapolated("criteo", (8, 64, 512))},
     }
     if options.output:
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

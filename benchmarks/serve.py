@@ -47,7 +47,7 @@ from mtlrec.serving import Predictor
 from mtlrec.serving.export import whole_model
 from mtlrec.serving.sample import inputs_of
 
-RECIPES = {"feed": "feed_ple", "census": "census_adatt_sp", "kuairand": "kuairand_ple"}
+RECIPES = {"feed": "feed", "census": "census", "kuairand": "kuairand"}
 CANDIDATES, REQUESTS = 500, 20
 OF_ITEM = ("item_id", "category", "duration_s")
 """The feed's columns that candidates differ in; the others are the user's."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jobs
 from report import processor
 
 from mtlrec.comparison.trials import Result, Trial, Trials
 from mtlrec.config import JobConfig
-from mtlrec.config.file import load_config
 
 
 class NamedJob(NamedTuple):
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def candidate(name: str, recipe: str, overrides: Sequence[str]) -> NamedJob:
-    return NamedJob(name, load_config(recipe, overrides))
+    return NamedJob(name, jobs.recipe(recipe, overrides))
 
 
 def test_metrics(candidates: Sequence[NamedJob], options: argparse.Namespace) -> dict[str, Any]:

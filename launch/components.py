@@ -56,7 +56,7 @@ def train(
 
     Example, two ranks on this machine:
 
-      torchx run -s local_cwd launch/components.py:train --config feed_adatt_sp --output runs/a --procs_per_node 2 data.root=data/feed train.epochs=2
+      torchx run -s local_cwd launch/components.py:train --config feed --output runs/a --procs_per_node 2 data.root=data/feed train.epochs=2
 
     Words at the end of the line override keys of the config, as --set does, without quotes around a semicolon.
     From the first word that begins with a dash (write -- before it) the rest is passed to mtlrec as it stands.
@@ -180,7 +180,7 @@ def bench(
 
     Example, on two ranks of this machine, without data:
 
-      torchx run -s local_cwd launch/components.py:bench --config feed_ple --source random --procs_per_node 2 -- --json
+      torchx run -s local_cwd launch/components.py:bench --config feed --source random --procs_per_node 2 -- --json
 
     Args:
         words: any number of overrides, key=value; then options for mtlrec

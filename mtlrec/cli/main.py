@@ -32,7 +32,7 @@ app = typer.Typer(
 app.add_typer(data.prepare_app, name="prepare")
 app.add_typer(data.synth_app, name="synth")
 for verb, example in (
-    (train.train, "mtlrec train census_adatt_sp --output runs/census --set data.root=data/census-income"),
+    (train.train, "mtlrec train census --output runs/census --set data.root=data/census-income"),
     (
         evaluate.evaluate,
         "mtlrec evaluate runs/census --split test --calibrate isotonic, or mtlrec evaluate runs/kuairand "
@@ -41,14 +41,14 @@ for verb, example in (
     (predict.predict, "mtlrec predict runs/census --input data/census-income/test --output scores.parquet"),
     (
         compare.compare,
-        "mtlrec compare kuairand_ple -o compared --fusion single_task,mmoe,ple --seeds 10 --tuning-seeds 3",
+        "mtlrec compare kuairand -o compared --fusion single_task,mmoe,ple --seeds 10 --tuning-seeds 3",
     ),
     (diagnose.diagnose, "mtlrec diagnose runs/kuairand --split valid --slice hour"),
     (export.export, "mtlrec export runs/census --output artifact --quantize int8"),
-    (bench.bench, "mtlrec bench feed_ple --source random --world-size 2"),
-    (jobs.plan, "mtlrec plan criteo_mmoe --nodes 8 --gpus-per-node 8 --hbm-gb 80"),
+    (bench.bench, "mtlrec bench feed --source random --world-size 2"),
+    (jobs.plan, "mtlrec plan criteo --nodes 8 --gpus-per-node 8 --hbm-gb 80"),
     (data.inspect, "mtlrec inspect 'logs/2026-*/*.parquet' --config job.yaml"),
-    (jobs.recipes, "mtlrec recipes census_adatt_sp > job.yaml"),
+    (jobs.recipes, "mtlrec recipes census > job.yaml"),
     (jobs.schema, "mtlrec schema > mtlrec.schema.json"),
 ):
     app.command(epilog=f"Example: {example}")(verb)

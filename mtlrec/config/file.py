@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import yaml
@@ -19,7 +18,7 @@ from mtlrec.run_folder import RunFolder
 
 
 def recipes() -> list[str]:
-    """Names of the jobs that ship with the package: DATASET_FUSION."""
+    """Names of the jobs that ship with the package: one for each data set."""
     return sorted(_recipe_texts())
 
 
@@ -31,17 +30,8 @@ def recipe_text(name: str) -> str:
 
 
 def _recipe_texts() -> dict[str, str]:
-    """A file of recipes is a job with `$kind` and `$fusion` in it, then, as a second document, the fusion layers."""
-    texts = {}
-    for entry in resources.files("mtlrec.recipes").iterdir():
-        if entry.name.endswith(".yaml"):
-            job, _, fusions = entry.read_text(encoding="utf-8").partition("\n---\n")
-            for kind, fusion in yaml.safe_load(fusions).items():
-                flow = yaml.safe_dump(fusion, default_flow_style=True, sort_keys=False, width=1000).strip()
-                texts[f"{entry.name.removesuffix('.yaml')}_{kind}"] = (
-                    Template(job).substitute(kind=kind, fusion=flow) + "\n"
-                )
-    return texts
+    files = [entry for entry in resources.files("mtlrec.recipes").iterdir() if entry.name.endswith(".yaml")]
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = (), statistics_to_come: bool = False) -> JobConfig:

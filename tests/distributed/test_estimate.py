@@ -19,7 +19,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict:
 
 
 def test_criteo_on_64_gpus(capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned(capsys, "criteo_mmoe", "--nodes", "8", "--gpus-per-node", "8", "--hbm-gb", "80")
+    found = planned(capsys, "criteo", "--nodes", "8", "--gpus-per-node", "8", "--hbm-gb", "80")
     assert len(found["ranks"]) == 64
     assert len(found["tables"]) == 26
     assert sum(rank["hbm_gb"] for rank in found["ranks"]) == pytest.approx(sum(t["hbm_gb"] for t in found["tables"]))
@@ -33,7 +33,7 @@ def test_criteo_on_64_gpus(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_does_not_fit_is_named_with_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["criteo_mmoe", "--hbm-gb", "8", "--ddr-gb", "2"]
+    small = ["criteo", "--hbm-gb", "8", "--ddr-gb", "2"]
     assert run_cli("plan", *small) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
@@ -47,21 +47,21 @@ def test_what_does_not_fit_is_named_with_what_would_help(capsys: pytest.CaptureF
 
 
 def test_large_tables_go_to_the_host_where_the_gpus_are_small(capsys: pytest.CaptureFixture[str]) -> None:
-    found = planned(capsys, "criteo_mmoe", "--hbm-gb", "8")
+    found = planned(capsys, "criteo", "--hbm-gb", "8")
     on_host = [table["table"] for table in found["tables"] if table["compute_kernel"] == "fused_uvm_caching"]
     assert set(on_host) <= {"C1", "C10", "C20", "C21", "C22"}
     assert on_host
 
 
 def test_on_cpu_a_table_is_cut_only_where_it_would_not_fit_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    on_cpu = ["criteo_mmoe", "--device", "cpu", "--gpus-per-node", "8"]
+    on_cpu = ["criteo", "--device", "cpu", "--gpus-per-node", "8"]
     whole = planned(capsys, *on_cpu, "--ddr-gb", "128")
     assert {table["sharding_type"] for table in whole["tables"]} <= {"table_wise", "data_parallel"}
     cut = planned(capsys, *on_cpu, "--ddr-gb", "19")  # C1 alone is 19.1 GiB, and a part of the memory is kept free
     types = {table["table"]: table["sharding_type"] for table in cut["tables"]}
     assert types["C1"] not in ("table_wise", "data_parallel")
     assert max(rank["ddr_gb"] for rank in cut["ranks"]) <= cut["usable_gb"]
-    alone = planned(capsys, "criteo_mmoe", "--device", "cpu", "--gpus-per-node", "1", "--ddr-gb", "200")
+    alone = planned(capsys, "criteo", "--device", "cpu", "--gpus-per-node", "1", "--ddr-gb", "200")
     assert {table["sharding_type"] for table in alone["tables"]} == {"table_wise"}
 
 

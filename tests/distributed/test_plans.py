@@ -131,7 +131,7 @@ def test_a_cache_for_a_table_on_the_host(job: Path, tmp_path: Path, capsys: pyte
         table = {"types": ["row_wise"], "kernels": ["fused_uvm_caching"], "cache_load_factor": factor}
         constraint = f"sharding.constraints={{C1: {json.dumps(table)}}}"
         plan = tmp_path / "plan.json"
-        assert run_cli("plan", "criteo_mmoe", "--set", constraint, "-o", plan, "--json") == 0
+        assert run_cli("plan", "criteo", "--set", constraint, "-o", plan, "--json") == 0
         found = json.loads(capsys.readouterr().out)
         made = json.loads(plan.read_text())["tables"]["C1"]
         assert (made["compute_kernel"], made["cache_load_factor"]) == ("fused_uvm_caching", factor)

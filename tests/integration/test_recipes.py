@@ -33,7 +33,7 @@ def test_public_data(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture
     if not source.exists():
         pytest.skip(f"no {source.name} in {SHARED}; set MTLREC_SHARED to the folder that has data/")
     assert run_cli("prepare", verb, "--source", source, "--output", tmp_path / "data") == 0
-    metrics = train_briefly(f"{dataset}_ple", tmp_path / "data", tmp_path / "run", capsys)
+    metrics = train_briefly(dataset, tmp_path / "data", tmp_path / "run", capsys)
     first = "never_married" if dataset == "census" else "click"
     assert metrics[first]["auc"] > 0.65, "a hundred steps should tell something"
 
@@ -49,7 +49,7 @@ def test_criteo_from_the_publishers_format(tmp_path: Path, capsys: pytest.Captur
     assert json.loads(out)["rows"]["total"] == 1400
     assert not err
     fewer = [f"tables.C{column}.rows=1000" for column in (1, 10, 11, 20, 21, 22)]
-    metrics = train_briefly("criteo_mmoe", tmp_path / "data", tmp_path / "run", capsys, *fewer)
+    metrics = train_briefly("criteo", tmp_path / "data", tmp_path / "run", capsys, *fewer)
     assert metrics["click"]["rows"] == 100
 
 
@@ -57,13 +57,13 @@ def test_ali_ccp_from_the_publishers_format(tmp_path: Path, capsys: pytest.Captu
     source = test_prepare_ali_ccp.write_files(tmp_path / "in")
     least = ["--min-count", "1", "--history", "5"]
     assert run_cli("prepare", "ali-ccp", "--source", source, "--output", tmp_path / "data", *least) == 0
-    metrics = train_briefly("ali_ccp_mmoe", tmp_path / "data", tmp_path / "run", capsys)
+    metrics = train_briefly("ali_ccp", tmp_path / "data", tmp_path / "run", capsys)
     assert list(metrics) == ["click", "buy"]
 
 
 def test_synthetic_feed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("synth", "feed", "--output", tmp_path / "data", "--rows", "60000") == 0
-    metrics = train_briefly("feed_mmoe", tmp_path / "data", tmp_path / "run", capsys)
+    metrics = train_briefly("feed", tmp_path / "data", tmp_path / "run", capsys)
     assert list(metrics) == ["click", "long_view", "like", "share"]
     assert metrics["click"]["auc"] > 0.55
     assert metrics["click"]["rows"] == 6000

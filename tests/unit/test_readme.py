@@ -15,6 +15,6 @@ def test_the_python_example_runs() -> None:
 
 
 def test_the_job_is_a_job() -> None:
-    block = README.split("\n    name: feed_adatt_sp\n")[1].split("\n\n")[0]
-    text = "name: feed_adatt_sp\n" + "\n".join(line.removeprefix("    ") for line in block.splitlines())
+    block = README.split("\n    name: feed\n")[1].split("\n\n")[0]
+    text = "name: feed\n" + "\n".join(line.removeprefix("    ") for line in block.splitlines())
     assert parse_config(text).model.fusion.kind == "adatt_sp"

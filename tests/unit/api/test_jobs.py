@@ -15,9 +15,9 @@ from tests.support.toy import toy_job, toy_table
 
 
 def test_overrides_are_those_of_the_command() -> None:
-    by_words = load_job("census_ple", ["train.epochs=3", "optim.dense.lr=1e-5", "train.keep_best=income/auc"])
+    by_words = load_job("census", ["train.epochs=3", "optim.dense.lr=1e-5", "train.keep_best=income/auc"])
     given = {"train.epochs": 3, "optim.dense.lr": 1e-5, "train.keep_best": "income/auc"}
-    assert load_job("census_ple", given) == by_words
+    assert load_job("census", given) == by_words
     assert by_words.optim.dense.lr == 1e-5
     assert by_words.train.epochs == 3
 

@@ -15,7 +15,7 @@ def test_the_kinds_are_those_of_the_config() -> None:
 
 
 def test_every_kind_has_the_size_of_the_jobs_own_model() -> None:
-    job = load_config("kuairand_ple", ["model.fusion.dropout=0.1", "model.fusion.norm=layer"])
+    job = load_config("kuairand", ["model.fusion.dropout=0.1", "model.fusion.norm=layer"])
     found = candidates(job, FUSIONS)
     assert [one.name for one in found] == FUSIONS
     own = next(one for one in found if one.name == "ple")
@@ -27,13 +27,13 @@ def test_every_kind_has_the_size_of_the_jobs_own_model() -> None:
 
 
 def test_without_matching_widths_are_the_jobs() -> None:
-    job = load_config("kuairand_ple", [])
+    job = load_config("kuairand", [])
     for one in candidates(job, ["single_task", "mmoe"], match=None):
         assert one.job.model.fusion.expert_hidden == job.model.fusion.expert_hidden
 
 
 def test_heads_and_weightings_are_crossed_and_named_where_they_differ() -> None:
-    job = load_config("kuairand_ple", [])
+    job = load_config("kuairand", [])
     found = candidates(job, ["ple", "mmoe"], ["esmm", "independent"], ["uncertainty"])
     assert [one.name for one in found] == ["ple+esmm", "ple+independent", "mmoe+esmm", "mmoe+independent"]
     assert {one.job.loss.weighting.kind for one in found} == {"uncertainty"}
@@ -51,6 +51,6 @@ def test_heads_and_weightings_are_crossed_and_named_where_they_differ() -> None:
     ],
 )
 def test_what_cannot_be_compared_is_named(arguments: dict[str, list[str]], message: str) -> None:
-    job = load_config("kuairand_ple", ["tasks.0.features=[user_id]"] if arguments["fusions"][-1] == "mmoe" else [])
+    job = load_config("kuairand", ["tasks.0.features=[user_id]"] if arguments["fusions"][-1] == "mmoe" else [])
     with pytest.raises(ValueError, match=message):
         candidates(job, **arguments)

@@ -2,11 +2,12 @@
 
 import pytest
 
+from mtlrec import layers
 from mtlrec.comparison.capacity import Capacity, capacity_of, matched, with_fusion
 from mtlrec.config import JobConfig
-from mtlrec.config.file import load_config, recipes
+from mtlrec.config.file import load_config
 
-KINDS = sorted(name.removeprefix("kuairand_") for name in recipes() if name.startswith("kuairand_"))
+KINDS = list(layers.FUSIONS)
 
 
 def test_capacity_by_hand() -> None:
@@ -34,9 +35,9 @@ def test_capacity_by_hand() -> None:
 @pytest.mark.parametrize("by", ["parameters", "flops"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_brought_to_the_size_of_another(kind: str, by: str) -> None:
-    job = load_config("kuairand_ple", [])
+    job = load_config("kuairand", [])
     target = capacity_of(job)
-    found, capacity = matched(job, load_config(f"kuairand_{kind}", []).model.fusion, target, by)  # type: ignore[arg-type]
+    found, capacity = matched(job, load_config("kuairand", [f"model.fusion.kind={kind}"]).model.fusion, target, by)  # type: ignore[arg-type]
     assert capacity == capacity_of(found)
     assert abs(getattr(capacity, by) / getattr(target, by) - 1) < 0.05
     assert found.model.fusion.kind == kind
@@ -46,12 +47,12 @@ def test_every_kind_is_brought_to_the_size_of_another(kind: str, by: str) -> Non
 
 
 def test_a_size_that_no_widths_give_is_refused() -> None:
-    job = load_config("kuairand_ple", [])
+    job = load_config("kuairand", [])
     with pytest.raises(ValueError, match=r"ple: no widths give 10 parameters .* the nearest have [\d,]+"):
         matched(job, job.model.fusion, Capacity(10, 10), "parameters")
 
 
 def test_a_fusion_layer_that_does_not_go_with_the_tasks_is_refused() -> None:
-    job = load_config("kuairand_ple", ["tasks.0.features=[user_id]"])
+    job = load_config("kuairand", ["tasks.0.features=[user_id]"])
     with pytest.raises(ValueError, match="mmoe"):
-        with_fusion(job, load_config("kuairand_mmoe", []).model.fusion)
+        with_fusion(job, load_config("kuairand", ["model.fusion.kind=mmoe"]).model.fusion)

@@ -48,7 +48,7 @@ def result(kind: str, factor: float, seed: int) -> Result:
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    found = candidates(load_config("kuairand_ple", []), KINDS, match=None)
+    found = candidates(load_config("kuairand", []), KINDS, match=None)
     factors = {"single_task": 1.0, "shared_bottom": 1.0, "mmoe": 1.0, "ple": 1.0}
     diverged = Result({}, 0.0, diverged="step 3: the loss of click is not finite")
     tuning = {

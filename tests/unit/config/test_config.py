@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mtlrec.config import JobConfig
-from mtlrec.config.file import load_config, parse_config, recipes
+from mtlrec.config import FUSION, JobConfig
+from mtlrec.config.file import load_config, parse_config, recipe_text, recipes
 from mtlrec.errors import ConfigError
 from mtlrec.models.build import build_model
 from tests.support.toy import FUSIONS, toy_job, toy_tree
@@ -17,8 +17,15 @@ from tests.support.toy import FUSIONS, toy_job, toy_tree
 def test_every_recipe_is_a_job_and_survives_its_own_dump(name: str) -> None:
     job = load_config(name)
     assert job.name == name
-    assert name.endswith(f"_{job.model.fusion.kind}")
     assert parse_config(yaml.safe_dump(job.dump())) == job
+    assert JobConfig.model_validate(yaml.safe_load(recipe_text(name))) == job
+
+
+@pytest.mark.parametrize("kind", FUSION.kinds)
+def test_a_recipe_takes_another_fusion_layer(kind: str) -> None:
+    """What both kinds know is kept, what only the old one knows goes."""
+    fusion = load_config("feed", ["model.fusion.norm=layer", f"model.fusion.kind={kind}"]).model.fusion
+    assert (fusion.kind, fusion.arguments["expert_hidden"], fusion.arguments["norm"]) == (kind, [[128], [64]], "layer")
 
 
 # override of the toy job -> what the one line must say

@@ -89,14 +89,12 @@ def test_evaluate_may_use_another_number_of_ranks() -> None:
 
 
 def test_bench_takes_no_output() -> None:
-    app = components.bench(
-        "data.root=d", "--", "--json", config="feed_ple", steps=20, source="random", procs_per_node=2
-    )
-    assert (app.name, app.roles[0].name, option(app, "--nproc_per_node")) == ("bench-feed-ple", "bench", "2")
-    expected = ["mtlrec", "bench", "feed_ple", "--steps", "20", "--source", "random"]
+    app = components.bench("data.root=d", "--", "--json", config="feed", steps=20, source="random", procs_per_node=2)
+    assert (app.name, app.roles[0].name, option(app, "--nproc_per_node")) == ("bench-feed", "bench", "2")
+    expected = ["mtlrec", "bench", "feed", "--steps", "20", "--source", "random"]
     assert mtlrec_words(app) == [*expected, "--set", "data.root=d", "--json"]
     with pytest.raises(ValueError, match="steps: must be at least 5"):
-        components.bench(config="feed_ple", steps=1)
+        components.bench(config="feed", steps=1)
 
 
 def test_gpu_nodes_get_a_rank_per_gpu() -> None:

@@ -76,7 +76,7 @@ def manifest(*words: str, monkeypatch: pytest.MonkeyPatch, component: str = "tra
     return loaded
 
 
-TRAIN = ("--config", "feed_adatt_sp", "--output", "/data/o", "--image", "registry/mtlrec:1")
+TRAIN = ("--config", "feed", "--output", "/data/o", "--image", "registry/mtlrec:1")
 JOBS = {
     "one node": TRAIN,
     "eight GPUs on two nodes": (*TRAIN, "--nodes", "2", "--resource", "gpu8_h100", "--max_restarts", "3"),
