@@ -102,7 +102,7 @@ def diagnose_run(
                 yield loader.batch(of_batch, size)
 
     def add(step: StepOutput) -> None:
-        check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
+        check_finite(step.outputs.predictions(metrics.kinds), job, step.batch.origin)
         metrics.update(step)
         if slices:
             slices.add(shown[0][slice_by], step)

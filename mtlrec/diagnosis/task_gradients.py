@@ -69,7 +69,7 @@ def probe(model: ShardedModel, batch: Batch) -> StepOutput:
         outputs = heads(fused.detach())
         heads.train()
         try:
-            _, report = model.loss(heads(fused), batch.label_columns, batch.label_known, batch.row_mask, leaf)
+            _, report = model.loss(heads(fused), batch.targets, batch.in_space, batch.sample_weights, leaf)
         finally:
             heads.eval()
-    return StepOutput(outputs.detach(), report, batch.origin, batch.group_ids)
+    return StepOutput(outputs.detach(), report, batch)

@@ -10,7 +10,6 @@ from mtlrec.losses.balancing import (
 )
 from mtlrec.losses.funnel_terms import Counterfactual, ExpectationCalibrator
 from mtlrec.losses.multitask import LossReport, MultiTaskLoss
-from mtlrec.losses.spaces import Populations, SampleSpaces
 from mtlrec.losses.task_losses import TaskLoss
 
 __all__ = [
@@ -21,8 +20,6 @@ __all__ = [
     "GradientBalancing",
     "LossReport",
     "MultiTaskLoss",
-    "Populations",
-    "SampleSpaces",
     "Static",
     "TaskLoss",
     "Uncertainty",

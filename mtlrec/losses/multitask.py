@@ -18,50 +18,47 @@ from torch import Tensor, nn
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.losses.balancing import Balancing, Static, Totals
 from mtlrec.losses.funnel_terms import FunnelTerm
-from mtlrec.losses.spaces import Populations, SampleSpaces
 from mtlrec.losses.task_losses import TaskLoss
 
 
 class LossReport(NamedTuple):
-    """Detached. [T] each: a task's global loss, its rows over all ranks, what its loss was multiplied by, whether this
-    rank's part is finite."""
+    """Detached, [T] each.
+
+    losses: the tasks' global losses
+    rows: of their spaces, over all ranks
+    coefficients: what the losses were multiplied by
+    local_sums: this rank's sums of weighted losses, which tell whose rows made a loss that is not finite
+    """
 
     losses: Tensor
     rows: Tensor
     coefficients: Tensor
-    local_is_finite: Tensor
-    populations: Populations
+    local_sums: Tensor
 
 
 class MultiTaskLoss(nn.Module):
-    """(head output, labels) -> (scalar to call backward on, report).
+    """(head output, targets, spaces, weights) -> (scalar to call backward on, report).
 
     Args:
         tasks: what each task's loss is
-        spaces: the tasks' populations
         weights: per task; `set_weights` changes them between steps
         balancing: what multiplies the weighted losses, by default nothing
         funnel_term: what a head adds to its tasks' losses in training (`funnel_terms.py`)
     """
 
     task_weights: Tensor
-    is_binary: Tensor
 
     def __init__(
         self,
         tasks: Sequence[TaskLoss],
-        spaces: SampleSpaces,
         weights: Sequence[float],
         balancing: Balancing | None = None,
         funnel_term: FunnelTerm | None = None,
     ) -> None:
         super().__init__()
         self.tasks = list(tasks)
-        self.spaces = spaces
         self.balancing = balancing or Static()
         self.funnel_term = funnel_term
-        is_binary = torch.tensor([task.kind == "binary" for task in tasks])
-        self.register_buffer("is_binary", is_binary, persistent=False)
         self.register_buffer("task_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
     def set_weights(self, weights: Sequence[float]) -> None:
@@ -70,20 +67,16 @@ class MultiTaskLoss(nn.Module):
     def forward(
         self,
         outputs: HeadOutput,
-        label_columns: Tensor,
-        label_known: Tensor,
-        row_mask: Tensor,
+        targets: Tensor,
+        in_space: Tensor,
+        sample_weights: Tensor,
         pooled: Tensor | None = None,
     ) -> tuple[Tensor, LossReport]:
-        """label_columns, label_known [B, C]; row_mask [B], 0 for padding; pooled, what balancing takes gradients of."""
-        populations = self.spaces(label_columns, label_known, row_mask)
-        in_space = populations.space * populations.weights
-        # Outside, a number may be anything: 0 * inf is NaN. A child may want its parent's 0 or 1 there.
-        targets = populations.targets.where((in_space > 0) | self.is_binary, 0.0)
-        numerators = (in_space * self._row_losses(outputs, targets)).sum(0)
-        totals, world_size = _sum_over_ranks(
-            torch.stack([numerators.detach(), in_space.sum(0), populations.space.sum(0)])
-        )
+        """targets, in_space and sample_weights [B, T] of a `Batch`; pooled, what balancing takes gradients of."""
+        weights = in_space * sample_weights
+        numerators = (weights * self._row_losses(outputs, targets)).sum(0)
+        rows = in_space.sum(0, dtype=weights.dtype)
+        totals, world_size = _sum_over_ranks(torch.stack([numerators.detach(), weights.sum(0), rows]))
         denominators = totals[1].where(totals[1] > 0, 1.0)
         parts = self.task_weights * numerators / denominators
         weighted = Totals(self.task_weights * totals[0], totals[1])
@@ -93,8 +86,7 @@ class MultiTaskLoss(nn.Module):
             losses=totals[0] / denominators,
             rows=totals[2],
             coefficients=(self.task_weights * coefficients).detach(),
-            local_is_finite=torch.isfinite(numerators.detach()),
-            populations=populations,
+            local_sums=numerators.detach(),
         )
         return loss, report
 

@@ -63,14 +63,14 @@ class RankedRows:
 
     def update(self, step: StepOutput) -> None:
         """A row counts where its user is known, and at least one of the labels that make its worth."""
-        assert step.group_ids is not None
-        populations = step.report.populations
-        known = populations.entire_space * (populations.weights > 0)
-        targets = populations.targets.where(known > 0, 0.0)
+        batch = step.batch
+        assert batch.group_ids is not None
+        known = batch.entire_space & (batch.sample_weights > 0)
+        targets = batch.targets.where(known, 0.0)
         worth = sum(weight * targets[:, task] for task, weight in self._worth)
-        inside = (known[:, [task for task, _ in self._worth]].amax(1) > 0) & (step.group_ids != NO_GROUP)
+        inside = known[:, [task for task, _ in self._worth]].any(1) & (batch.group_ids != NO_GROUP)
         logs = log_scores(step.outputs, self._kinds)[:, self._scored]
-        self._parts.append(tuple(one[inside].cpu().numpy() for one in (step.group_ids, logs, torch.as_tensor(worth))))
+        self._parts.append(tuple(one[inside].cpu().numpy() for one in (batch.group_ids, logs, torch.as_tensor(worth))))
 
     def compute(self) -> tuple[PerUser, np.ndarray]:
         """Collective. The users, and the logarithms of the tasks' scores [N, scored] of their rows."""

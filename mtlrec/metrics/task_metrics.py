@@ -54,14 +54,13 @@ class TaskMetrics:
 
     @torch.no_grad()
     def update(self, step: StepOutput) -> None:
-        outputs, populations = step.outputs, step.report.populations
-        space = populations.space * populations.weights
-        entire = populations.entire_space * populations.weights
-        targets = populations.targets.where(entire > 0, 0.0)  # outside, a label may be anything
+        outputs, batch = step.outputs, step.batch
+        space = batch.in_space * batch.sample_weights
+        entire = batch.entire_space * batch.sample_weights
         predictions = outputs.predictions(self.kinds)
-        self.faults += torch.stack([populations.changed, populations.missing])
+        self.faults += batch.label_faults
         for task, kind in enumerate(self.kinds):
-            target, weight = targets[:, task], space[:, task]
+            target, weight = batch.targets[:, task], space[:, task]
             if kind != "binary":
                 self._add_errors(task, predictions[:, task], target, weight.double())
                 continue
@@ -69,8 +68,8 @@ class TaskMetrics:
             self.own[task].update(log_p, log_not_p, target, weight)
             if task in self.entire:
                 self.entire[task].update(*logit_of(outputs.log_entire_p[:, task]), target, entire[:, task])
-            if step.group_ids is not None:
-                self.groups.setdefault(task, GroupedAUC()).update(step.group_ids, log_p - log_not_p, target, weight)
+            if batch.group_ids is not None:
+                self.groups.setdefault(task, GroupedAUC()).update(batch.group_ids, log_p - log_not_p, target, weight)
 
     def _add_errors(self, task: int, predicted: Tensor, target: Tensor, weight: Tensor) -> None:
         error = (predicted.where(weight > 0, 0.0) - target).double()

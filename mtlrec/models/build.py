@@ -13,11 +13,10 @@ from torch import nn
 from mtlrec import config as cfg
 from mtlrec import heads, layers, losses
 from mtlrec.config import JobConfig
-from mtlrec.config.expression import renamed
 from mtlrec.errors import ConfigError, UserError
 from mtlrec.layers.fusion import FusionLayer
 from mtlrec.layers.interaction import Bottom
-from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.losses import MultiTaskLoss, TaskLoss
 from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.models.balancing import build_balancing
 from mtlrec.models.embeddings import PooledFeatures, embedding_tables, feature_dims
@@ -49,7 +48,6 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
     with config_errors("tasks"):
         loss = MultiTaskLoss(
             tasks=[build_task_loss(task) for task in job.tasks],
-            spaces=build_spaces(job, conditional=bool(model.over_arch.heads.conditional)),
             weights=[task.weight for task in job.tasks],
             balancing=build_balancing(job.loss.weighting, len(job.tasks)),
             funnel_term=build_funnel_term(job),
@@ -162,24 +160,6 @@ def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
     return SlotInputs(
         dense_masks=[[int(feature.name in slot) for feature in job.features.dense] for slot in slots],
         sparse_masks=[[int(feature.name in slot) for feature in job.features.sparse] for slot in slots],
-    )
-
-
-def build_spaces(job: JobConfig, conditional: bool) -> SampleSpaces:
-    columns = list(job.label_columns)
-    names = [task.name for task in job.tasks]
-
-    def source(name: str) -> tuple[str, int]:
-        return ("task", names.index(name)) if name in names else ("column", columns.index(name))
-
-    conditions = [task.condition for task in job.tasks]
-    row_weights = [task.sample_weight for task in job.tasks]
-    return SampleSpaces(
-        labels=[columns.index(task.label) for task in job.tasks],
-        parents=task_parents(job),
-        conditions=[None if condition is None else renamed(condition, source) for condition in conditions],
-        conditional=conditional,
-        row_weights=[None if column is None else columns.index(column) for column in row_weights],
     )
 
 

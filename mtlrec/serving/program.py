@@ -99,8 +99,8 @@ class ServedModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
         outputs = head_output(self.function(*arguments(batch)))
-        loss, report = self.loss(outputs, batch.label_columns, batch.label_known, batch.row_mask)
-        return loss, StepOutput(outputs, report, batch.origin, batch.group_ids)
+        loss, report = self.loss(outputs, batch.targets, batch.in_space, batch.sample_weights)
+        return loss, StepOutput(outputs, report, batch)
 
 
 def head_output(outputs: Outputs) -> HeadOutput:

@@ -57,7 +57,7 @@ class TrainingStep:
             return
         tasks = [task.name for task, fine in zip(self.job.tasks, finite.tolist(), strict=True) if not fine]
         everywhere: list[str | None] = [None] * self.ranks.world_size
-        dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
+        dist.all_gather_object(everywhere, "" if done.report.local_sums.isfinite().all() else done.batch.origin)
         files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
         raise NonFiniteError(
             f"step {step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtlrec.data.features.spaces import SampleSpaces
 from mtlrec.heads import AITM, ESCM2
-from mtlrec.losses import Counterfactual, ExpectationCalibrator, MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.losses import Counterfactual, ExpectationCalibrator, MultiTaskLoss, TaskLoss
 from mtlrec.losses.task_losses import watch_time_loss
+from tests.support.labels import batch_of, labeled, loss_parts
 
 PARENTS = [None, 0, 1]
-SPACES = SampleSpaces([0, 1, 2], PARENTS, [None] * 3, conditional=False)
 
 
 def funnel_labels(rows: int) -> torch.Tensor:
@@ -33,8 +34,8 @@ def test_escm2_matches_the_paper(doubly_robust: bool) -> None:
     fused, labels = torch.randn(80, 3, 4).double() * 3, funnel_labels(80).double()
     outputs = head(fused)
     term = Counterfactual(PARENTS, doubly_robust, floor=0.2, conditional_weight=0.7, entire_weight=0.3)
-    loss = MultiTaskLoss([TaskLoss()] * 3, SPACES, [1.0] * 3, funnel_term=term)
-    _, report = loss(outputs, labels, torch.ones_like(labels), torch.ones(80).double())
+    loss = MultiTaskLoss([TaskLoss()] * 3, [1.0] * 3, funnel_term=term)
+    _, report = loss(outputs, *loss_parts(batch_of(labels)))
     y, conditional = labels.numpy(), sigmoid(outputs.value.detach().numpy())
     p = np.cumprod(conditional, axis=1)
     for task in range(3):
@@ -60,10 +61,9 @@ def test_the_propensity_takes_no_gradient() -> None:
     torch.manual_seed(0)
     head = ESCM2(["click", "buy"], [None, 0], 4, [6])
     labels = funnel_labels(40)[:, :2]
-    spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=False)
     term = Counterfactual([None, 0], doubly_robust=False, entire_weight=0.0)
-    loss = MultiTaskLoss([TaskLoss()] * 2, spaces, [0.0, 1.0], funnel_term=term)
-    total, _ = loss(head(torch.randn(40, 2, 4)), labels, torch.ones_like(labels), torch.ones(40))
+    loss = MultiTaskLoss([TaskLoss()] * 2, [0.0, 1.0], funnel_term=term)
+    total, _ = loss(head(torch.randn(40, 2, 4)), *loss_parts(batch_of(labels)))
     total.backward()
     towers = head.towers.by_task
     assert towers["task_click"][1].weight.grad.abs().sum() == 0
@@ -77,10 +77,9 @@ def test_the_imputation_error_teaches_the_imputation_tower_alone() -> None:
         torch.manual_seed(0)
         head = ESCM2(["click", "buy"], [None, 0], 4, [6], doubly_robust=True)
         fused, labels = torch.randn(40, 2, 4), funnel_labels(40)[:, :2]
-        spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=False)
         term = Counterfactual([None, 0], doubly_robust)
-        loss = MultiTaskLoss([TaskLoss()] * 2, spaces, [1.0, 1.0], funnel_term=term)
-        loss(head(fused), labels, torch.ones_like(labels), torch.ones(40))[0].backward()
+        loss = MultiTaskLoss([TaskLoss()] * 2, [1.0, 1.0], funnel_term=term)
+        loss(head(fused), *loss_parts(batch_of(labels)))[0].backward()
         gradients.append([p.grad.clone() for p in head.towers.parameters() if p.grad is not None])
         assert head.imputations is not None
         imputed = [p.grad for p in head.imputations.parameters()]
@@ -96,10 +95,10 @@ def test_a_parent_s_row_weight_is_not_its_label() -> None:
     labels = torch.cat([funnel_labels(40)[:, :2], (torch.arange(40) % 2).float()[:, None]], 1)
     losses = []
     for row_weights in ([None, None], [2, None]):
-        spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=False, row_weights=row_weights)
+        spaces = SampleSpaces([0, 1], [None, 0], [None, None], False, row_weights, [True, True])
         term = Counterfactual([None, 0], doubly_robust=False)
-        loss = MultiTaskLoss([TaskLoss()] * 2, spaces, [1.0, 1.0], funnel_term=term)
-        losses.append(loss(head(fused), labels, torch.ones_like(labels), torch.ones(40))[1].losses.tolist())
+        loss = MultiTaskLoss([TaskLoss()] * 2, [1.0, 1.0], funnel_term=term)
+        losses.append(loss(head(fused), *loss_parts(labeled(spaces, labels)))[1].losses.tolist())
     assert losses[0][0] != losses[1][0]
     assert losses[0][1] == losses[1][1]
 
@@ -118,11 +117,9 @@ def test_the_calibrator_asks_a_child_to_stay_below_its_parent() -> None:
     torch.manual_seed(0)
     head = AITM(["click", "buy", "review"], PARENTS, 4, [6]).double()
     labels, outputs = funnel_labels(50).double(), head(torch.randn(50, 3, 4).double() * 5)
-    p, ones = outputs.log_p.exp().detach().numpy(), torch.ones(50).double()
+    p = outputs.log_p.exp().detach().numpy()
     reports = [
-        MultiTaskLoss([TaskLoss()] * 3, SPACES, [1.0] * 3, funnel_term=term)(
-            outputs, labels, torch.ones_like(labels), ones
-        )[1]
+        MultiTaskLoss([TaskLoss()] * 3, [1.0] * 3, funnel_term=term)(outputs, *loss_parts(batch_of(labels)))[1]
         for term in (None, ExpectationCalibrator(PARENTS, alpha=0.6))
     ]
     added = (reports[1].losses - reports[0].losses).numpy()
@@ -156,14 +153,15 @@ def test_options_of_a_task_match_numpy() -> None:
 
     outputs = HeadOutput(logits, log_p(logits), log_p(-logits), log_p(logits))
     condition = ("and", ("not", ("holds", ("column", 5))), (">", ("task", 3), 10.0))
-    spaces = SampleSpaces([0, 1, 2, 3], [None] * 4, [None, None, None, condition], True, [4, None, None, None])
+    conditions, row_weights = [None, None, None, condition], [4, None, None, None]
+    spaces = SampleSpaces([0, 1, 2, 3], [None] * 4, conditions, True, row_weights, [True, True, False, False])
     tasks = [
         TaskLoss(pos_weight=3.0),
         TaskLoss(label_smoothing=0.2),
         TaskLoss("huber", huber_delta=0.5),
         TaskLoss("watch_time"),
     ]
-    _, report = MultiTaskLoss(tasks, spaces, [1.0] * 4)(outputs, labels, known, torch.ones(40).double())
+    _, report = MultiTaskLoss(tasks, [1.0] * 4)(outputs, *loss_parts(labeled(spaces, labels * known, known)))
     y, z = labels.numpy(), logits.numpy()
     p = sigmoid(z)
     weight = np.where(np.arange(40) < 10, 0, y[:, 4])
