@@ -188,6 +188,8 @@ def stages_told(counter: OperatorCounter, take_step: TrainingStep) -> Iterator[N
     def leave(part: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             label_nodes(output, part)
+            if part == "loss":  # the pipeline may send the next batch's ids before it goes backward
+                counter.stage = counter.part = "pipeline"
 
         return hook
 

@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses.balancing import Balancing, Static, Totals
+from mtlrec.losses.balancing import Balancing, Totals
 from mtlrec.losses.funnel_terms import FunnelTerm
-from mtlrec.losses.task_losses import TaskLoss
+from mtlrec.losses.task_loss import TaskLoss
+from mtlrec.losses.task_losses import TaskLosses
 
 
 class LossReport(NamedTuple):
@@ -40,9 +41,9 @@ class MultiTaskLoss(nn.Module):
     """(head output, targets, spaces, weights) -> (scalar to call backward on, report).
 
     Args:
-        tasks: what each task's loss is
+        losses: of each task
         weights: per task; `set_weights` changes them between steps
-        balancing: what multiplies the weighted losses, by default nothing
+        balancing: what else multiplies the weighted losses in training, or None
         funnel_term: what a head adds to its tasks' losses in training (`funnel_terms.py`)
     """
 
@@ -50,19 +51,20 @@ class MultiTaskLoss(nn.Module):
 
     def __init__(
         self,
-        tasks: Sequence[TaskLoss],
+        losses: Sequence[TaskLoss],
         weights: Sequence[float],
         balancing: Balancing | None = None,
         funnel_term: FunnelTerm | None = None,
     ) -> None:
         super().__init__()
-        self.tasks = list(tasks)
-        self.balancing = balancing or Static()
+        self.losses = TaskLosses(losses)
+        self.balancing = balancing
         self.funnel_term = funnel_term
         self.register_buffer("task_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
-    def set_weights(self, weights: Sequence[float]) -> None:
-        self.task_weights.copy_(torch.tensor(weights, dtype=torch.float32))
+    def set_weights(self, weights: Tensor) -> None:
+        """[T], on the device of the loss: a copy from the host would be waited for."""
+        self.task_weights.copy_(weights)
 
     def forward(
         self,
@@ -73,32 +75,34 @@ class MultiTaskLoss(nn.Module):
         pooled: Tensor | None = None,
     ) -> tuple[Tensor, LossReport]:
         """targets, in_space and sample_weights [B, T] of a `Batch`; pooled, what balancing takes gradients of."""
-        weights = in_space * sample_weights
-        numerators = (weights * self._row_losses(outputs, targets)).sum(0)
-        rows = in_space.sum(0, dtype=weights.dtype)
-        totals, world_size = _sum_over_ranks(torch.stack([numerators.detach(), weights.sum(0), rows]))
-        denominators = totals[1].where(totals[1] > 0, 1.0)
-        parts = self.task_weights * numerators / denominators
-        weighted = Totals(self.task_weights * totals[0], totals[1])
-        coefficients, regulariser = self.balancing(weighted, parts, pooled) if self._balances() else (1.0, 0.0)
-        loss = world_size * (coefficients * parts).sum() + regulariser
-        report = LossReport(
-            losses=totals[0] / denominators,
-            rows=totals[2],
-            coefficients=(self.task_weights * coefficients).detach(),
-            local_sums=numerators.detach(),
-        )
-        return loss, report
+        row_weights = in_space * sample_weights
+        numerators = (row_weights * self._row_losses(outputs, targets)).sum(0)
+        local_sums, rows = numerators.detach(), in_space.sum(0, dtype=row_weights.dtype)
+        sums, world_size = _sum_over_ranks(torch.stack([local_sums, row_weights.sum(0), rows]))
+        totals = Totals(sums[0], sums[1])
+        denominators = totals.denominators + (totals.denominators == 0)
+        parts = numerators * (self.task_weights / denominators)
+        loss, coefficients = self._weighed(parts, totals, pooled)
+        report = LossReport(totals.numerators / denominators, sums[2], coefficients, local_sums)
+        return loss * world_size if world_size > 1 else loss, report
+
+    def _weighed(self, parts: Tensor, totals: Totals, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of the parts by their coefficients, and what the tasks' losses are multiplied by in all [T]."""
+        if self.balancing is None or not self._balances():
+            return parts.sum(), self.task_weights.clone()
+        weighted = Totals(self.task_weights * totals.numerators, totals.denominators)
+        coefficients, added = self.balancing(weighted, parts, pooled)
+        return (coefficients * parts).sum() + added, (self.task_weights * coefficients).detach()
 
     def _balances(self) -> bool:
         """In training only: an evaluation has no gradients to weigh and must leave the balancer's state alone."""
         return self.training and torch.is_grad_enabled()
 
     def _row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
-        rows = torch.stack([task.of_rows(outputs, targets, slot) for slot, task in enumerate(self.tasks)], dim=1)
+        rows = self.losses.row_losses(outputs, targets)
         if self.funnel_term is None or not self.training:
             return rows
-        return self.funnel_term(rows, outputs, targets, self.tasks)
+        return self.funnel_term(rows, outputs, targets, self.losses)
 
 
 def _sum_over_ranks(values: Tensor) -> tuple[Tensor, int]:

@@ -16,7 +16,7 @@ from mtlrec.config import JobConfig
 from mtlrec.errors import ConfigError, UserError
 from mtlrec.layers.fusion import FusionLayer
 from mtlrec.layers.interaction import Bottom
-from mtlrec.losses import MultiTaskLoss, TaskLoss
+from mtlrec.losses import MultiTaskLoss, TaskLoss, TaskLosses
 from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.models.balancing import build_balancing
 from mtlrec.models.embeddings import PooledFeatures, embedding_tables, feature_dims
@@ -47,7 +47,7 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
     model = build_model(job, table_device)
     with config_errors("tasks"):
         loss = MultiTaskLoss(
-            tasks=[build_task_loss(task) for task in job.tasks],
+            losses=[build_task_loss(task) for task in job.tasks],
             weights=[task.weight for task in job.tasks],
             balancing=build_balancing(job.loss.weighting, len(job.tasks)),
             funnel_term=build_funnel_term(job),
@@ -134,11 +134,17 @@ def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
 def build_task_loss(task: cfg.Task) -> TaskLoss:
     match task.kind:
         case "binary":
-            return TaskLoss("binary", pos_weight=task.pos_weight, label_smoothing=task.label_smoothing)
+            return losses.Binary(pos_weight=task.pos_weight, label_smoothing=task.label_smoothing)
         case "regression":
-            return TaskLoss("huber" if task.loss == "huber" else "squared", huber_delta=task.huber_delta)
+            return losses.Regression(loss=task.loss, huber_delta=task.huber_delta)
         case "watch_time":
-            return TaskLoss("watch_time")
+            return losses.WatchTime()
+
+
+def build_task_losses(job: JobConfig) -> TaskLosses:
+    """What makes predictions of a head's outputs."""
+    with config_errors("tasks"):
+        return TaskLosses([build_task_loss(task) for task in job.tasks])
 
 
 def build_funnel_term(job: JobConfig) -> FunnelTerm | None:

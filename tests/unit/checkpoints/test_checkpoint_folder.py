@@ -24,7 +24,7 @@ from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError, CheckpointNotSaved
 from mtlrec.heads.funnel import HeadOutput, chain
-from mtlrec.losses import LossReport
+from mtlrec.losses import Binary, LossReport, Regression, TaskLosses
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from tests.support.labels import batch_of
@@ -231,7 +231,9 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
     report, batch = LossReport(zeros, zeros, zeros, zeros), batch_of(targets, group_ids=torch.arange(rows) % 50)
     for step, values in ((1, true), (2, torch.randn(rows, 3) + 1)):
         log_p, log_not_p = chain(values, [None, 0, None])
-        metrics = TaskMetrics(tasks, ["binary", "binary", "regression"], [False, True, False], torch.device("cpu"))
+        metrics = TaskMetrics(
+            tasks, TaskLosses([Binary(), Binary(), Regression()]), [False, True, False], torch.device("cpu")
+        )
         outputs = HeadOutput(values, log_p, log_not_p, log_p)
         metrics.update(StepOutput(outputs, report, batch))
         folder = tmp_path / "checkpoints" / f"step_{step:08d}"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from mtlrec.config import CAGradWeighting
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses import DynamicWeightAverage, GradientBalancing, MultiTaskLoss, TaskLoss, Uncertainty
+from mtlrec.losses import Binary, DynamicWeightAverage, GradientBalancing, MultiTaskLoss, Uncertainty
 from mtlrec.losses.balancing import Balancing, Totals
 from mtlrec.models.balancing import build_balancing
 from tests.support.labels import batch_of, loss_parts
@@ -34,7 +34,7 @@ def outputs_of(logits: torch.Tensor) -> HeadOutput:
 
 
 def loss_with(balancing: Balancing | None, weights: list[float] | None = None) -> MultiTaskLoss:
-    return MultiTaskLoss([TaskLoss()] * TASKS, weights or [1.0] * TASKS, balancing).double()
+    return MultiTaskLoss([Binary()] * TASKS, weights or [1.0] * TASKS, balancing).double()
 
 
 def step(loss: MultiTaskLoss, pooled: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[Any, Any]:

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses import MultiTaskLoss, TaskLoss, decayed_weights
+from mtlrec.losses import Binary, MultiTaskLoss, Regression, decayed_weights
 from tests.support.funnel import PARENTS, by_hand, rows, spaces_of
 from tests.support.labels import batch_of, labeled, loss_parts
 from tests.support.ranks import run_ranks
 
-TASKS = [TaskLoss(), TaskLoss(), TaskLoss(), TaskLoss(), TaskLoss("squared")]
+TASKS = [Binary(), Binary(), Binary(), Binary(), Regression()]
 WEIGHTS = [1.0, 2.0, 0.5, 1.0, 0.25]
 
 
@@ -39,7 +39,7 @@ def test_losses_match_a_loop(kind: Any) -> None:
         for i in np.flatnonzero(space[:, task]):
             y = targets[i, task]
             one = -math.log(p[i, task] if y else 1 - p[i, task])
-            losses.append(one if TASKS[task].kind == "binary" else (float(outputs.value[i, task].detach()) - y) ** 2)
+            losses.append(one if TASKS[task].is_probability else (float(outputs.value[i, task].detach()) - y) ** 2)
         assert report.losses[task].item() == pytest.approx(np.mean(losses), rel=1e-4)
         assert report.rows[task] == len(losses)
         total += WEIGHTS[task] * float(np.mean(losses))
@@ -79,7 +79,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(logit: float) -> None:
     head.towers = torch.nn.Flatten()  # type: ignore[assignment]
     labels = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).repeat(2, 1)
     labels[:, 1] *= labels[:, 0]
-    value, _ = MultiTaskLoss([TaskLoss(), TaskLoss()], [1.0, 1.0])(head(logits), *loss_parts(batch_of(labels)))
+    value, _ = MultiTaskLoss([Binary(), Binary()], [1.0, 1.0])(head(logits), *loss_parts(batch_of(labels)))
     value.backward()
     assert torch.isfinite(value)
     assert logits.grad is not None
@@ -128,5 +128,6 @@ def test_four_uneven_ranks_give_the_gradients_of_one_process() -> None:
 
 
 def test_decay_matches_the_paper() -> None:
-    assert decayed_weights([1.0, 2.0], [0.5, 1.0], 0) == [1.0, 2.0]
-    assert decayed_weights([1.0, 2.0], [0.5, 1.0], 3) == [0.125, 2.0]
+    initial, rate = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])
+    assert decayed_weights(initial, rate, 0).tolist() == [1.0, 2.0]
+    assert decayed_weights(initial, rate, 3).tolist() == [0.125, 2.0]

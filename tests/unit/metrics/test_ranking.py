@@ -19,6 +19,7 @@ from mtlrec.heads import HeadOutput
 from mtlrec.losses import LossReport
 from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
 from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
+from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
 from tests.support.labels import batch_of
 from tests.support.toy import toy_job, toy_tree
@@ -119,7 +120,7 @@ def test_the_score_is_the_product_of_powers(tmp_path: Path) -> None:
     logits = torch.randn(7, 4)
     entire = torch.nn.functional.logsigmoid(logits)
     outputs = HeadOutput(logits, entire, entire, entire)
-    values = outputs.predictions([task.kind for task in job.tasks])
+    values = build_task_losses(job).predictions(outputs)
     score = FusedScore(exponents={"like": 2.0, "watch": 0.5, "buy": 0.0, "click": -1.0})
     expected = values[:, 2] ** 2 * values[:, 3] ** 0.5 / values[:, 0]
     torch.testing.assert_close(score.of(outputs, job), expected.double())

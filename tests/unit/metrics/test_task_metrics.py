@@ -15,8 +15,7 @@ from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 from mtlrec.data.features.spaces import SampleSpaces
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
-from mtlrec.heads.funnel import Kind
-from mtlrec.losses import MultiTaskLoss, TaskLoss
+from mtlrec.losses import Binary, MultiTaskLoss, Regression, TaskLosses
 from mtlrec.metrics.binary import BinaryTally
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
@@ -24,15 +23,14 @@ from tests.support.labels import labeled, loss_parts
 from tests.support.ranks import run_ranks
 
 TASKS = ["click", "buy", "ratio"]
-KINDS: list[Kind] = ["binary", "binary", "regression"]
+LOSSES = TaskLosses([Binary(), Binary(), Regression()])
 CONDITIONS = [None, None, ("holds", ("task", 0))]
 SPACES = SampleSpaces([0, 1, 2], [None, 0, None], CONDITIONS, False, [None] * 3, [True, True, False])
 
 
 def steps(count: int, batch: int = 50) -> list[StepOutput]:
     torch.manual_seed(0)
-    losses = [TaskLoss(), TaskLoss(), TaskLoss("squared")]
-    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss(losses, [1.0, 1.0, 1.0])
+    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss(list(LOSSES), [1.0, 1.0, 1.0])
     made = []
     for _ in range(count):
         x = torch.randn(batch, 3, 4) * 2
@@ -47,7 +45,7 @@ def steps(count: int, batch: int = 50) -> list[StepOutput]:
 
 
 def metrics_of(made: list[StepOutput]) -> Any:
-    metrics = TaskMetrics(TASKS, KINDS, [False, True, False], torch.device("cpu"))
+    metrics = TaskMetrics(TASKS, LOSSES, [False, True, False], torch.device("cpu"))
     for step in made:
         metrics.update(step)
     return metrics.compute()
@@ -81,13 +79,13 @@ def test_weights_count_and_the_entire_space_is_not_the_own_one() -> None:
     """Conditional towers: AUC where the parent is 1, and of the product over all rows; by the rows' weights."""
     torch.manual_seed(0)
     spaces = SampleSpaces([0, 1], [None, 0], [None, None], True, [2, None], [True, True])
-    head, loss = Independent(["click", "buy"], [None, 0], 4), MultiTaskLoss([TaskLoss()] * 2, [1.0, 1.0])
+    head, loss = Independent(["click", "buy"], [None, 0], 4), MultiTaskLoss([Binary()] * 2, [1.0, 1.0])
     outputs = head(torch.randn(3000, 2, 4) * 2).detach()
     labels = (torch.rand(3000, 3) < 0.4).float()
     labels[:, 2] = torch.rand(3000) * 3
     rows = labeled(spaces, labels)
     _, report = loss(outputs, *loss_parts(rows))
-    metrics = TaskMetrics(["click", "buy"], ["binary", "binary"], [False, True], torch.device("cpu"))
+    metrics = TaskMetrics(["click", "buy"], TaskLosses([Binary()] * 2), [False, True], torch.device("cpu"))
     metrics.update(StepOutput(outputs, report, rows))
     got = metrics.compute()
     click, buy, weight = labels[:, 0].numpy(), (labels[:, 0] * labels[:, 1]).numpy(), labels[:, 2].numpy()
