@@ -83,7 +83,7 @@ bench-peers: $(INSTALLED) ## the same models in torch-rechub and in plain PyTorc
 	$(PIP) install --quiet --no-deps torch-rechub==0.9.0
 	$(BIN)/python benchmarks/peers.py $(ARGS)
 
-bench-check: $(INSTALLED) ## have ratios of speeds fallen since benchmarks/results/guard.json?
+bench-check: $(INSTALLED) ## have operators of a step risen, or ratios of speeds fallen?
 	$(BIN)/python benchmarks/guard.py $(ARGS)
 
 clean: ## remove the demo and the caches, not .venv

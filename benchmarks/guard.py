@@ -1,10 +1,11 @@
-"""Has training become slower? Ratios of speeds on this machine against those of the last committed results.
+"""Has training become slower? Operators of a step, and ratios of speeds, against the last committed results.
 
     make bench-check                          # measures (a quarter of an hour), compares, ends with 1 where one fell
-    python benchmarks/guard.py --update       # measures and writes them into benchmarks/results/guard.json
+    python benchmarks/guard.py --update       # measures and writes them into benchmarks/results/
 
-Only ratios are compared, never times: the share of a large product's speed that a step of each fusion reaches and end
-to end to computation alone, both of which `mtlrec bench` measures in turns, and two ranks to one. A ratio has fallen
+Operators are counted first (`operators.py`): they are the same on every machine, and none may rise. Of speeds only
+ratios are compared, never times: the share of a large product's speed that a step of each fusion reaches and end to
+end to computation alone, both of which `mtlrec bench` measures in turns, and two ranks to one. A ratio has fallen
 when it is more than a tenth below the committed one. A product gains more from a wide processor than a step does, so
 figures are kept by processor and number of cores; where there are none of this machine's, nothing is measured and the
 status is 2.
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import jobs
+from benchmarks import jobs, operators
 from benchmarks.report import processor
 from benchmarks.train import BATCH, bench
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--update", action="store_true", help="write the results instead of comparing with them")
     options = parser.parse_args()
+    check_operators(options.update)
     hardware = f"{processor()}, {os.cpu_count()} cores"
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))
     if hardware not in figures and not options.update:
@@ -86,6 +88,18 @@ def main() -> None:
     for line in compared(committed["ratios"], ratios):
         print(line)
     raise SystemExit(1 if fallen(committed["ratios"], ratios) else 0)
+
+
+def check_operators(update: bool) -> None:
+    """Raises SystemExit(1) where a step has more operators than the committed one."""
+    now = operators.count_all()
+    if update:
+        operators.write(now, operators.RESULTS)
+        return
+    lines = operators.risen(operators.committed(), now)
+    print("\n".join(lines) if lines else f"operators of a step: none of {len(now)} jobs has more than before")
+    if lines:
+        raise SystemExit(1)
 
 
 def quiet_rounds(take: Callable[[], Round], wanted: int) -> list[Round]:

@@ -43,6 +43,7 @@ from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config.file import job_of
 from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.errors import DataError
+from mtlrec.models.build import build_task_losses
 from mtlrec.serving import Predictor
 from mtlrec.serving.export import whole_model
 from mtlrec.serving.sample import inputs_of
@@ -168,10 +169,10 @@ def latency(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     users = [{n: one[n][0].as_py() for n in columns.features.columns if n not in OF_ITEM} for one in requests]
     items = [{n: one[n].combine_chunks() for n in OF_ITEM} for one in requests]
     lists = [{n: one[n].to_pylist() for n in OF_ITEM} for one in requests]
-    kinds = [task.kind for task in job.tasks]
+    losses = build_task_losses(job)
     fp32, int8 = predictors["none"], predictors["int8"]
     calls: dict[str, Callable[[int], Any]] = {
-        "eager": lambda i: model(batches[i].dense, batches[i].sparse).predictions(kinds),
+        "eager": lambda i: losses.predictions(model(batches[i].dense, batches[i].sparse)),
         "compiled": lambda i: fp32.function(*tensors[i]),
         "compiled, int8": lambda i: int8.function(*tensors[i]),
         "predictor, user once, Arrow": lambda i: fp32.predict(items[i], shared=users[i]),

@@ -1,18 +1,28 @@
-"""One training batch: what the data path hands to the model and the loss.
+"""One training batch: what the data path hands to the model, the loss and the metrics.
 
-dense       [B, F]   float32, transformed                  columns of `features.dense`, in the config's order
-sparse      KJT      one key per `features.sparse`         int64 ids; keys in the config's order
-label_columns      [B, C]   float32, 0 where unknown              columns of `JobConfig.label_columns`
-label_known  [B, C]   float32, 1 where the label is known   (null or NaN leaves the task's sample space)
-row_mask     [B]      float32, 0 for a padding row          ranks take equal batches; padding counts nowhere
-origin      str      the files the rows came from          for messages only
-group_ids      [B]      int64, or None                        `metrics.group_by`'s, where an evaluation wants it; null
-                                                           is NO_GROUP
+B rows, F dense features, T tasks. What depends on labels alone is computed in the data path
+(`data/features/spaces.py`): the device multiplies by it and derives nothing from it.
+
+dense           [B, F] float32   transformed; columns of `features.dense`, in the config's order
+sparse          KJT              one key per `features.sparse`: int64 ids; keys in the config's order
+targets         [B, T] float32   consistent with the funnel. Outside its task's space a number is 0; a flag (0 or 1)
+                                 may be read there
+in_space        [B, T] bool      rows that the task's loss is taken over
+entire_space    [B, T] bool      rows over which p(task) over all impressions is compared with the target
+sample_weights  [B, T] float32   0 for padding, and for rows that were left out
+row_mask        [B]    float32   0 for such rows, else 1; ranks take equal batches, so a short one is padded
+label_faults    [2, T] int64     rows whose label broke the funnel; the parent's positives without a label of their own
+group_ids       [B]    int64     `metrics.group_by`'s, or None where no evaluation wants them; null is NO_GROUP
+origin          str              the files that the rows came from, for messages
+
+Batches to predict have no labels: T is 0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,39 +36,33 @@ NO_GROUP = -(2**63)
 class Batch(Pipelineable):
     dense: Tensor
     sparse: KeyedJaggedTensor
-    label_columns: Tensor
-    label_known: Tensor
+    targets: Tensor
+    in_space: Tensor
+    entire_space: Tensor
+    sample_weights: Tensor
     row_mask: Tensor
-    origin: str = ""
+    label_faults: Tensor
     group_ids: Tensor | None = None
+    origin: str = ""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        return Batch(
-            dense=self.dense.to(device, non_blocking=non_blocking),
-            sparse=self.sparse.to(device, non_blocking=non_blocking),
-            label_columns=self.label_columns.to(device, non_blocking=non_blocking),
-            label_known=self.label_known.to(device, non_blocking=non_blocking),
-            row_mask=self.row_mask.to(device, non_blocking=non_blocking),
-            origin=self.origin,
-            group_ids=None if self.group_ids is None else self.group_ids.to(device, non_blocking=non_blocking),
-        )
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for tensor in (self.dense, self.label_columns, self.label_known, self.row_mask, self.group_ids):
-            if tensor is not None:
-                tensor.record_stream(stream)
-        self.sparse.record_stream(stream)
+        for part in self._parts().values():
+            part.record_stream(stream)
 
     def pin_memory(self) -> Batch:
-        return Batch(
-            dense=self.dense.pin_memory(),
-            sparse=self.sparse.pin_memory(),
-            label_columns=self.label_columns.pin_memory(),
-            label_known=self.label_known.pin_memory(),
-            row_mask=self.row_mask.pin_memory(),
-            origin=self.origin,
-            group_ids=None if self.group_ids is None else self.group_ids.pin_memory(),
-        )
+        return self._each(lambda part: part.pin_memory())
 
     def __len__(self) -> int:
         return self.row_mask.shape[0]
+
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
+        changed = {name: change(part) for name, part in self._parts().items()}
+        return Batch(**changed, origin=self.origin)
+
+    def _parts(self) -> dict[str, Any]:
+        """Tensors and the jagged tensor, by name."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if part is not None and name != "origin"}

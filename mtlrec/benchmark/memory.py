@@ -54,5 +54,6 @@ def _bytes(held: object) -> int:
             return sum(map(_bytes, held))
         case Batch():
             of_ids = [held.sparse.values(), held.sparse.lengths(), held.sparse.weights_or_none()]
-            return _bytes([held.dense, held.label_columns, held.label_known, held.row_mask, held.group_ids, *of_ids])
+            labels = [held.targets, held.in_space, held.entire_space, held.sample_weights]
+            return _bytes([held.dense, *labels, held.row_mask, held.group_ids, *of_ids])
     return 0

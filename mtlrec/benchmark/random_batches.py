@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
+from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
+from mtlrec.data.task_labels import MaybeColumns, TaskLabels
 
 SKEW = 3
 """An id is rows * u^3 for uniform u: few ids make most of the rows, as in logs."""
@@ -21,10 +24,7 @@ def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
 
 def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
     rows = job.data.batch_size
-    labels = torch.rand(rows, len(job.label_columns), generator=generator)
-    for index, column in enumerate(job.label_columns.values()):
-        if column.rule == "flag":
-            labels[:, index] = (labels[:, index] < 0.1).float()
+    labels = _labels(job, generator)
     lengths, values = [], []
     for feature in job.features.sparse:
         most = feature.max_length
@@ -41,8 +41,25 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
             lengths=torch.cat(lengths),
             weights=torch.ones(len(ids)) if job.features.is_weighted else None,
         ),
-        label_columns=labels,
-        label_known=torch.ones(rows, len(job.label_columns)),
+        targets=_stacked(labels.targets, rows),
+        in_space=_stacked(labels.in_space, rows).bool(),
+        entire_space=_stacked(labels.entire_space, rows).bool(),
+        sample_weights=_stacked(labels.weights, rows),
         row_mask=torch.ones(rows),
+        label_faults=torch.from_numpy(labels.faults(0, rows)),
         origin="random batches",
     )
+
+
+def _labels(job: JobConfig, generator: torch.Generator) -> TaskLabels:
+    drawn = torch.rand(len(job.label_columns), job.data.batch_size, generator=generator)
+    for index, column in enumerate(job.label_columns.values()):
+        if column.rule == "flag":
+            drawn[index] = (drawn[index] < 0.1).float()
+    return SampleSpaces.of(job)(LabelColumns(list(drawn.numpy()), [None] * len(drawn)))
+
+
+def _stacked(columns: MaybeColumns, rows: int) -> torch.Tensor:
+    """[rows, T] float32."""
+    given = [np.ones(rows) if column is None else column for column in columns]
+    return torch.from_numpy(np.stack(given, axis=1).astype(np.float32))

@@ -181,8 +181,14 @@ class JobConfig(Strict):
 
     @property
     def label_columns(self) -> dict[str, LabelColumn]:
-        """The columns that labels, spaces and weights need, in the order of `Batch.label_columns`."""
+        """The columns that labels, spaces and weights need, each once, labels first."""
         return label_columns(self.tasks)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether a child is trained on the rows where its parent is 1 only."""
+        heads = self.model.heads
+        return isinstance(heads, IndependentHeads) and not heads.entire_space
 
     def dump(self) -> dict[str, Any]:
         """Plain YAML types; `JobConfig.model_validate(job.dump()) == job`."""

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from mtlrec.data.memory import copied
+from mtlrec.data.task_labels import TaskLabels
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,14 @@ class Ids:
 class Block:
     """N rows, column by column.
 
-    dense, labels: [N] float32 each; known: for each label [N] float32, or None where all are; row_mask: [N] float32, or
-    None where all are 1; group_ids: [N] int64, or None. Rows that were left out, because of what `messages` say of
-    files and columns, weigh nothing and have nothing in them. `table` has the rows as Arrow, where they are wanted too.
+    dense: [N] float32 each; row_mask: [N] float32, or None where all are 1; group_ids: [N] int64, or None. Rows that
+    were left out, because of what `messages` say of files and columns, weigh nothing and have nothing in them. `table`
+    has the rows as Arrow, where they are wanted too.
     """
 
     num_rows: int
     dense: Sequence[np.ndarray]
-    labels: Sequence[np.ndarray]
-    known: Sequence[np.ndarray | None]
+    labels: TaskLabels
     ids: Sequence[Ids]
     group_ids: np.ndarray | None = None
     files: tuple[str, ...] = ()
@@ -86,8 +86,7 @@ class Block:
             self,
             num_rows=len(rows),
             dense=[_take(column, rows) for column in self.dense],
-            labels=[_take(column, rows) for column in self.labels],
-            known=[None if column is None else _take(column, rows) for column in self.known],
+            labels=self.labels.take(lambda column: _take(column, rows)),
             ids=[one.take(rows) for one in self.ids],
             group_ids=None if self.group_ids is None else _take(self.group_ids, rows),
             row_mask=None if self.row_mask is None else _take(self.row_mask, rows),
@@ -100,8 +99,7 @@ class Block:
         return replace(
             self,
             dense=[np.where(bad_mask, np.float32(0), column) for column in self.dense],
-            labels=[np.where(bad_mask, np.float32(0), column) for column in self.labels],
-            known=[kept if column is None else kept * column for column in self.known],
+            labels=self.labels.blank(bad_mask),
             row_mask=kept,
             ids=[one.blank(bad_mask) for one in self.ids],
             messages=messages,

@@ -32,7 +32,7 @@ from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
 from mtlrec.training.sharded import ShardedModel, autocast
-from mtlrec.training.step import set_task_weights
+from mtlrec.training.step import DecayedWeights
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,17 @@ def diagnose_run(
                 yield loader.batch(of_batch, size)
 
     def add(step: StepOutput) -> None:
-        check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
+        check_finite(metrics.losses.predictions(step.outputs), job, step.batch.origin)
         metrics.update(step)
         if slices:
             slices.add(shown[0][slice_by], step)
 
     if model.checkpoint is not None:
         saved = read_job_state(model.checkpoint)
-        set_task_weights(
-            model.loss, job, max(0, saved.step - 1), max(0, saved.position.epoch - 1 + bool(saved.position.steps))
-        )
+        weights = DecayedWeights.of(job, ranks.device)
+        if weights is not None:
+            epoch = max(0, saved.position.epoch - 1 + bool(saved.position.steps))
+            model.loss.set_weights(weights.at(max(0, saved.step - 1), epoch))
     found = diagnose_batches(model, batches(), job, ranks, add, together=True)
     log_skipped_rows(loader, ranks)
     curves = {task.name: _curve(metrics.predicted(index)) for index, task in enumerate(job.tasks) if task.is_binary}

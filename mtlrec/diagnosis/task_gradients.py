@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
-from mtlrec.losses.balancing import Balancing, Totals, gradients_on
+from mtlrec.losses.balancing import Balancing, Coefficients, Totals, gradients_on
 from mtlrec.metrics.binary import sum_over_ranks
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.sharded import ShardedModel
@@ -25,12 +25,12 @@ class TaskGradients(Balancing):
         self.gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
         self.batches = 0
 
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> tuple[float, float]:
+    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
         assert pooled is not None
         gradients = gradients_on(pooled, parts)
         self.gram += gradients @ gradients.T
         self.batches += 1
-        return 1.0, 0.0
+        return torch.ones_like(totals.numerators), 0.0
 
     def compute(self) -> tuple[list[float], list[list[float]]]:
         """Collective. Norms [T], the root of the mean square over batches, and cosines [T][T], NaN for a task without
@@ -69,7 +69,7 @@ def probe(model: ShardedModel, batch: Batch) -> StepOutput:
         outputs = heads(fused.detach())
         heads.train()
         try:
-            _, report = model.loss(heads(fused), batch.label_columns, batch.label_known, batch.row_mask, leaf)
+            _, report = model.loss(heads(fused), batch.targets, batch.in_space, batch.sample_weights, leaf)
         finally:
             heads.eval()
-    return StepOutput(outputs.detach(), report, batch.origin, batch.group_ids)
+    return StepOutput(outputs.detach(), report, batch)

@@ -44,7 +44,7 @@ def evaluate(
         for batch in watched(loader.epoch(), loader.steps_per_epoch, progress or "", ranks.is_first and bool(progress)):
             with autocast(job, ranks.device):
                 _, step = model(batch.to(ranks.device))
-            check_finite(step.outputs.predictions(metrics.kinds), job, step.origin)
+            check_finite(metrics.losses.predictions(step.outputs), job, step.batch.origin)
             metrics.update(step)
             ranks.liveness.tick()
             after_batch(step)

@@ -28,6 +28,7 @@ from mtlrec.metrics.binary import logit_of
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import COLUMN as FUSED
 from mtlrec.metrics.fused_score import FusedScore
+from mtlrec.models.build import build_task_losses
 from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
@@ -96,14 +97,14 @@ def _scores(
     """[B, T], and with a fused score [B, T + 1], then float64."""
     with autocast(job, batch.dense.device):
         outputs = network(batch.dense, batch.sparse)
-    check_finite(outputs.predictions([task.kind for task in job.tasks]), job, batch.origin)
+    check_finite(build_task_losses(job).predictions(outputs), job, batch.origin)
     values = calibrated(outputs, job, calibration)
     return values if score is None else torch.cat([values, score.of(outputs, job)[:, None]], dim=1)
 
 
 def calibrated(outputs: HeadOutput, job: JobConfig, calibration: Calibration | None) -> Tensor:
     """[B, T]: the predictions, probabilities as the calibration maps them where there is one."""
-    values = outputs.predictions([task.kind for task in job.tasks])
+    values = build_task_losses(job).predictions(outputs)
     if calibration is None:
         return values
     columns = []

@@ -57,14 +57,14 @@ class SliceRows:
 
     def add(self, values: pa.ChunkedArray, step: StepOutput) -> None:
         """`values` of a batch's rows, without those that fill it up at its end; what was left out counts nowhere."""
-        tasks, populations, outputs = list(self._tasks.values()), step.report.populations, step.outputs
-        inside = populations.space * (populations.weights > 0)
+        tasks, batch, outputs = list(self._tasks.values()), step.batch, step.outputs
+        inside = batch.in_space & (batch.sample_weights > 0)
         logits = outputs.log_p - outputs.log_not_p
-        targets = populations.targets.where(inside > 0, 0.0)
-        here = (populations.weights[: len(values)] > 0).any(1).cpu()
+        targets = batch.targets.where(inside, 0.0)
+        here = (batch.sample_weights[: len(values)] > 0).any(1).cpu()
         plain = values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
         self._values.append(plain.filter(pa.array(here.numpy())))
-        columns = (one[: len(values), tasks].cpu()[here] for one in (inside > 0, logits, targets))
+        columns = (one[: len(values), tasks].cpu()[here] for one in (inside, logits, targets))
         self._parts.append(tuple(column.numpy() for column in columns))
 
     def compute(self) -> Slices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -20,11 +21,13 @@ class ESCM2(ESMM):
         tasks, parents, input_dim, tower_hidden, sampling_rates: as for `ESMM`
         doubly_robust: whether to have imputation towers
 
-    Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
+    Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each, `imputed` of `[B, C]`.
 
     Raises:
         ValueError: where the edges form a cycle.
     """
+
+    child_slots: Tensor
 
     def __init__(
         self,
@@ -36,8 +39,9 @@ class ESCM2(ESMM):
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__(tasks, parents, input_dim, tower_hidden, sampling_rates)
-        self.child_slots = [slot for slot, parent in enumerate(parents) if parent is not None]
-        names = [tasks[slot] for slot in self.child_slots]
+        children = [slot for slot, parent in enumerate(parents) if parent is not None]
+        self.register_buffer("child_slots", torch.tensor(children, dtype=torch.int64), persistent=False)
+        names = [tasks[slot] for slot in children]
         self.imputations = Towers(names, input_dim, tower_hidden) if doubly_robust and names else None
 
     def forward(self, fused: Tensor) -> HeadOutput:
@@ -45,6 +49,4 @@ class ESCM2(ESMM):
         outputs = super().forward(fused)
         if self.imputations is None or not self.training:
             return outputs
-        imputed = outputs.value.new_zeros(outputs.value.shape)
-        imputed[:, self.child_slots] = softplus(self.imputations(fused[:, self.child_slots]))
-        return outputs._replace(imputed=imputed)
+        return outputs._replace(imputed=softplus(self.imputations(fused.index_select(1, self.child_slots))))

@@ -14,13 +14,11 @@ which stays finite, with finite gradients, for logits of +-100 (log(-expm1(log p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-Kind = Literal["binary", "regression", "watch_time"]
 
 
 class HeadOutput(NamedTuple):
@@ -29,7 +27,8 @@ class HeadOutput(NamedTuple):
     value: the tower's output: a binary task's logit, a regression's prediction, the logarithm of a watch time
     log_p, log_not_p: of the probability that the task's loss is taken on
     log_entire_p: of p(task) over all impressions
-    imputed: the loss that a head expects of p(task | parent), where it has imputation towers
+    imputed: [B, C], where a head has imputation towers: the losses it expects of p(task | parent), of the C tasks that
+        have a parent
 
     Probabilities mean nothing for tasks that are not binary.
     """
@@ -39,11 +38,6 @@ class HeadOutput(NamedTuple):
     log_not_p: Tensor
     log_entire_p: Tensor
     imputed: Tensor | None = None
-
-    def predictions(self, kinds: Sequence[Kind]) -> Tensor:
-        """[B, T]: p(task) over all impressions, the value, or the watch time in its label's unit."""
-        columns = {"binary": self.log_entire_p.exp(), "regression": self.value, "watch_time": self.value.exp()}
-        return torch.stack([columns[kind][:, task] for task, kind in enumerate(kinds)], dim=1)
 
     def detach(self) -> HeadOutput:
         return HeadOutput(*(None if part is None else part.detach() for part in self))  # type: ignore[arg-type]

@@ -4,27 +4,34 @@ from mtlrec.losses.balancing import (
     Balancing,
     DynamicWeightAverage,
     GradientBalancing,
-    Static,
     Uncertainty,
     decayed_weights,
 )
+from mtlrec.losses.binary import Binary
 from mtlrec.losses.funnel_terms import Counterfactual, ExpectationCalibrator
 from mtlrec.losses.multitask import LossReport, MultiTaskLoss
-from mtlrec.losses.spaces import Populations, SampleSpaces
-from mtlrec.losses.task_losses import TaskLoss
+from mtlrec.losses.regression import Regression
+from mtlrec.losses.task_loss import TaskLoss
+from mtlrec.losses.task_losses import TaskLosses
+from mtlrec.losses.watch_time import WatchTime
+
+LOSSES: dict[str, type[TaskLoss]] = {"binary": Binary, "regression": Regression, "watch_time": WatchTime}
+"""By kind of task. A task may say what its loss's constructor takes."""
 
 __all__ = [
+    "LOSSES",
     "Balancing",
+    "Binary",
     "Counterfactual",
     "DynamicWeightAverage",
     "ExpectationCalibrator",
     "GradientBalancing",
     "LossReport",
     "MultiTaskLoss",
-    "Populations",
-    "SampleSpaces",
-    "Static",
+    "Regression",
     "TaskLoss",
+    "TaskLosses",
     "Uncertainty",
+    "WatchTime",
     "decayed_weights",
 ]

@@ -10,7 +10,7 @@ part and none through the tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ class Totals(NamedTuple):
     denominators: Tensor
 
 
-Coefficients = tuple[Tensor | float, Tensor | float]
+Coefficients = tuple[Tensor, Tensor | float]
 """(c [T], what is added to the loss)"""
 
 
@@ -39,13 +39,6 @@ class Balancing(nn.Module):
 
     def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
         raise NotImplementedError
-
-
-class Static(Balancing):
-    """c_k = 1: the tasks' own weights, nothing else."""
-
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
-        return 1.0, 0.0
 
 
 class Uncertainty(Balancing):
@@ -94,11 +87,15 @@ class DynamicWeightAverage(Balancing):
         coefficients = self.coefficients()
         self.sums += torch.stack([totals.numerators, totals.denominators])
         self.steps += 1
-        if self.steps >= self.window:
-            self.means.copy_(torch.stack([self.sums[0] / self.sums[1], self.means[0]]))
-            self.sums.zero_()
-            self.steps.zero_()
+        self._end_window(self.steps >= self.window)
         return coefficients.to(parts.dtype), 0.0
+
+    def _end_window(self, is_over: Tensor) -> None:
+        """Where `is_over` (0-dimensional) is true; asked on the device, so that the host need not wait for it."""
+        means = torch.stack([self.sums[0] / self.sums[1], self.means[0]])
+        self.means.copy_(torch.where(is_over, means, self.means))
+        self.sums.masked_fill_(is_over, 0.0)
+        self.steps.masked_fill_(is_over, 0)
 
     def coefficients(self) -> Tensor:
         """[T]; `means` holds the last window's, then those of the one before."""
@@ -106,9 +103,9 @@ class DynamicWeightAverage(Balancing):
         return len(ratios) * torch.softmax(ratios / self.temperature, dim=0)
 
 
-def decayed_weights(initial: Sequence[float], rate: Sequence[float], time: int) -> list[float]:
-    """w_k(t) = w_k0 * rate_k ** t (Tang et al., RecSys 2020, section 4.3), t counted in epochs or steps."""
-    return [first * gamma**time for first, gamma in zip(initial, rate, strict=True)]
+def decayed_weights(initial: Tensor, rate: Tensor, time: int) -> Tensor:
+    """[T]: w_k(t) = w_k0 * rate_k ** t (Tang et al., RecSys 2020, section 4.3), t counted in epochs or steps."""
+    return initial * rate.pow(time)
 
 
 def gradients_on(pooled: Tensor, parts: Tensor) -> Tensor:

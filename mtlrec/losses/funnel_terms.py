@@ -1,25 +1,52 @@
 """What some heads add to the losses of a funnel's children, row by row.
 
-B batch, T tasks. A term gets the rows' losses [B, T] as the head alone would have them, and gives them back with its
-own; they are then masked, weighted and averaged over the global batch like any other.
+B batch, T tasks, C children (tasks with a parent, in the order of the tasks). A term gets the rows' losses [B, T] as
+the head alone would have them, and gives them back with its own. They are then masked, weighted and averaged over the
+global batch like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu
 
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses.task_losses import TaskLoss
-
-FunnelTerm = Callable[[Tensor, HeadOutput, Tensor, Sequence[TaskLoss]], Tensor]
-"""(rows' losses [B, T], outputs, targets [B, T], tasks) -> rows' losses [B, T]"""
+from mtlrec.losses.task_losses import TaskLosses
 
 
-class ExpectationCalibrator:
+class FunnelTerm(nn.Module):
+    """Base: `forward(rows [B, T], outputs, targets [B, T], losses of the tasks) -> rows [B, T]`.
+
+    Args:
+        parents: index of the task each one follows, or None
+    """
+
+    child_slots: Tensor
+    parent_slots: Tensor
+
+    def __init__(self, parents: Sequence[int | None]) -> None:
+        super().__init__()
+        children = [task for task, parent in enumerate(parents) if parent is not None]
+        followed = [parent for parent in parents if parent is not None]
+        self.register_buffer("child_slots", torch.tensor(children, dtype=torch.int64), persistent=False)
+        self.register_buffer("parent_slots", torch.tensor(followed, dtype=torch.int64), persistent=False)
+
+    def forward(self, rows: Tensor, outputs: HeadOutput, targets: Tensor, losses: TaskLosses) -> Tensor:
+        raise NotImplementedError
+
+    def of_children(self, values_BT: Tensor) -> Tensor:
+        """[B, C]"""
+        return values_BT.index_select(1, self.child_slots)
+
+    def of_parents(self, values_BT: Tensor) -> Tensor:
+        """[B, C]: each child's parent's."""
+        return values_BT.index_select(1, self.parent_slots)
+
+
+class ExpectationCalibrator(FunnelTerm):
     """AITM's behavioral expectation calibrator (Xi et al., KDD 2021): alpha * max(0, p(child) - p(parent)).
 
     Args:
@@ -28,18 +55,16 @@ class ExpectationCalibrator:
     """
 
     def __init__(self, parents: Sequence[int | None], alpha: float = 0.6) -> None:
-        self.parents, self.alpha = list(parents), alpha
+        super().__init__(parents)
+        self.alpha = alpha
 
-    def __call__(self, rows: Tensor, outputs: HeadOutput, targets: Tensor, tasks: Sequence[TaskLoss]) -> Tensor:
+    def forward(self, rows: Tensor, outputs: HeadOutput, targets: Tensor, losses: TaskLosses) -> Tensor:
         p = outputs.log_p.exp()
-        columns = [
-            rows[:, task] if parent is None else rows[:, task] + self.alpha * relu(p[:, task] - p[:, parent])
-            for task, parent in enumerate(self.parents)
-        ]
-        return torch.stack(columns, dim=1)
+        excess = relu(self.of_children(p) - self.of_parents(p))
+        return rows.index_add(1, self.child_slots, excess, alpha=self.alpha)
 
 
-class Counterfactual:
+class Counterfactual(FunnelTerm):
     """ESCM2's risks of p(child | parent) (Wang et al., SIGIR 2022), beside ESMM's loss of p(child).
 
     With o the parent's label, e the cross entropy of p(child | parent), q = p(parent), detached and at least `floor`,
@@ -68,21 +93,20 @@ class Counterfactual:
         conditional_weight: float = 1.0,
         entire_weight: float = 1.0,
     ) -> None:
-        self.parents, self.doubly_robust, self.floor = list(parents), doubly_robust, floor
+        super().__init__(parents)
+        self.doubly_robust, self.floor = doubly_robust, floor
         self.conditional_weight, self.entire_weight = conditional_weight, entire_weight
 
-    def __call__(self, rows: Tensor, outputs: HeadOutput, targets: Tensor, tasks: Sequence[TaskLoss]) -> Tensor:
-        columns = []
-        for task, parent in enumerate(self.parents):
-            if parent is None:
-                columns.append(rows[:, task])
-                continue
-            logit, observed = outputs.value[:, task], targets[:, parent]
-            error = tasks[task].cross_entropy(targets[:, task], logsigmoid(logit), logsigmoid(-logit))
-            inverse = observed / outputs.log_p[:, parent].detach().exp().clamp(min=self.floor)
-            risk = self._risk(error, inverse, None if outputs.imputed is None else outputs.imputed[:, task])
-            columns.append(self.entire_weight * rows[:, task] + self.conditional_weight * risk)
-        return torch.stack(columns, dim=1)
+    def forward(self, rows: Tensor, outputs: HeadOutput, targets: Tensor, losses: TaskLosses) -> Tensor:
+        if not len(self.child_slots):
+            return rows
+        logits = outputs.value
+        conditional = outputs._replace(log_p=logsigmoid(logits), log_not_p=logsigmoid(-logits))
+        error = self.of_children(losses.row_losses(conditional, targets))
+        propensity = self.of_parents(outputs.log_p.detach()).exp().clamp(min=self.floor)
+        risk = self._risk(error, self.of_parents(targets) / propensity, outputs.imputed)
+        of_children = self.entire_weight * self.of_children(rows) + self.conditional_weight * risk
+        return rows.index_copy(1, self.child_slots, of_children)
 
     def _risk(self, error: Tensor, inverse: Tensor, imputed: Tensor | None) -> Tensor:
         if not self.doubly_robust:

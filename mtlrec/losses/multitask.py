@@ -16,97 +16,93 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses.balancing import Balancing, Static, Totals
+from mtlrec.losses.balancing import Balancing, Totals
 from mtlrec.losses.funnel_terms import FunnelTerm
-from mtlrec.losses.spaces import Populations, SampleSpaces
-from mtlrec.losses.task_losses import TaskLoss
+from mtlrec.losses.task_loss import TaskLoss
+from mtlrec.losses.task_losses import TaskLosses
 
 
 class LossReport(NamedTuple):
-    """Detached. [T] each: a task's global loss, its rows over all ranks, what its loss was multiplied by, whether this
-    rank's part is finite."""
+    """Detached, [T] each.
+
+    losses: the tasks' global losses
+    rows: of their spaces, over all ranks
+    coefficients: what the losses were multiplied by
+    local_sums: this rank's sums of weighted losses, which tell whose rows made a loss that is not finite
+    """
 
     losses: Tensor
     rows: Tensor
     coefficients: Tensor
-    local_is_finite: Tensor
-    populations: Populations
+    local_sums: Tensor
 
 
 class MultiTaskLoss(nn.Module):
-    """(head output, labels) -> (scalar to call backward on, report).
+    """(head output, targets, spaces, weights) -> (scalar to call backward on, report).
 
     Args:
-        tasks: what each task's loss is
-        spaces: the tasks' populations
+        losses: of each task
         weights: per task; `set_weights` changes them between steps
-        balancing: what multiplies the weighted losses, by default nothing
+        balancing: what else multiplies the weighted losses in training, or None
         funnel_term: what a head adds to its tasks' losses in training (`funnel_terms.py`)
     """
 
     task_weights: Tensor
-    is_binary: Tensor
 
     def __init__(
         self,
-        tasks: Sequence[TaskLoss],
-        spaces: SampleSpaces,
+        losses: Sequence[TaskLoss],
         weights: Sequence[float],
         balancing: Balancing | None = None,
         funnel_term: FunnelTerm | None = None,
     ) -> None:
         super().__init__()
-        self.tasks = list(tasks)
-        self.spaces = spaces
-        self.balancing = balancing or Static()
+        self.losses = TaskLosses(losses)
+        self.balancing = balancing
         self.funnel_term = funnel_term
-        is_binary = torch.tensor([task.kind == "binary" for task in tasks])
-        self.register_buffer("is_binary", is_binary, persistent=False)
         self.register_buffer("task_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
-    def set_weights(self, weights: Sequence[float]) -> None:
-        self.task_weights.copy_(torch.tensor(weights, dtype=torch.float32))
+    def set_weights(self, weights: Tensor) -> None:
+        """[T], on the device of the loss: a copy from the host would be waited for."""
+        self.task_weights.copy_(weights)
 
     def forward(
         self,
         outputs: HeadOutput,
-        label_columns: Tensor,
-        label_known: Tensor,
-        row_mask: Tensor,
+        targets: Tensor,
+        in_space: Tensor,
+        sample_weights: Tensor,
         pooled: Tensor | None = None,
     ) -> tuple[Tensor, LossReport]:
-        """label_columns, label_known [B, C]; row_mask [B], 0 for padding; pooled, what balancing takes gradients of."""
-        populations = self.spaces(label_columns, label_known, row_mask)
-        in_space = populations.space * populations.weights
-        # Outside, a number may be anything: 0 * inf is NaN. A child may want its parent's 0 or 1 there.
-        targets = populations.targets.where((in_space > 0) | self.is_binary, 0.0)
-        numerators = (in_space * self._row_losses(outputs, targets)).sum(0)
-        totals, world_size = _sum_over_ranks(
-            torch.stack([numerators.detach(), in_space.sum(0), populations.space.sum(0)])
-        )
-        denominators = totals[1].where(totals[1] > 0, 1.0)
-        parts = self.task_weights * numerators / denominators
-        weighted = Totals(self.task_weights * totals[0], totals[1])
-        coefficients, regulariser = self.balancing(weighted, parts, pooled) if self._balances() else (1.0, 0.0)
-        loss = world_size * (coefficients * parts).sum() + regulariser
-        report = LossReport(
-            losses=totals[0] / denominators,
-            rows=totals[2],
-            coefficients=(self.task_weights * coefficients).detach(),
-            local_is_finite=torch.isfinite(numerators.detach()),
-            populations=populations,
-        )
-        return loss, report
+        """targets, in_space and sample_weights [B, T] of a `Batch`; pooled, what balancing takes gradients of."""
+        row_weights = in_space * sample_weights
+        numerators = (row_weights * self._row_losses(outputs, targets)).sum(0)
+        local_sums, rows = numerators.detach(), in_space.sum(0, dtype=row_weights.dtype)
+        sums, world_size = _sum_over_ranks(torch.stack([local_sums, row_weights.sum(0), rows]))
+        totals = Totals(sums[0], sums[1])
+        denominators = totals.denominators + (totals.denominators == 0)
+        parts = numerators * (self.task_weights / denominators)
+        loss, coefficients = self._weighed(parts, totals, pooled)
+        report = LossReport(totals.numerators / denominators, sums[2], coefficients, local_sums)
+        return loss * world_size if world_size > 1 else loss, report
+
+    def _weighed(self, parts: Tensor, totals: Totals, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of the parts by their coefficients, and what the tasks' losses are multiplied by in all [T]."""
+        if self.balancing is None or not self._balances():
+            return parts.sum(), self.task_weights.clone()
+        weighted = Totals(self.task_weights * totals.numerators, totals.denominators)
+        coefficients, added = self.balancing(weighted, parts, pooled)
+        return (coefficients * parts).sum() + added, (self.task_weights * coefficients).detach()
 
     def _balances(self) -> bool:
         """In training only: an evaluation has no gradients to weigh and must leave the balancer's state alone."""
         return self.training and torch.is_grad_enabled()
 
     def _row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
-        rows = torch.stack([task.of_rows(outputs, targets, slot) for slot, task in enumerate(self.tasks)], dim=1)
+        rows = self.losses.row_losses(outputs, targets)
         if self.funnel_term is None or not self.training:
             return rows
-        return self.funnel_term(rows, outputs, targets, self.tasks)
+        return self.funnel_term(rows, outputs, targets, self.losses)
 
 
 def _sum_over_ranks(values: Tensor) -> tuple[Tensor, int]:

@@ -22,6 +22,7 @@ from mtlrec.errors import CheckpointError, ConfigError, NonFiniteError
 from mtlrec.heads import HeadOutput
 from mtlrec.io import one_line, write_text
 from mtlrec.metrics.ranking import PerUser, RankMetric, log_scores
+from mtlrec.models.build import build_task_losses
 from mtlrec.run_folder import FUSED_SCORE
 
 COLUMN = "fused_score"
@@ -63,7 +64,7 @@ class FusedScore(Strict):
 
     def product(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
         """[B] float64, infinite where it is too large."""
-        logs = log_scores(outputs, [task.kind for task in job.tasks]).double()
+        logs = log_scores(outputs, build_task_losses(job)).double()
         names = [task.name for task in job.tasks]
         used = {names.index(name): power for name, power in self.exponents.items() if power}
         return torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()

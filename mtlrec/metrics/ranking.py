@@ -7,7 +7,7 @@ ranks'.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,8 +19,9 @@ from mtlrec.batch import NO_GROUP
 from mtlrec.config import JobConfig
 from mtlrec.errors import ConfigError
 from mtlrec.heads import HeadOutput
-from mtlrec.heads.funnel import Kind
+from mtlrec.losses import TaskLosses
 from mtlrec.metrics.grouped_auc import rows_of_all_ranks
+from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
 
 SMALLEST = 1e-12
@@ -56,21 +57,21 @@ class RankedRows:
 
     def __init__(self, job: JobConfig, scored: list[str], worth: Mapping[str, float]) -> None:
         names = [task.name for task in job.tasks]
-        self._kinds = [task.kind for task in job.tasks]
+        self._losses = build_task_losses(job)
         self._scored = [names.index(name) for name in scored]
         self._worth = [(names.index(name), weight) for name, weight in worth.items() if weight]
         self._parts: list[tuple[np.ndarray, ...]] = []
 
     def update(self, step: StepOutput) -> None:
         """A row counts where its user is known, and at least one of the labels that make its worth."""
-        assert step.group_ids is not None
-        populations = step.report.populations
-        known = populations.entire_space * (populations.weights > 0)
-        targets = populations.targets.where(known > 0, 0.0)
+        batch = step.batch
+        assert batch.group_ids is not None
+        known = batch.entire_space & (batch.sample_weights > 0)
+        targets = batch.targets.where(known, 0.0)
         worth = sum(weight * targets[:, task] for task, weight in self._worth)
-        inside = (known[:, [task for task, _ in self._worth]].amax(1) > 0) & (step.group_ids != NO_GROUP)
-        logs = log_scores(step.outputs, self._kinds)[:, self._scored]
-        self._parts.append(tuple(one[inside].cpu().numpy() for one in (step.group_ids, logs, torch.as_tensor(worth))))
+        inside = known[:, [task for task, _ in self._worth]].any(1) & (batch.group_ids != NO_GROUP)
+        logs = log_scores(step.outputs, self._losses)[:, self._scored]
+        self._parts.append(tuple(one[inside].cpu().numpy() for one in (batch.group_ids, logs, torch.as_tensor(worth))))
 
     def compute(self) -> tuple[PerUser, np.ndarray]:
         """Collective. The users, and the logarithms of the tasks' scores [N, scored] of their rows."""
@@ -79,12 +80,12 @@ class RankedRows:
         return users, logs[users.rows].astype(np.float64)
 
 
-def log_scores(outputs: HeadOutput, kinds: Sequence[Kind]) -> Tensor:
+def log_scores(outputs: HeadOutput, losses: TaskLosses) -> Tensor:
     """[B, T]: log p(task) over all impressions, of a watch time the logarithm; a regression's may be NaN."""
-    values = outputs.predictions(kinds)
+    values = losses.predictions(outputs)
     columns = [
-        outputs.log_entire_p[:, task] if kind == "binary" else values[:, task].clamp(min=SMALLEST).log()
-        for task, kind in enumerate(kinds)
+        outputs.log_entire_p[:, task] if loss.is_probability else values[:, task].clamp(min=SMALLEST).log()
+        for task, loss in enumerate(losses)
     ]
     return torch.stack(columns, dim=1)
 

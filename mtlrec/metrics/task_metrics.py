@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from mtlrec.config import JobConfig
-from mtlrec.heads.funnel import Kind
+from mtlrec.losses import TaskLosses
 from mtlrec.metrics.binary import BinaryTally, calibration_error, logit_of, ratio, sum_over_ranks
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.grouped_auc import GroupedAUC
+from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
 
 Metrics = dict[str, dict[str, float]]
@@ -26,18 +27,18 @@ ENTIRE = ("auc", "ne", "calibration", "ece")
 class TaskMetrics:
     """Accumulates `StepOutput`s; `compute` gives {task: {metric: value}}.
 
-    Binary: those of `BinaryTally.compute`; with groups gauc; with a parent also entire_auc, entire_ne,
+    Of probabilities: those of `BinaryTally.compute`; with groups gauc; with a parent also entire_auc, entire_ne,
     entire_calibration, entire_ece, of p(task) over all impressions, inconsistent_labels, the rows whose label broke the
-    funnel, and missing_labels, the parent's positives without one. Regression and watch time:
+    funnel, and missing_labels, the parent's positives without one. Of other tasks:
     mse, mae, mean, predicted_mean, rows. Rows count by their weights. A figure that the rows cannot give (no rows, one
     class) is NaN.
     """
 
     def __init__(
-        self, tasks: Sequence[str], kinds: Sequence[Kind], has_parent: Sequence[bool], device: torch.device
+        self, tasks: Sequence[str], losses: TaskLosses, has_parent: Sequence[bool], device: torch.device
     ) -> None:
-        self.tasks, self.kinds, self.has_parent = list(tasks), list(kinds), list(has_parent)
-        self.own = {task: BinaryTally(device) for task, kind in enumerate(kinds) if kind == "binary"}
+        self.tasks, self.losses, self.has_parent = list(tasks), losses, list(has_parent)
+        self.own = {task: BinaryTally(device) for task, loss in enumerate(losses) if loss.is_probability}
         self.entire = {task: BinaryTally(device) for task, parent in enumerate(has_parent) if parent}
         self.groups: dict[int, GroupedAUC] = {}
         self.errors = torch.zeros(len(self.tasks), 6, dtype=torch.float64, device=device)
@@ -47,30 +48,29 @@ class TaskMetrics:
     def of(job: JobConfig, device: torch.device) -> TaskMetrics:
         return TaskMetrics(
             tasks=[task.name for task in job.tasks],
-            kinds=[task.kind for task in job.tasks],
+            losses=build_task_losses(job),
             has_parent=[task.given is not None for task in job.tasks],
             device=device,
         )
 
     @torch.no_grad()
     def update(self, step: StepOutput) -> None:
-        outputs, populations = step.outputs, step.report.populations
-        space = populations.space * populations.weights
-        entire = populations.entire_space * populations.weights
-        targets = populations.targets.where(entire > 0, 0.0)  # outside, a label may be anything
-        predictions = outputs.predictions(self.kinds)
-        self.faults += torch.stack([populations.changed, populations.missing])
-        for task, kind in enumerate(self.kinds):
-            target, weight = targets[:, task], space[:, task]
-            if kind != "binary":
+        outputs, batch = step.outputs, step.batch
+        space = batch.in_space * batch.sample_weights
+        entire = batch.entire_space * batch.sample_weights
+        predictions = self.losses.predictions(outputs)
+        self.faults += batch.label_faults
+        for task, loss in enumerate(self.losses):
+            target, weight = batch.targets[:, task], space[:, task]
+            if not loss.is_probability:
                 self._add_errors(task, predictions[:, task], target, weight.double())
                 continue
             log_p, log_not_p = outputs.log_p[:, task], outputs.log_not_p[:, task]
             self.own[task].update(log_p, log_not_p, target, weight)
             if task in self.entire:
                 self.entire[task].update(*logit_of(outputs.log_entire_p[:, task]), target, entire[:, task])
-            if step.group_ids is not None:
-                self.groups.setdefault(task, GroupedAUC()).update(step.group_ids, log_p - log_not_p, target, weight)
+            if batch.group_ids is not None:
+                self.groups.setdefault(task, GroupedAUC()).update(batch.group_ids, log_p - log_not_p, target, weight)
 
     def _add_errors(self, task: int, predicted: Tensor, target: Tensor, weight: Tensor) -> None:
         error = (predicted.where(weight > 0, 0.0) - target).double()
@@ -86,7 +86,7 @@ class TaskMetrics:
         errors, faults = sum_over_ranks(self.errors), sum_over_ranks(self.faults)
         metrics: Metrics = {}
         for task, name in enumerate(self.tasks):
-            if self.kinds[task] != "binary":
+            if task not in self.own:
                 metrics[name] = _regression(errors[task])
                 continue
             predicted = own = self.own[task].over_ranks()

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtlrec import config as cfg
 from mtlrec.errors import ConfigError
 from mtlrec.io import one_line
-from mtlrec.losses import Balancing, DynamicWeightAverage, GradientBalancing, Static, Uncertainty
+from mtlrec.losses import Balancing, DynamicWeightAverage, GradientBalancing, Uncertainty
 
 SMALLEST_NORM = 1e-8
 """Below it, relative to the root of the gradients' summed squares, CAGrad sees the end of training. TorchJD's own 1e-4
@@ -17,11 +17,14 @@ is reached by a task whose loss is in another unit, and all weights are then 0."
 REMEDY = "pip install 'torchjd[cagrad,quadprog-projector]==0.18.*'"
 
 
-def build_balancing(weighting: cfg.Weighting, num_tasks: int) -> Balancing:
-    """Raises ConfigError where the method needs packages that are not installed."""
+def build_balancing(weighting: cfg.Weighting, num_tasks: int) -> Balancing | None:
+    """None where the tasks have weights and nothing else.
+
+    Raises ConfigError where the method needs packages that are not installed.
+    """
     match weighting:
         case cfg.StaticWeighting() | cfg.DecayWeighting():
-            return Static()
+            return None
         case cfg.UncertaintyWeighting():
             return Uncertainty(num_tasks)
         case cfg.DWAWeighting(temperature=temperature, every=every):

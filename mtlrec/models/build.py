@@ -11,11 +11,10 @@ from torch import nn
 from mtlrec import config as cfg
 from mtlrec import heads, losses
 from mtlrec.config import JobConfig
-from mtlrec.config.expression import renamed
 from mtlrec.config.kinds.family import located
 from mtlrec.errors import ConfigError, LocatedError
 from mtlrec.layers import FusionLayer
-from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.losses import MultiTaskLoss, TaskLoss, TaskLosses
 from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.models.balancing import build_balancing
 from mtlrec.models.embeddings import PooledFeatures, embedding_tables
@@ -46,8 +45,7 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
     model = build_model(job, table_device)
     with config_errors("tasks"):
         loss = MultiTaskLoss(
-            tasks=[build_task_loss(task) for task in job.tasks],
-            spaces=build_spaces(job, conditional=bool(model.over_arch.heads.conditional)),
+            losses=[build_task_loss(task) for task in job.tasks],
             weights=[task.weight for task in job.tasks],
             balancing=build_balancing(job.loss.weighting, len(job.tasks)),
             funnel_term=build_funnel_term(job),
@@ -84,11 +82,17 @@ def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
 def build_task_loss(task: cfg.Task) -> TaskLoss:
     match task.kind:
         case "binary":
-            return TaskLoss("binary", pos_weight=task.pos_weight, label_smoothing=task.label_smoothing)
+            return losses.Binary(pos_weight=task.pos_weight, label_smoothing=task.label_smoothing)
         case "regression":
-            return TaskLoss("huber" if task.loss == "huber" else "squared", huber_delta=task.huber_delta)
+            return losses.Regression(loss=task.loss, huber_delta=task.huber_delta)
         case "watch_time":
-            return TaskLoss("watch_time")
+            return losses.WatchTime()
+
+
+def build_task_losses(job: JobConfig) -> TaskLosses:
+    """What makes predictions of a head's outputs."""
+    with config_errors("tasks"):
+        return TaskLosses([build_task_loss(task) for task in job.tasks])
 
 
 def build_funnel_term(job: JobConfig) -> FunnelTerm | None:
@@ -110,24 +114,6 @@ def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
     return SlotInputs(
         dense_masks=[[int(feature.name in slot) for feature in job.features.dense] for slot in slots],
         sparse_masks=[[int(feature.name in slot) for feature in job.features.sparse] for slot in slots],
-    )
-
-
-def build_spaces(job: JobConfig, conditional: bool) -> SampleSpaces:
-    columns = list(job.label_columns)
-    names = [task.name for task in job.tasks]
-
-    def source(name: str) -> tuple[str, int]:
-        return ("task", names.index(name)) if name in names else ("column", columns.index(name))
-
-    conditions = [task.condition for task in job.tasks]
-    row_weights = [task.sample_weight for task in job.tasks]
-    return SampleSpaces(
-        labels=[columns.index(task.label) for task in job.tasks],
-        parents=task_parents(job),
-        conditions=[None if condition is None else renamed(condition, source) for condition in conditions],
-        conditional=conditional,
-        row_weights=[None if column is None else columns.index(column) for column in row_weights],
     )
 
 

@@ -19,8 +19,7 @@ class StepOutput(NamedTuple):
 
     outputs: HeadOutput
     report: LossReport
-    origin: str
-    group_ids: Tensor | None = None
+    batch: Batch
 
 
 class LossModule(nn.Module):
@@ -32,10 +31,8 @@ class LossModule(nn.Module):
 
     def forward(self, outputs: HeadOutput, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, StepOutput]:
         with torch.profiler.record_function("mtlrec::loss"):
-            loss, report = self.multitask(
-                outputs, batch.label_columns, batch.label_known, batch.row_mask, pooled.values()
-            )
-        return loss, StepOutput(outputs.detach(), report, batch.origin, batch.group_ids)
+            loss, report = self.multitask(outputs, batch.targets, batch.in_space, batch.sample_weights, pooled.values())
+        return loss, StepOutput(outputs.detach(), report, batch)
 
 
 class TrainModule(nn.Module):

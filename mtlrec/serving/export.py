@@ -23,7 +23,7 @@ from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ArtifactError, ParityError
 from mtlrec.metrics.calibration import Calibration
 from mtlrec.metrics.fused_score import FusedScore
-from mtlrec.models.build import build_train_module
+from mtlrec.models.build import build_task_losses, build_train_module
 from mtlrec.models.train_module import TrainModule
 from mtlrec.serving.lookup import FrozenTables, Precision
 from mtlrec.serving.manifest import (
@@ -119,8 +119,7 @@ def whole_model(job: JobConfig, checkpoint: Path) -> TrainModule:
 
 def serving_program(module: TrainModule, job: JobConfig, precision: Precision, device: torch.device) -> ServingProgram:
     tables = FrozenTables(module.model.tables, job.features.sparse, precision, device)
-    kinds = [task.kind for task in job.tasks]
-    return ServingProgram(tables, module.model.over_arch.to(device), kinds).eval()
+    return ServingProgram(tables, module.model.over_arch.to(device), build_task_losses(job)).eval()
 
 
 @contextmanager

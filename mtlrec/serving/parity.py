@@ -23,13 +23,14 @@ from mtlrec.config.base import Strict
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.evaluation.evaluate import check_finite
-from mtlrec.heads.funnel import HeadOutput, Kind
+from mtlrec.heads import HeadOutput
 from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
+from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
 
-JUDGED = {"binary": ("auc", "entire_auc", "log_loss"), "regression": ("mse",), "watch_time": ("mse",)}
+JUDGED = ("auc", "entire_auc", "log_loss", "mse")
 MOST_OF_LOSS = 0.005
 """How far quantized tables may move a mean squared error or a log loss, relative to it."""
 
@@ -75,19 +76,19 @@ def compare(
         artifact: the compiled program
     """
     is_quantized = uncompiled is not checkpoint
-    kinds = [task.kind for task in job.tasks]
+    losses = build_task_losses(job)
     before, after = TaskMetrics.of(job, ranks.device), TaskMetrics.of(job, ranks.device)
-    largest, rows = torch.zeros(len(kinds), dtype=torch.float64), 0
+    largest, rows = torch.zeros(len(losses), dtype=torch.float64), 0
     with torch.no_grad():
         for batch in watched(loader.epoch(), loader.steps_per_epoch, "parity", ranks.is_first):
             batch = batch.to(ranks.device)
             (_, of_checkpoint), (_, of_artifact) = checkpoint(batch), artifact(batch)
             of_same = uncompiled(batch)[1] if is_quantized else of_checkpoint
-            check_finite(of_checkpoint.outputs.predictions(kinds), job, batch.origin)
+            check_finite(losses.predictions(of_checkpoint.outputs), job, batch.origin)
             before.update(of_checkpoint)
             after.update(of_artifact)
             real = batch.row_mask > 0
-            found = apart(of_artifact.outputs, of_same.outputs, kinds)
+            found = apart(of_artifact.outputs, of_same.outputs, losses.is_probability)
             largest = torch.maximum(largest, found[real].amax(0).cpu() if real.any() else largest)
             rows += int(real.sum())
             ranks.liveness.tick()
@@ -108,12 +109,12 @@ def compare(
     )
 
 
-def apart(found: HeadOutput, expected: HeadOutput, kinds: list[Kind]) -> Tensor:
+def apart(found: HeadOutput, expected: HeadOutput, is_probability: list[bool]) -> Tensor:
     """[B, T] float64; see the top of this file."""
-    is_binary = torch.tensor([kind == "binary" for kind in kinds], device=found.value.device)
+    is_log = torch.tensor(is_probability, device=found.value.device)
     logs = differences(found.log_entire_p, expected.log_entire_p)
     probabilities = differences(found.log_entire_p.exp(), expected.log_entire_p.exp())
-    return torch.maximum(logs / 10, probabilities).where(is_binary, differences(found.value, expected.value))
+    return torch.maximum(logs / 10, probabilities).where(is_log, differences(found.value, expected.value))
 
 
 def differences(found: Tensor, expected: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ def _beside(job: JobConfig, before: Metrics, after: Metrics) -> Figures:
     return {
         task.name: {
             metric: (_finite(before[task.name][metric]), _finite(after[task.name][metric]))
-            for metric in JUDGED[task.kind]
+            for metric in JUDGED
             if metric in before[task.name]
         }
         for task in job.tasks

@@ -26,9 +26,8 @@ from mtlrec.compat.aot_inductor import CompilerFailed, compile_package, load_pac
 from mtlrec.compat.quiet import quiet_export, quiet_keyed_jagged_tensors
 from mtlrec.errors import ArtifactError
 from mtlrec.heads import HeadOutput
-from mtlrec.heads.funnel import Kind
 from mtlrec.io import one_line
-from mtlrec.losses import MultiTaskLoss
+from mtlrec.losses import MultiTaskLoss, TaskLosses
 from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
 from mtlrec.serving.lookup import FrozenTables
@@ -43,16 +42,16 @@ Function = Callable[..., Outputs]
 class ServingProgram(nn.Module):
     """What is exported: the model's own path behind frozen tables."""
 
-    def __init__(self, tables: FrozenTables, over_arch: OverArch, kinds: list[Kind]) -> None:
+    def __init__(self, tables: FrozenTables, over_arch: OverArch, losses: TaskLosses) -> None:
         super().__init__()
-        self.tables, self.over_arch, self.kinds = tables, over_arch, kinds
+        self.tables, self.over_arch, self.losses = tables, over_arch, losses
 
     def forward(self, dense: Tensor, values: Tensor, lengths: Tensor, weights: Tensor | None = None) -> Outputs:
         flat = lengths.flatten()
         offsets = nn.functional.pad(flat.cumsum(0), (1, 0))
         ids = KeyedJaggedTensor(keys=self.tables.keys, values=values, lengths=flat, weights=weights)
         outputs = self.over_arch(dense, self.tables(values, offsets, weights), ids)
-        return {"predictions": outputs.predictions(self.kinds)} | {part: getattr(outputs, part) for part in PARTS}
+        return {"predictions": self.losses.predictions(outputs)} | {part: getattr(outputs, part) for part in PARTS}
 
 
 def arguments(batch: Batch) -> tuple[Tensor, ...]:
@@ -99,8 +98,8 @@ class ServedModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
         outputs = head_output(self.function(*arguments(batch)))
-        loss, report = self.loss(outputs, batch.label_columns, batch.label_known, batch.row_mask)
-        return loss, StepOutput(outputs, report, batch.origin, batch.group_ids)
+        loss, report = self.loss(outputs, batch.targets, batch.in_space, batch.sample_weights)
+        return loss, StepOutput(outputs, report, batch)
 
 
 def head_output(outputs: Outputs) -> HeadOutput:

@@ -34,7 +34,7 @@ def first_rows(job: JobConfig, split: str, ranks: Ranks, state: JobState) -> tup
         table = rows_of(cuts).select(job.features.columns)
         table = table.filter(pa.array(weights[: len(table)].numpy() > 0))
         if len(table):
-            return replace(loader.columns, labels={}, group_by=None), table
+            return replace(loader.columns, labels={}, spaces=None, group_by=None), table
     raise ArtifactError(f"data.{split}: no row of it is in order; name another --split")
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import NonFiniteError
-from mtlrec.losses import DynamicWeightAverage, MultiTaskLoss, decayed_weights
+from mtlrec.losses import DynamicWeightAverage, decayed_weights
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import autocast, build_sharded
@@ -33,6 +35,7 @@ class TrainingStep:
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
             self.model.module, self.optimizers.combined, ranks.device, execute_all_batches=True
         )
+        self.weights = DecayedWeights.of(job, ranks.device)
         weighting, balancing = job.loss.weighting, self.model.loss.balancing
         if isinstance(balancing, DynamicWeightAverage) and isinstance(weighting, DWAWeighting) and not weighting.every:
             balancing.window = steps_per_epoch
@@ -43,7 +46,8 @@ class TrainingStep:
         Raises StopIteration where `batches` has come to its end, NonFiniteError where a loss is not finite.
         """
         self.optimizers.set_learning_rates(step)
-        set_task_weights(self.model.loss, self.job, step, epoch)
+        if self.weights is not None:
+            self.model.loss.set_weights(self.weights.at(step, epoch))
         with autocast(self.job, self.ranks.device):
             done = self.pipeline.progress(batches)
         self.ranks.liveness.tick()
@@ -57,7 +61,7 @@ class TrainingStep:
             return
         tasks = [task.name for task, fine in zip(self.job.tasks, finite.tolist(), strict=True) if not fine]
         everywhere: list[str | None] = [None] * self.ranks.world_size
-        dist.all_gather_object(everywhere, "" if done.report.local_is_finite.all() else done.origin)
+        dist.all_gather_object(everywhere, "" if done.report.local_sums.isfinite().all() else done.batch.origin)
         files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
         raise NonFiniteError(
             f"step {step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
@@ -65,11 +69,28 @@ class TrainingStep:
         )
 
 
-def set_task_weights(loss: MultiTaskLoss, job: JobConfig, step: int, epoch: int) -> None:
-    """Those of the step after `step` others, where they decay."""
-    weighting = job.loss.weighting
-    if isinstance(weighting, DecayWeighting):
-        time_ = epoch if weighting.unit == "epoch" else step
+@dataclass(frozen=True)
+class DecayedWeights:
+    """The tasks' weights where they decay, [T] float64 each; on the device, so that no step waits for a copy."""
+
+    initial: Tensor
+    rate: Tensor
+    counts_epochs: bool
+
+    @staticmethod
+    def of(job: JobConfig, device: torch.device) -> DecayedWeights | None:
+        """None where the job's weights do not decay."""
+        weighting = job.loss.weighting
+        if not isinstance(weighting, DecayWeighting):
+            return None
         initial = [weighting.initial.get(task.name, task.weight) for task in job.tasks]
         rate = [weighting.rate.get(task.name, 1.0) for task in job.tasks]
-        loss.set_weights(decayed_weights(initial, rate, time_))
+        return DecayedWeights(
+            torch.tensor(initial, dtype=torch.float64, device=device),
+            torch.tensor(rate, dtype=torch.float64, device=device),
+            counts_epochs=weighting.unit == "epoch",
+        )
+
+    def at(self, step: int, epoch: int) -> Tensor:
+        """[T], of the step after `step` others."""
+        return decayed_weights(self.initial, self.rate, epoch if self.counts_epochs else step)

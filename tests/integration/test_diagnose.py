@@ -79,7 +79,7 @@ def test_gradients_add_up_to_that_of_the_whole_loss(run: Path, capsys: pytest.Ca
         leaf = pooled.values().detach().requires_grad_()
         shown = KeyedTensor(keys=pooled.keys(), length_per_key=pooled.length_per_key(), values=leaf)
         outputs = network.over_arch(batch.dense, shown, batch.sparse)
-        loss, _ = model.loss.eval()(outputs, batch.label_columns, batch.label_known, batch.row_mask, leaf)
+        loss, _ = model.loss.eval()(outputs, batch.targets, batch.in_space, batch.sample_weights, leaf)
         (whole,) = torch.autograd.grad(loss, leaf)
     norms = np.array(found["gradient_norm"])
     cosines = np.array(found["gradient_cosine"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import guard
+from benchmarks import guard, operators
 
 COMMITTED = {"ple to a product": 0.5, "two ranks to one": 1.1}
 
@@ -59,8 +59,25 @@ def test_a_machine_without_committed_figures_is_told_before_anything_is_measured
 ) -> None:
     monkeypatch.setattr("sys.argv", ["guard.py"])
     monkeypatch.setattr(guard, "processor", lambda: "Some CPU")
+    monkeypatch.setattr(operators, "count_all", operators.committed)
     monkeypatch.setattr(guard, "one_round", lambda _: pytest.fail("it measured"))
     with pytest.raises(SystemExit) as end:
         guard.main()
     assert end.value.code == 2
     assert "no figures are committed of Some CPU" in capsys.readouterr().err
+
+
+def test_a_count_that_rose_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = operators.committed()
+    name = next(iter(counts))
+    assert operators.risen(counts, counts) == []
+    fewer = counts | {name: counts[name] | {"total": counts[name]["total"] - 1}}
+    assert operators.risen(counts, fewer) == []
+    more = counts | {name: counts[name] | {"host_syncs": counts[name]["host_syncs"] + 1}}
+    monkeypatch.setattr(operators, "count_all", lambda: more)
+    with pytest.raises(SystemExit) as end:
+        guard.check_operators(update=False)
+    assert end.value.code == 1
+    assert capsys.readouterr().out.startswith(f"{name}: {counts[name]['host_syncs'] + 1} host syncs, was")
+    with pytest.raises(KeyError):
+        operators.risen(counts, {})

@@ -1,4 +1,4 @@
-"""A window's Arrow columns become tensors: transforms, ids with lengths, labels with masks. No Python loop over rows.
+"""A window's Arrow columns become tensors: transforms, ids with lengths, targets with spaces. No Python loop over rows.
 
 Ids are checked against their table here, because on a GPU the lookup itself would turn an id that is out of range into
 row 0 without a word.
@@ -22,26 +22,30 @@ from mtlrec.data.collate import collate
 from mtlrec.data.features.hashing import hash_text
 from mtlrec.data.features.ids import is_ids, read_ids
 from mtlrec.data.features.row_errors import FileRowErrors, RowErrors
+from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
 from mtlrec.data.features.vocabulary import Vocabulary, read_vocabulary
 from mtlrec.data.memory import copied
 from mtlrec.data.sources.arrow_types import is_number, is_text, plain
 from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError
 from mtlrec.data.sources.parquet import WindowTable
+from mtlrec.data.task_labels import TaskLabels
 
 
 @dataclass(frozen=True)
 class Columns:
     """What of a file a job reads, and as what.
 
-    `labels` are the columns that become `Batch.label_columns`, with what they may hold; `group_by` the one whose values
-    become `Batch.group_ids`; `vocabularies` by feature; `expected_fingerprints` are training's `id_fingerprints`, where
-    values are taken one by one: a hash of text is another than that of the same number.
+    `labels` are the columns that targets and spaces are made of, with what they may hold, and `spaces` makes them;
+    `group_by` is the one whose values become `Batch.group_ids`; `vocabularies` by feature;
+    `expected_fingerprints` are training's `id_fingerprints`, where values are taken one by one: a hash of text is
+    another than that of the same number.
     """
 
     features: FeaturesConfig
     tables: Mapping[str, TableConfig]
     labels: Mapping[str, LabelColumn]
     vocabularies: Mapping[str, Vocabulary]
+    spaces: SampleSpaces | None = None
     group_by: str | None = None
     expected_fingerprints: Mapping[str, str] = field(default_factory=dict)
 
@@ -57,6 +61,7 @@ class Columns:
                 for feature in job.features.sparse
                 if feature.vocabulary is not None
             },
+            SampleSpaces.of(job) if with_labels else None,
             job.metrics.group_by if with_groups else None,
         )
 
@@ -108,12 +113,10 @@ class Columns:
 
     def converted(self, table: pa.Table, row_errors: RowErrors) -> Block:
         """What training and serving make of rows, wherever these come from."""
-        labels = [_label(table[name], name, label.rule, row_errors) for name, label in self.labels.items()]
         block = Block(
             num_rows=table.num_rows,
             dense=[transformed(table[dense.source], dense, row_errors) for dense in self.features.dense],
-            labels=[values for values, _ in labels],
-            known=[known for _, known in labels],
+            labels=TaskLabels() if self.spaces is None else self.spaces(self._label_columns(table, row_errors)),
             ids=[
                 read_ids(table, sparse, self.tables[sparse.table].rows, self.vocabularies.get(sparse.name), row_errors)
                 for sparse in self.features.sparse
@@ -121,6 +124,10 @@ class Columns:
             group_ids=None if self.group_by is None else _groups(table[self.group_by]),
         )
         return block.blank(row_errors.bad_mask, row_errors.messages) if row_errors.bad_mask is not None else block
+
+    def _label_columns(self, table: pa.Table, row_errors: RowErrors) -> LabelColumns:
+        columns = [_label(table[name], name, label.rule, row_errors) for name, label in self.labels.items()]
+        return LabelColumns(*zip(*columns, strict=True))
 
     def batch(self, block: Block) -> Batch:
         """A block's rows, and nothing beside them."""
@@ -131,13 +138,13 @@ class Columns:
 def _label(
     column: pa.ChunkedArray, name: str, rule: ColumnRule, row_errors: RowErrors
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """[N] float32, 0 where it is not known; and where it is, or None for everywhere."""
+    """[N] float32, 0 where it is not known; and where it is, [N] bool, or None for everywhere."""
     values = numbers(column)
     _check_rule(values, name, rule, row_errors)
     unknown = np.isnan(values)
     if not unknown.any():
         return values.astype(np.float32, copy=False), None
-    return np.where(unknown, 0, values).astype(np.float32), (~unknown).astype(np.float32)
+    return np.where(unknown, 0, values).astype(np.float32), ~unknown
 
 
 def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, row_errors: RowErrors) -> None:

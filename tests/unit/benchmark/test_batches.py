@@ -42,7 +42,7 @@ def test_it_reads_or_keeps_as_told(tmp_path: Path) -> None:
     assert len({id(batch) for batch in kept}) == STEPS
     for ours, theirs in zip(read + more, kept, strict=False):
         assert ours is not theirs
-        assert torch.equal(ours.label_columns, theirs.label_columns)
+        assert torch.equal(ours.targets, theirs.targets)
         assert torch.equal(ours.sparse.values(), theirs.sparse.values())
 
 

@@ -31,10 +31,10 @@ def job() -> JobConfig:
 def test_every_batch_is_one_of_the_job() -> None:
     made = random_batches(job(), count=5, seed=1)
     assert len(made) == 5
-    names = list(job().label_columns)
     for batch in made:
         assert batch.dense.shape == (64, 1)
-        assert batch.label_columns.shape == batch.label_known.shape == (64, len(names))
+        for part in (batch.targets, batch.in_space, batch.entire_space, batch.sample_weights):
+            assert part.shape == (64, 2)
         assert batch.row_mask.tolist() == [1.0] * 64
         by_name = batch.sparse.to_dict()
         assert list(by_name) == ["user", "recent"]
@@ -43,9 +43,10 @@ def test_every_batch_is_one_of_the_job() -> None:
         assert by_name["recent"].weights().shape == by_name["recent"].values().shape
         for name, rows in (("user", 9), ("recent", 50)):
             assert 0 <= int(by_name[name].values().min()) <= int(by_name[name].values().max()) < rows
-        for flag in ("click", "shown"):
-            assert set(batch.label_columns[:, names.index(flag)].tolist()) <= {0.0, 1.0}
-        assert (batch.label_columns[:, names.index("seconds")] > 0).all()
+        assert set(batch.targets[:, 0].tolist()) <= {0.0, 1.0}
+        assert (batch.targets[:, 1] > 0).all()
+        assert 0 < batch.in_space[:, 0].sum() < 32, "a tenth of the rows were shown"
+        assert batch.in_space[:, 1].all()
 
 
 def test_a_seed_gives_the_same_batches_again_and_another_gives_others() -> None:

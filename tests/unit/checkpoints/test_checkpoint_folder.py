@@ -24,9 +24,10 @@ from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError, CheckpointNotSaved
 from mtlrec.heads.funnel import HeadOutput, chain
-from mtlrec.losses import LossReport, Populations
+from mtlrec.losses import Binary, LossReport, Regression, TaskLosses
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
+from tests.support.labels import batch_of
 
 
 def state(step: int) -> JobState:
@@ -223,16 +224,18 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
     """Predictions that know the labels' probabilities, and others that know nothing."""
     torch.manual_seed(0)
     rows, tasks = 2000, ["click", "buy", "ratio"]
-    true, zeros, ones = torch.randn(rows, 3), torch.zeros(3), torch.ones(rows, 3)
+    true, zeros = torch.randn(rows, 3), torch.zeros(3)
     targets = (torch.rand(rows, 3) < true.sigmoid()).float()
     targets[:, 1] *= targets[:, 0]
     targets[:, 2] = true[:, 2] + 0.1 * torch.randn(rows)
-    report = LossReport(zeros, zeros, zeros, zeros == 0, Populations(targets, ones, ones, ones, zeros, zeros))
+    report, batch = LossReport(zeros, zeros, zeros, zeros), batch_of(targets, group_ids=torch.arange(rows) % 50)
     for step, values in ((1, true), (2, torch.randn(rows, 3) + 1)):
         log_p, log_not_p = chain(values, [None, 0, None])
-        metrics = TaskMetrics(tasks, ["binary", "binary", "regression"], [False, True, False], torch.device("cpu"))
+        metrics = TaskMetrics(
+            tasks, TaskLosses([Binary(), Binary(), Regression()]), [False, True, False], torch.device("cpu")
+        )
         outputs = HeadOutput(values, log_p, log_not_p, log_p)
-        metrics.update(StepOutput(outputs, report, "here.parquet", group_ids=torch.arange(rows) % 50))
+        metrics.update(StepOutput(outputs, report, batch))
         folder = tmp_path / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)
         (folder / "job.json").write_text("{}")

@@ -2,11 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
-import torch
 
 from mtlrec.config.expression import flags, names, parse, renamed
-from mtlrec.losses.conditions import evaluate
+from mtlrec.data.features.conditions import rows_where
 
 READS = ["a", "b", "n"]
 
@@ -29,11 +29,12 @@ READS = ["a", "b", "n"]
 )
 def test_an_expression_says_what_python_would(text: str) -> None:
     rows = list(itertools.product([0.0, 1.0], [0.0, 1.0], [-2.0, 0.0, 2.0, 3.0]))
-    columns = dict(zip(READS, torch.tensor(rows).T, strict=True))
-    true, false = evaluate(parse(text), lambda name: (columns[name], torch.ones(len(rows))))
+    columns = dict(zip(READS, np.float32(rows).T, strict=True))
     expected = [bool(eval(text.strip(), {}, dict(zip(READS, row, strict=True)))) for row in rows]
-    assert true.tolist() == expected
-    assert false.tolist() == [not one for one in expected]
+    for known in (None, np.ones(len(rows), bool)):
+        read = lambda name, known=known: (columns[name], known)  # noqa: E731
+        assert rows_where(parse(text), read).tolist() == expected
+        assert rows_where(parse(text), read, is_true=False).tolist() == [not one for one in expected]
 
 
 @pytest.mark.parametrize("text", ["a and b", "a or b", "not a", "not (a or not b)", "a and n > 1", "n < 1 or n >= 1"])
@@ -43,8 +44,8 @@ def test_what_is_unknown_decides_nothing_that_hangs_on_it(text: str) -> None:
     for known in itertools.product([False, True], repeat=3):
         for row in itertools.product(*values.values()):
             given = dict(zip(READS, zip(row, known, strict=True), strict=True))
-            tensors = {name: (torch.tensor([v]), torch.tensor([float(k)])) for name, (v, k) in given.items()}
-            true, false = evaluate(parse(text), tensors.__getitem__)
+            columns = {name: (np.float32([v]), np.array([k])) for name, (v, k) in given.items()}
+            true, false = (rows_where(parse(text), columns.__getitem__, is_true) for is_true in (True, False))
             worlds = itertools.product(*([v] if k else values[name] for name, (v, k) in given.items()))
             turns_out = {bool(eval(text, {}, dict(zip(READS, world, strict=True)))) for world in worlds}
             if text != "n < 1 or n >= 1":  # a tautology is not seen through

@@ -28,9 +28,11 @@ def test_columns_become_tensors(start: int) -> None:
         age = 0.0 if row["age"] is None else (row["age"] - 40) / 10
         assert batch.dense[index].tolist() == pytest.approx([age, math.log1p(row["price"])], abs=1e-6)
         assert batch.row_mask[index] == 1
-        for column, name in enumerate(["is_click", "is_buy", "is_like", "watch_ratio", "shown_like"]):
-            assert batch.label_known[index, column] == (row[name] is not None)
-            assert batch.label_columns[index, column].item() == pytest.approx(float(row[name] or 0))
+        in_space = [True, True, row["is_like"] is not None and row["shown_like"] == 1, row["is_click"]]
+        assert batch.in_space[index].tolist() == batch.entire_space[index].tolist() == in_space
+        assert batch.sample_weights[index].tolist() == [1, 1, 1, 1]
+        for task, name in enumerate(["is_click", "is_buy", "is_like", "watch_ratio"]):
+            assert batch.targets[index, task].item() == pytest.approx(float(row[name] or 0))
     ids = batch.sparse.to_dict()
     lists = {name: [one.tolist() for one in jagged.to_dense()[: len(rows)]] for name, jagged in ids.items()}
     assert lists["user_id"] == [[] if row["user_id"] is None else [row["user_id"]] for row in rows]
@@ -38,7 +40,8 @@ def test_columns_become_tensors(start: int) -> None:
     assert lists["recent_items"] == [row["recent_items"][-5:] for row in rows]
     padding = slice(len(rows), 55)
     assert not batch.row_mask[padding].any()
-    assert not batch.label_known[padding].any()
+    for part in (batch.targets, batch.in_space, batch.entire_space, batch.sample_weights):
+        assert not part[padding].any()
     assert not batch.dense[padding].any()
     assert all(ids[name].lengths()[padding].sum() == 0 for name in ids)
 
@@ -51,9 +54,33 @@ def test_no_rows_at_all_is_padding_only() -> None:
 
 
 def test_null_and_nan_labels_are_unknown() -> None:
-    batch = collated(changed("watch_ratio", pa.array([1.0, None, math.nan, 2.0])))
-    assert batch.label_known[:, 3].tolist() == [1, 0, 0, 1]
-    assert batch.label_columns[:, 3].tolist() == [1, 0, 0, 2]
+    tasks = [{"name": "ratio", "kind": "regression", "label": "watch_ratio"}]
+    batch = collated(changed("watch_ratio", pa.array([1.0, None, math.nan, 2.0])), job=toy_job(tasks=tasks))
+    assert batch.in_space[:, 0].tolist() == [True, False, False, True]
+    assert batch.targets[:, 0].tolist() == [1, 0, 0, 2]
+
+
+def test_rows_to_predict_have_no_labels() -> None:
+    job = toy_job()
+    columns = Columns.of(job, with_labels=False)
+    batch = columns.batch(columns.block(rows_of(toy_table(6).drop_columns(["is_click", "shown_like"]))))
+    for part in (batch.targets, batch.in_space, batch.entire_space, batch.sample_weights):
+        assert part.shape == (6, 0)
+    assert batch.label_faults.shape == (2, 0)
+
+
+def test_faults_are_counted_in_each_batch() -> None:
+    """Two rows bought without a click, and a click of which it is not known whether they bought."""
+    table = toy_table(6)
+    for name, values in (("is_click", [0, 0, 1, 1, 1, 0]), ("is_buy", [1, 0, None, 1, 0, 1])):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.int8()))
+    job = toy_job()
+    block = Columns.of(job).block(rows_of(table))
+    names = [feature.name for feature in job.features.sparse]
+    faults = [collate([(block, *cut)], 4, names, is_weighted=False).label_faults for cut in ((0, 3), (3, 6))]
+    assert [one[:, 1].tolist() for one in faults] == [[1, 1], [1, 0]]
+    both = collate([(block, 0, 2), (block, 4, 6)], 4, names, is_weighted=False)
+    assert both.label_faults.tolist() == [[0, 2, 0, 0], [0, 0, 0, 0]]
 
 
 def test_null_lists_are_empty() -> None:
@@ -148,7 +175,7 @@ def test_a_batch_of_several_cuts_is_that_of_its_rows_together() -> None:
     names = [feature.name for feature in job.features.sparse]
     found = collate([(block, 2, 5), (block, 20, 24)], 10, names, is_weighted=False)
     expected = collated(table.take([2, 3, 4, 20, 21, 22, 23]), 10, job)
-    for part in ("dense", "label_columns", "label_known", "row_mask"):
+    for part in ("dense", "targets", "in_space", "entire_space", "sample_weights", "row_mask"):
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
     assert torch.equal(found.sparse.values(), expected.sparse.values())
     assert torch.equal(found.sparse.lengths(), expected.sparse.lengths())

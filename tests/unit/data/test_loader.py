@@ -29,7 +29,8 @@ ROW_JOB = {
 
 
 def equal(one: Batch, other: Batch) -> bool:
-    pairs = [(one.dense, other.dense), (one.label_columns, other.label_columns), (one.label_known, other.label_known)]
+    pairs = [(one.dense, other.dense), (one.targets, other.targets), (one.in_space, other.in_space)]
+    pairs += [(one.entire_space, other.entire_space), (one.sample_weights, other.sample_weights)]
     pairs += [(one.row_mask, other.row_mask), (one.sparse.values(), other.sparse.values())]
     return all(torch.equal(a, b) for a, b in [*pairs, (one.sparse.lengths(), other.sparse.lengths())])
 
@@ -246,7 +247,8 @@ def test_what_is_broken_is_left_out_counted_and_said_once(
     assert said in logged[0]
     weightless = torch.cat([batch.row_mask for batch in batches]) == 0
     assert not torch.cat([batch.dense for batch in batches])[weightless].any()
-    assert not torch.cat([batch.label_known for batch in batches])[weightless].any()
+    for part in ("targets", "in_space", "entire_space", "sample_weights"):
+        assert not torch.cat([getattr(batch, part) for batch in batches])[weightless].any()
     assert all(
         batch.sparse.to_dict()[key].lengths()[batch.row_mask == 0].sum() == 0
         for batch in batches

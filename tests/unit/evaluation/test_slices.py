@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 from mtlrec.evaluation.slices import SliceRows, may_be_sliced, sliced
 from mtlrec.heads import HeadOutput
 from mtlrec.losses.multitask import LossReport
-from mtlrec.losses.spaces import Populations
 from mtlrec.metrics.grouped_auc import auc_of_groups
 from mtlrec.models.train_module import StepOutput
+from tests.support.labels import batch_of
 from tests.support.toy import toy_job
 
 
@@ -102,9 +102,8 @@ def step(logits: torch.Tensor, targets: torch.Tensor, space: torch.Tensor) -> St
     tasks = logits.shape[1]
     log_p, log_not_p = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
     zeros = torch.zeros(tasks)
-    populations = Populations(targets, space, space, torch.ones_like(space), zeros, zeros)
-    report = LossReport(zeros, zeros, zeros, torch.ones(tasks, dtype=torch.bool), populations)
-    return StepOutput(HeadOutput(logits, log_p, log_not_p, log_p), report, "here.parquet")
+    report = LossReport(zeros, zeros, zeros, zeros)
+    return StepOutput(HeadOutput(logits, log_p, log_not_p, log_p), report, batch_of(targets, space))
 
 
 def test_a_task_is_judged_over_its_own_space_and_padding_counts_nowhere() -> None:
@@ -139,11 +138,9 @@ def test_words_of_a_dictionary_are_words() -> None:
 def test_rows_that_were_left_out_count_nowhere() -> None:
     logits = torch.zeros(3, 4)
     given = step(logits, logits, logits + 1)
-    weights = given.report.populations.weights.clone()
-    weights[1] = 0
-    report = given.report._replace(populations=given.report.populations._replace(weights=weights))
+    given.batch.sample_weights[1] = 0
     rows = SliceRows("city", toy_job())
-    rows.add(pa.chunked_array([["a", "b", "a"]]), given._replace(report=report))
+    rows.add(pa.chunked_array([["a", "b", "a"]]), given)
     found = rows.compute()
     assert (found.names, found.rows) == (["a"], [2])
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import chain, topological_order
+from mtlrec.losses import Binary, Regression, TaskLosses
 
 # click -> long_view -> like, click -> share, and a root of its own; children before parents on purpose
 PARENTS = [2, 0, None, 2, None]
@@ -71,7 +72,7 @@ def test_entire_space_towers_are_not_multiplied() -> None:
 
 def test_predictions_are_probabilities_or_values() -> None:
     output = ESMM(["a", "b", "c"], [None, 0, None], 4)(torch.randn(6, 3, 4))
-    predictions = output.predictions(["binary", "binary", "regression"])
+    predictions = TaskLosses([Binary(), Binary(), Regression()]).predictions(output)
     torch.testing.assert_close(predictions[:, 1], (output.value[:, 0].sigmoid() * output.value[:, 1].sigmoid()))
     torch.testing.assert_close(predictions[:, 2], output.value[:, 2])
 

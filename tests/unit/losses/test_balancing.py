@@ -11,9 +11,10 @@ import torch.distributed as dist
 from mtlrec.config import CAGradWeighting
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses import DynamicWeightAverage, GradientBalancing, MultiTaskLoss, SampleSpaces, TaskLoss, Uncertainty
+from mtlrec.losses import Binary, DynamicWeightAverage, GradientBalancing, MultiTaskLoss, Uncertainty
 from mtlrec.losses.balancing import Balancing, Totals
 from mtlrec.models.balancing import build_balancing
+from tests.support.labels import batch_of, loss_parts
 from tests.support.ranks import run_ranks
 from tests.support.toy import toy_job
 
@@ -33,20 +34,15 @@ def outputs_of(logits: torch.Tensor) -> HeadOutput:
 
 
 def loss_with(balancing: Balancing | None, weights: list[float] | None = None) -> MultiTaskLoss:
-    spaces = SampleSpaces([0, 1, 2], [None] * TASKS, [None, None, ("holds", ("task", 0))], conditional=True)
-    return MultiTaskLoss([TaskLoss()] * TASKS, spaces, weights or [1.0] * TASKS, balancing).double()
+    return MultiTaskLoss([Binary()] * TASKS, weights or [1.0] * TASKS, balancing).double()
 
 
 def step(loss: MultiTaskLoss, pooled: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> tuple[Any, Any]:
     pooled = pooled.clone().requires_grad_()
     weight = weight.clone().requires_grad_()
-    total, report = loss(
-        outputs_of(torch.tanh(pooled) @ weight),
-        labels,
-        torch.ones_like(labels),
-        torch.ones(len(labels)).double(),
-        pooled,
-    )
+    clicked = labels[:, :1] > 0
+    in_space = torch.cat([torch.ones_like(clicked).expand(-1, 2), clicked], dim=1)  # the third task's rows are clicks
+    total, report = loss(outputs_of(torch.tanh(pooled) @ weight), *loss_parts(batch_of(labels, in_space)), pooled)
     total.backward()
     return (total.detach(), pooled.grad, weight.grad), report
 
@@ -253,7 +249,7 @@ def test_a_loss_that_is_not_finite_is_left_to_the_trainer() -> None:
     pooled[3] = torch.nan
     _, report = step(loss_with(balancing), pooled, weight, labels)
     assert report.coefficients.tolist() == [1, 1, 1]
-    assert not report.local_is_finite.all()
+    assert not report.local_sums.isfinite().all()
 
 
 def test_an_evaluation_neither_weighs_nor_counts() -> None:

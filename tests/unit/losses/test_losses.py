@@ -1,4 +1,4 @@
-"""Populations and masked losses against a NumPy loop over rows; the global normalization against one process."""
+"""Masked losses against a NumPy loop over rows; the global normalization against one process."""
 
 import math
 from typing import Any
@@ -11,73 +11,13 @@ import torch.distributed as dist
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
 from mtlrec.heads.funnel import HeadOutput
-from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss, decayed_weights
+from mtlrec.losses import Binary, MultiTaskLoss, Regression, decayed_weights
+from tests.support.funnel import PARENTS, by_hand, rows, spaces_of
+from tests.support.labels import batch_of, labeled, loss_parts
 from tests.support.ranks import run_ranks
 
-# click -> buy -> review; like trained where column 3 is 1; ratio (a regression) where buy is 1, made consistent
-LABELS, PARENTS = [0, 1, 2, 4, 5], [None, 0, 1, None, None]
-CONDITIONS = [None, None, None, ("holds", ("column", 3)), ("holds", ("task", 1))]
-TASKS = [TaskLoss(), TaskLoss(), TaskLoss(), TaskLoss(), TaskLoss("squared")]
+TASKS = [Binary(), Binary(), Binary(), Binary(), Regression()]
 WEIGHTS = [1.0, 2.0, 0.5, 1.0, 0.25]
-
-
-def rows(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Labels [B, 6] that do not respect the funnel, 15 % of them unknown, and some padding rows."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = (torch.rand(count, 6, generator=generator) < 0.5).float()
-    labels[:, 5] = torch.rand(count, generator=generator) * 3
-    known = (torch.rand(count, 6, generator=generator) > 0.15).float()
-    weights = (torch.rand(count, generator=generator) > 0.1).float()
-    return labels * known, known, weights
-
-
-def by_hand(labels: Any, known: Any, weights: Any, conditional: bool) -> tuple[Any, ...]:
-    """targets, space, entire_space, changed, missing: one row and one task at a time."""
-    count = len(labels)
-    targets, space, entire = (np.zeros((count, 5)) for _ in range(3))
-    changed, missing = np.zeros(5), np.zeros(5)
-    for i in range(count):
-        if weights[i] == 0:
-            continue
-        for task in range(5):
-            label, is_known = labels[i, LABELS[task]], known[i, LABELS[task]] == 1
-            condition, parent = CONDITIONS[task], PARENTS[task]
-            inside = True
-            if condition == CONDITIONS[3]:
-                inside = known[i, 3] == 1 and labels[i, 3] == 1
-            elif condition == CONDITIONS[4]:  # bought, and clicked before
-                inside = known[i, 1] == 1 and known[i, 0] == 1 and labels[i, 1] == 1 and labels[i, 0] == 1
-            if parent is None:
-                targets[i, task] = label
-                space[i, task] = entire[i, task] = inside and is_known
-                continue
-            above = targets[i, parent]
-            targets[i, task] = label * above
-            inside = inside and entire[i, parent] == 1
-            missing[task] += inside and not is_known and above == 1
-            changed[task] += inside and is_known and label == 1 and above == 0
-            entire[i, task] = inside and (is_known or above == 0)
-            space[i, task] = (inside and is_known and above == 1) if conditional else entire[i, task]
-    return targets, space, entire, changed, missing
-
-
-@pytest.mark.parametrize("conditional", [True, False])
-def test_populations_match_a_loop(conditional: bool) -> None:
-    labels, known, weights = rows(300)
-    spaces = SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional)
-    got = spaces(labels, known, weights)
-    targets, space, entire, changed, missing = by_hand(labels.numpy(), known.numpy(), weights.numpy(), conditional)
-    np.testing.assert_array_equal(got.space, space)
-    np.testing.assert_array_equal(got.entire_space, entire)
-    np.testing.assert_array_equal(got.changed, changed)
-    np.testing.assert_array_equal(got.missing, missing)
-    assert missing[1:3].min() > 0
-    np.testing.assert_array_equal(got.targets * got.space, targets * space)
-    np.testing.assert_array_equal(got.targets * got.entire_space, targets * entire)
-
-
-def loss_of(head: torch.nn.Module, conditional: bool) -> MultiTaskLoss:
-    return MultiTaskLoss(TASKS, SampleSpaces(LABELS, PARENTS, CONDITIONS, conditional), WEIGHTS)
 
 
 @pytest.mark.parametrize("kind", [Independent, ESMM])
@@ -86,7 +26,8 @@ def test_losses_match_a_loop(kind: Any) -> None:
     head = kind(list("abcde"), PARENTS, 4)
     labels, known, weights = rows(200)
     outputs: HeadOutput = head(torch.randn(200, 5, 4) * 3)
-    loss, report = loss_of(head, head.conditional)(outputs, labels, known, weights)
+    batch = labeled(spaces_of(head.conditional), labels, known, weights)
+    loss, report = MultiTaskLoss(TASKS, WEIGHTS)(outputs, *loss_parts(batch))
     targets, space, *_ = by_hand(labels.numpy(), known.numpy(), weights.numpy(), head.conditional)
     p = 1 / (1 + np.exp(-outputs.value.detach().numpy().astype(np.float64)))
     if not head.conditional:
@@ -98,7 +39,7 @@ def test_losses_match_a_loop(kind: Any) -> None:
         for i in np.flatnonzero(space[:, task]):
             y = targets[i, task]
             one = -math.log(p[i, task] if y else 1 - p[i, task])
-            losses.append(one if TASKS[task].kind == "binary" else (float(outputs.value[i, task].detach()) - y) ** 2)
+            losses.append(one if TASKS[task].is_probability else (float(outputs.value[i, task].detach()) - y) ** 2)
         assert report.losses[task].item() == pytest.approx(np.mean(losses), rel=1e-4)
         assert report.rows[task] == len(losses)
         total += WEIGHTS[task] * float(np.mean(losses))
@@ -109,10 +50,11 @@ def test_a_label_outside_its_space_may_be_anything() -> None:
     labels, known, weights = rows(50)
     labels[labels[:, 0] == 0, 5] = math.inf  # watched nothing of length nothing
     logits = torch.randn(50, 5, requires_grad=True)
-    loss, report = loss_of(torch.nn.Identity(), True)(outputs_of(logits), labels, known, weights)
+    batch = labeled(spaces_of(True), labels, known, weights)
+    loss, report = MultiTaskLoss(TASKS, WEIGHTS)(outputs_of(logits), *loss_parts(batch))
     loss.backward()
     assert torch.isfinite(loss)
-    assert report.local_is_finite.all()
+    assert torch.isfinite(report.local_sums).all()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
 
@@ -121,7 +63,8 @@ def test_an_empty_space_contributes_zero_and_a_gradient_of_zero() -> None:
     head = Independent(list("abcde"), PARENTS, 4)
     labels, known, weights = rows(20)
     labels[:, 0] = 0  # nobody clicked: buy, review and ratio have no rows
-    loss, report = loss_of(head, True)(head(torch.randn(20, 5, 4)), labels, known, weights)
+    batch = labeled(spaces_of(True), labels, known, weights)
+    loss, report = MultiTaskLoss(TASKS, WEIGHTS)(head(torch.randn(20, 5, 4)), *loss_parts(batch))
     loss.backward()
     assert report.losses[[1, 2, 4]].tolist() == [0, 0, 0]
     gradients = [parameter.grad for parameter in head.parameters()]
@@ -135,8 +78,8 @@ def test_extreme_logits_have_finite_losses_and_gradients(logit: float) -> None:
     head = ESMM(["a", "b"], [None, 0], 1)
     head.towers = torch.nn.Flatten()  # type: ignore[assignment]
     labels = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]).repeat(2, 1)
-    loss = MultiTaskLoss([TaskLoss(), TaskLoss()], SampleSpaces([0, 1], [None, 0], [None, None], False), [1.0, 1.0])
-    value, _ = loss(head(logits), labels, torch.ones_like(labels), torch.ones(8))
+    labels[:, 1] *= labels[:, 0]
+    value, _ = MultiTaskLoss([Binary(), Binary()], [1.0, 1.0])(head(logits), *loss_parts(batch_of(labels)))
     value.backward()
     assert torch.isfinite(value)
     assert logits.grad is not None
@@ -149,7 +92,8 @@ def uneven_gradients() -> tuple[list[float], float, list[float]]:
         weight, x, (labels, known, weights) = uneven_data()
         first, last = [(0, 3), (3, 10), (10, 200), (200, 203)][ranks.rank]
         part = slice(first, last)
-        loss, report = uneven_loss()(outputs_of(x[part] @ weight), labels[part], known[part], weights[part])
+        batch = labeled(spaces_of(True), labels[part], known[part], weights[part])
+        loss, report = MultiTaskLoss(TASKS, WEIGHTS)(outputs_of(x[part] @ weight), *loss_parts(batch))
         loss.backward()
         assert weight.grad is not None
         dist.all_reduce(weight.grad)
@@ -165,10 +109,6 @@ def uneven_data() -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch
     return weight, x, (labels.double(), known.double(), weights.double())
 
 
-def uneven_loss() -> MultiTaskLoss:
-    return MultiTaskLoss(TASKS, SampleSpaces(LABELS, PARENTS, CONDITIONS, True), WEIGHTS)
-
-
 def outputs_of(logits: torch.Tensor) -> HeadOutput:
     log_p, log_not_p = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
     return HeadOutput(logits, log_p, log_not_p, log_p)
@@ -177,7 +117,8 @@ def outputs_of(logits: torch.Tensor) -> HeadOutput:
 @pytest.mark.distributed
 def test_four_uneven_ranks_give_the_gradients_of_one_process() -> None:
     weight, x, (labels, known, weights) = uneven_data()
-    loss, report = uneven_loss()(outputs_of(x @ weight), labels, known, weights)
+    batch = labeled(spaces_of(True), labels, known, weights)
+    loss, report = MultiTaskLoss(TASKS, WEIGHTS)(outputs_of(x @ weight), *loss_parts(batch))
     loss.backward()
     assert weight.grad is not None
     for gradient, value, losses in run_ranks(4, uneven_gradients):
@@ -187,5 +128,6 @@ def test_four_uneven_ranks_give_the_gradients_of_one_process() -> None:
 
 
 def test_decay_matches_the_paper() -> None:
-    assert decayed_weights([1.0, 2.0], [0.5, 1.0], 0) == [1.0, 2.0]
-    assert decayed_weights([1.0, 2.0], [0.5, 1.0], 3) == [0.125, 2.0]
+    initial, rate = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])
+    assert decayed_weights(initial, rate, 0).tolist() == [1.0, 2.0]
+    assert decayed_weights(initial, rate, 3).tolist() == [0.125, 2.0]

@@ -16,10 +16,12 @@ from mtlrec.batch import NO_GROUP
 from mtlrec.errors import CheckpointError, NonFiniteError
 from mtlrec.evaluation.ranking_report import mean_of
 from mtlrec.heads import HeadOutput
-from mtlrec.losses import LossReport, Populations
+from mtlrec.losses import LossReport
 from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
 from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
+from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
+from tests.support.labels import batch_of
 from tests.support.toy import toy_job, toy_tree
 
 
@@ -118,7 +120,7 @@ def test_the_score_is_the_product_of_powers(tmp_path: Path) -> None:
     logits = torch.randn(7, 4)
     entire = torch.nn.functional.logsigmoid(logits)
     outputs = HeadOutput(logits, entire, entire, entire)
-    values = outputs.predictions([task.kind for task in job.tasks])
+    values = build_task_losses(job).predictions(outputs)
     score = FusedScore(exponents={"like": 2.0, "watch": 0.5, "buy": 0.0, "click": -1.0})
     expected = values[:, 2] ** 2 * values[:, 3] ** 0.5 / values[:, 0]
     torch.testing.assert_close(score.of(outputs, job), expected.double())
@@ -199,12 +201,12 @@ def test_rows_of_nobody_are_not_ranked() -> None:
     """Two users of two rows each, and three rows whose user is unknown."""
     groups = torch.tensor([1, NO_GROUP, 2, 1, NO_GROUP, 2, NO_GROUP])
     logits = torch.randn(7, 1, generator=torch.Generator().manual_seed(0))
-    targets, ones, zeros = torch.tensor([[1.0], [1], [0], [0], [0], [1], [1]]), torch.ones(7, 1), torch.zeros(1)
-    report = LossReport(zeros, zeros, zeros, zeros == 0, Populations(targets, ones, ones, ones, zeros, zeros))
+    targets, zeros = torch.tensor([[1.0], [1], [0], [0], [0], [1], [1]]), torch.zeros(1)
+    report = LossReport(zeros, zeros, zeros, zeros)
     outputs = HeadOutput(logits, logsigmoid(logits), logsigmoid(-logits), logsigmoid(logits))
     job = toy_job(tasks=toy_tree()["tasks"][:1])
     ranked = RankedRows(job, ["click"], {"click": 1.0})
-    ranked.update(StepOutput(outputs, report, "here.parquet", groups))
+    ranked.update(StepOutput(outputs, report, batch_of(targets, group_ids=groups)))
     users, logs = ranked.compute()
     assert users.users == 2
     assert sorted(logs[:, 0]) == pytest.approx(sorted(logsigmoid(logits)[groups != NO_GROUP, 0].tolist()))

@@ -12,24 +12,25 @@ from torchrec.metrics.auc import _compute_auc_helper
 from torchrec.metrics.calibration import compute_calibration
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
+from mtlrec.data.features.spaces import SampleSpaces
 from mtlrec.distributed.process_group import process_group
 from mtlrec.heads import ESMM, Independent
-from mtlrec.heads.funnel import Kind
-from mtlrec.losses import MultiTaskLoss, SampleSpaces, TaskLoss
+from mtlrec.losses import Binary, MultiTaskLoss, Regression, TaskLosses
 from mtlrec.metrics.binary import BinaryTally
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
+from tests.support.labels import labeled, loss_parts
 from tests.support.ranks import run_ranks
 
 TASKS = ["click", "buy", "ratio"]
-KINDS: list[Kind] = ["binary", "binary", "regression"]
-SPACES = SampleSpaces([0, 1, 2], [None, 0, None], [None, None, ("holds", ("task", 0))], conditional=False)
+LOSSES = TaskLosses([Binary(), Binary(), Regression()])
+CONDITIONS = [None, None, ("holds", ("task", 0))]
+SPACES = SampleSpaces([0, 1, 2], [None, 0, None], CONDITIONS, False, [None] * 3, [True, True, False])
 
 
 def steps(count: int, batch: int = 50) -> list[StepOutput]:
     torch.manual_seed(0)
-    losses = [TaskLoss(), TaskLoss(), TaskLoss("squared")]
-    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss(losses, SPACES, [1.0, 1.0, 1.0])
+    head, loss = ESMM(TASKS, [None, 0, None], 4), MultiTaskLoss(list(LOSSES), [1.0, 1.0, 1.0])
     made = []
     for _ in range(count):
         x = torch.randn(batch, 3, 4) * 2
@@ -37,13 +38,14 @@ def steps(count: int, batch: int = 50) -> list[StepOutput]:
         labels = (torch.rand(batch, 3) < outputs.value.sigmoid() * 0.8).float()
         labels[:, 2] = torch.rand(batch)
         weights = (torch.rand(batch) > 0.1).float()
-        _, report = loss(outputs, labels, torch.ones_like(labels), weights)
-        made.append(StepOutput(outputs.detach(), report, ""))
+        one = labeled(SPACES, labels, mask=weights)
+        _, report = loss(outputs, *loss_parts(one))
+        made.append(StepOutput(outputs.detach(), report, one))
     return made
 
 
 def metrics_of(made: list[StepOutput]) -> Any:
-    metrics = TaskMetrics(TASKS, KINDS, [False, True, False], torch.device("cpu"))
+    metrics = TaskMetrics(TASKS, LOSSES, [False, True, False], torch.device("cpu"))
     for step in made:
         metrics.update(step)
     return metrics.compute()
@@ -53,8 +55,8 @@ def test_metrics_match_sklearn_over_the_task_s_own_rows() -> None:
     made = steps(20)
     got = metrics_of(made)
     for task, name in enumerate(TASKS):
-        inside = torch.cat([s.report.populations.space[:, task] for s in made]).bool()
-        y = torch.cat([s.report.populations.targets[:, task] for s in made])[inside].numpy()
+        inside = torch.cat([s.batch.in_space[:, task] for s in made]).bool()
+        y = torch.cat([s.batch.targets[:, task] for s in made])[inside].numpy()
         assert got[name]["rows"] == inside.sum()
         if name == "ratio":
             value = torch.cat([s.outputs.value[:, task] for s in made])[inside].numpy()
@@ -76,14 +78,15 @@ def test_metrics_match_sklearn_over_the_task_s_own_rows() -> None:
 def test_weights_count_and_the_entire_space_is_not_the_own_one() -> None:
     """Conditional towers: AUC where the parent is 1, and of the product over all rows; by the rows' weights."""
     torch.manual_seed(0)
-    spaces = SampleSpaces([0, 1], [None, 0], [None, None], conditional=True, row_weights=[2, None])
-    head, loss = Independent(["click", "buy"], [None, 0], 4), MultiTaskLoss([TaskLoss()] * 2, spaces, [1.0, 1.0])
+    spaces = SampleSpaces([0, 1], [None, 0], [None, None], True, [2, None], [True, True])
+    head, loss = Independent(["click", "buy"], [None, 0], 4), MultiTaskLoss([Binary()] * 2, [1.0, 1.0])
     outputs = head(torch.randn(3000, 2, 4) * 2).detach()
     labels = (torch.rand(3000, 3) < 0.4).float()
     labels[:, 2] = torch.rand(3000) * 3
-    _, report = loss(outputs, labels, torch.ones_like(labels), torch.ones(3000))
-    metrics = TaskMetrics(["click", "buy"], ["binary", "binary"], [False, True], torch.device("cpu"))
-    metrics.update(StepOutput(outputs, report, ""))
+    rows = labeled(spaces, labels)
+    _, report = loss(outputs, *loss_parts(rows))
+    metrics = TaskMetrics(["click", "buy"], TaskLosses([Binary()] * 2), [False, True], torch.device("cpu"))
+    metrics.update(StepOutput(outputs, report, rows))
     got = metrics.compute()
     click, buy, weight = labels[:, 0].numpy(), (labels[:, 0] * labels[:, 1]).numpy(), labels[:, 2].numpy()
     p = outputs.value.sigmoid().numpy()
@@ -106,8 +109,8 @@ def test_metrics_match_torchrec() -> None:
     made = steps(5)
     got = metrics_of(made)["click"]
     p = torch.cat([s.outputs.log_p[:, 0] for s in made]).exp().double()
-    y = torch.cat([s.report.populations.targets[:, 0] for s in made]).double()
-    w = torch.cat([s.report.populations.weights[:, 0] for s in made]).double()
+    y = torch.cat([s.batch.targets[:, 0] for s in made]).double()
+    w = torch.cat([s.batch.sample_weights[:, 0] for s in made]).double()
     cross_entropy = compute_cross_entropy(y, p, w, 1e-12).sum()
     positives, negatives = (w * y).sum(), (w * (1 - y)).sum()
     assert got["ne"] == pytest.approx(compute_ne(cross_entropy, w.sum(), positives, negatives, 1e-12).item(), rel=1e-5)

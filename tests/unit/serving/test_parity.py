@@ -71,8 +71,8 @@ def test_small_probabilities_are_compared_by_their_logarithms() -> None:
     def of(p: float) -> HeadOutput:
         return HeadOutput(*[torch.tensor([[p]], dtype=torch.float64).log()] * 4)
 
-    assert apart(of(2e-7), of(1e-6), ["binary"]).item() > 1e-3
-    assert apart(of(1e-6), of(1e-6), ["binary"]).item() == 0
+    assert apart(of(2e-7), of(1e-6), [True]).item() > 1e-3
+    assert apart(of(1e-6), of(1e-6), [True]).item() == 0
 
 
 def test_what_is_not_finite_fails(job: JobConfig) -> None:
