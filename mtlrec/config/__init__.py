@@ -41,7 +41,7 @@ from mtlrec.config.model import (
     IndependentHeads,
     ModelConfig,
 )
-from mtlrec.config.tasks import ColumnRule, LabelColumn, Task
+from mtlrec.config.tasks import TASK, LabelColumn, Task
 from mtlrec.config.training import (
     METRIC_DIRECTIONS,
     ShardingConfig,
@@ -56,10 +56,10 @@ __all__ = [
     "FUSION",
     "METRIC_DIRECTIONS",
     "TABLE_OPTIMIZERS",
+    "TASK",
     "AITMHeads",
     "Bottom",
     "CAGradWeighting",
-    "ColumnRule",
     "DBMTLHeads",
     "DWAWeighting",
     "DataConfig",

@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from mtlrec.config.base import without_secrets
 from mtlrec.config.job import JobConfig
@@ -93,30 +92,40 @@ def _allowed_keys(path: Sequence[Key], tree: Any) -> list[str]:
 
 def models_at(path: Sequence[Key], tree: Any) -> list[type[BaseModel]]:
     """The classes a section may have: one, or where kinds are to be chosen from and none is, all of them."""
-    models: list[type[BaseModel]] = [JobConfig]
+    models: list[Any] = [JobConfig]
     for step in path:
         tree = _child(tree, step)
-        kind = tree.get("kind") if isinstance(tree, dict) else None
-        if len(models) == 1 and step in models[0].model_fields:
-            models = _models_of(models[0].model_fields[str(step)], kind)
-        models = [one for one in models if is_kind(one, kind)] or [one for one in models if _is_default(one)] or models
-    return models
+        if len(models) == 1 and step in getattr(models[0], "model_fields", ()):
+            field = models[0].model_fields[str(step)]
+            models = [marker for marker in field.metadata if isinstance(marker, Family)] or _models_in(field.annotation)
+        if isinstance(tree, dict):
+            models = _chosen(models, tree.get("kind"))
+    return _chosen(models, None)
 
 
-def _models_of(field: FieldInfo, kind: Any) -> list[type[BaseModel]]:
-    families = [marker for marker in field.metadata if isinstance(marker, Family)]
-    for family in families:
-        try:
-            return [family.config_class(str(kind))]
-        except ValueError:
-            return [family.config_class(known) for known in family.kinds]
-    return _models_in(field.annotation)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _models_in(annotation: Any) -> list[Any]:
+    """The classes of sections that a type allows, and families of them."""
+    if isinstance(annotation, Family) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    arguments = get_args(annotation)
+    families = [argument for argument in arguments if isinstance(argument, Family)]
+    return families or [model for argument in arguments for model in _models_in(argument)]
+
+
+def _chosen(models: Sequence[Any], kind: Any) -> list[type[BaseModel]]:
+    """The classes of this kind; without one the default's, or all."""
+    classes = [
+        each for model in models for each in (_classes_of(model, kind) if isinstance(model, Family) else [model])
+    ]
+    of_kind = [one for one in classes if is_kind(one, kind)]
+    return of_kind or [one for one in classes if kind is None and _is_default(one)] or classes
+
+
+def _classes_of(family: Family, kind: Any) -> list[type[BaseModel]]:
+    try:
+        return [family.config_class(str(kind or family.default))]
+    except ValueError:
+        return [family.config_class(known) for known in family.kinds]
 
 
 def _is_default(model: type[BaseModel]) -> bool:

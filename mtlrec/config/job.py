@@ -16,7 +16,7 @@ from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableC
 from mtlrec.config.kinds.optimizers import OptimConfig
 from mtlrec.config.kinds.weighting import DecayWeighting, LossConfig
 from mtlrec.config.model import FUSION, ESCM2Heads, ESMMHeads, IndependentHeads, ModelConfig
-from mtlrec.config.tasks import LabelColumn, Task, check_columns, check_graph, check_options, label_columns
+from mtlrec.config.tasks import TASK, LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import ShardingConfig, TrainConfig
 from mtlrec.errors import LocatedError
 
@@ -31,7 +31,7 @@ class JobConfig(Strict):
     data: DataConfig = DataConfig()
     tables: Annotated[dict[Name, TableConfig], Field(min_length=1)]
     features: FeaturesConfig
-    tasks: Annotated[list[Task], Field(min_length=1)]
+    tasks: Annotated[list[Annotated[Task, TASK]], Field(min_length=1)]
     model: ModelConfig
     loss: LossConfig = LossConfig()
     metrics: MetricsConfig = MetricsConfig()

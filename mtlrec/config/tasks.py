@@ -3,68 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
 from mtlrec.config import expression
-from mtlrec.config.base import Name, NonNegative, Positive, Strict, listed
+from mtlrec.config.base import Name, NonNegative, listed
+from mtlrec.config.kinds.family import Family, PartConfig
 from mtlrec.errors import LocatedError
+from mtlrec.losses import LOSSES, TaskLoss
+from mtlrec.losses.task_loss import LabelRule
 
 MIN_TEST_POSITIVES = 200
 """A binary task with fewer positives in the test split is reported and not compared: the standard error of its AUC is
 near 0.02, too wide to tell two models apart."""
 
-ColumnRule = Literal["flag", "non_negative", "number"]
-"""What a label column may hold, beside null: 0 and 1, a number that is not negative, any number."""
 
-OPTIONS_OF_KIND = {
-    "binary": ("given", "pos_weight", "label_smoothing", "negative_sampling_rate"),
-    "regression": ("loss", "huber_delta"),
-}
+class Task(PartConfig):
+    """One objective. `given`: the task it follows in the funnel. `space`: which rows it is trained and measured on.
 
+    Further keys are the arguments of the kind's loss.
+    """
 
-class Task(Strict):
-    """One objective. `given`: the task it follows in the funnel. `space`: which rows it is trained and measured on."""
-
+    kind: str = "binary"
     name: Name
-    kind: Literal["binary", "regression", "watch_time"] = Field(
-        "binary", description="watch_time: weighted logistic loss, whose exp(logit) estimates the mean time"
-    )
     label: str = Field(description="its column; rows where it is null leave the task's space")
     given: Name | None = None
     space: str | None = Field(None, description="tasks and columns under and, or, not, and comparisons with numbers")
     weight: NonNegative = 1.0
     sample_weight: str | None = Field(None, description="a column of weights >= 0; null leaves the task's space")
-    pos_weight: Positive = Field(1.0, description="of the positives' loss; multiplies the odds that are learned")
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     negative_sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
         description="the share of the rows without it that the training files kept; its predictions and its children's "
         "are corrected for that, other tasks' are not: give those a sample_weight",
     )
-    loss: Literal["mse", "huber"] = "mse"
-    huber_delta: Positive = Field(1.0, description="the error from which on the loss is linear")
     features: list[Name] | None = Field(None, description="what this task may see; none named: everything")
 
     @property
     def is_binary(self) -> bool:
-        return self.kind == "binary"
+        """Whether it predicts the probability of a yes."""
+        return bool(self.part_class.is_probability)
 
     @property
     def condition(self) -> expression.Tree | None:
         return None if self.space is None else expression.parse(self.space)
 
 
+TASK = Family("task loss", LOSSES, TaskLoss, default="binary", section=Task)
+
+
 def check_options(tasks: Sequence[Task]) -> None:
-    """Raises LocatedError for an option that a task of this kind has no use for."""
+    """Raises LocatedError for an option that a task of this kind has no use for, or one that its loss refuses."""
     for index, task in enumerate(tasks):
-        for kind, options in OPTIONS_OF_KIND.items():
-            for option in options:
-                if kind != task.kind and getattr(task, option) != Task.model_fields[option].default:
-                    raise LocatedError(("tasks", index, option), f"is for {kind} tasks; '{task.name}' is {task.kind}")
-        if task.loss == "mse" and task.huber_delta != Task.model_fields["huber_delta"].default:
-            raise LocatedError(("tasks", index, "huber_delta"), "is for loss: huber")
+        task.check(("tasks", index))
+        for option in ("given", "negative_sampling_rate"):
+            if not task.is_binary and getattr(task, option) != Task.model_fields[option].default:
+                raise LocatedError(("tasks", index, option), f"is for binary tasks; '{task.name}' is {task.kind}")
 
 
 def check_graph(tasks: Sequence[Task]) -> None:
@@ -125,27 +119,26 @@ def check_columns(tasks: Sequence[Task]) -> None:
 class LabelColumn(NamedTuple):
     """What a column may hold, and the key of the job that reads it first."""
 
-    rule: ColumnRule
+    rule: LabelRule
     key: str
 
 
 def label_columns(tasks: Sequence[Task]) -> dict[str, LabelColumn]:
     """The columns that labels, spaces and weights need, each once, labels first; the stricter rule counts."""
     names = {task.name for task in tasks}
-    label_rules: dict[str, ColumnRule] = {"binary": "flag", "regression": "number", "watch_time": "non_negative"}
-    needs = [(task.label, LabelColumn(label_rules[task.kind], f"tasks.{task.name}.label")) for task in tasks]
+    needs = [(task.label, LabelColumn(task.part_class.label_rule, f"tasks.{task.name}.label")) for task in tasks]
     for task in tasks:
         condition = task.condition
         if condition is not None:
             flags = expression.flags(condition)
             for column in expression.names(condition):
                 if column not in names:
-                    rule: ColumnRule = "flag" if column in flags else "number"
+                    rule: LabelRule = "flag" if column in flags else "number"
                     needs.append((column, LabelColumn(rule, f"tasks.{task.name}.space")))
     for task in tasks:
         if task.sample_weight is not None:
             needs.append((task.sample_weight, LabelColumn("non_negative", f"tasks.{task.name}.sample_weight")))
-    strictness: list[ColumnRule] = ["number", "non_negative", "flag"]
+    strictness: list[LabelRule] = ["number", "non_negative", "flag"]
     columns: dict[str, LabelColumn] = {}
     for column, need in needs:
         before = columns.setdefault(column, need)

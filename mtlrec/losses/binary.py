@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mtlrec.heads.funnel import HeadOutput
+from mtlrec.layers.blocks.arguments import BelowOne, Positive
 from mtlrec.losses.task_loss import LabelRule, TaskLoss
 
 
@@ -17,15 +18,16 @@ class Binary(TaskLoss):
     """-(w y log p + (1 - y) log(1 - p)), of the p that the head takes the task's loss on.
 
     Args:
-        pos_weight: w, of the positives
+        pos_weight: w, of the positives' loss; multiplies the odds that are learned
         label_smoothing: e; a target y becomes y (1 - e) + e / 2
     """
 
-    pos_weight: float = 1.0
-    label_smoothing: float = 0.0
+    pos_weight: Positive = 1.0
+    label_smoothing: BelowOne = 0.0
 
     label_rule: ClassVar[LabelRule] = "flag"
     is_probability: ClassVar[bool] = True
+    is_positive: ClassVar[bool] = True
 
     def row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
         if self.label_smoothing:

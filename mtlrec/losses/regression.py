@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from mtlrec.heads.funnel import HeadOutput
+from mtlrec.layers.blocks.arguments import Positive
 from mtlrec.losses.task_loss import LabelRule, TaskLoss
 
 
@@ -21,17 +22,19 @@ class Regression(TaskLoss):
         huber_delta: the error from which on Huber's loss is linear
 
     Raises:
-        ValueError: for another loss.
+        ValueError: for another loss, or a huber_delta without huber.
     """
 
     loss: Literal["mse", "huber"] = "mse"
-    huber_delta: float = 1.0
+    huber_delta: Positive = 1.0
 
     label_rule: ClassVar[LabelRule] = "number"
 
     def __post_init__(self) -> None:
         if self.loss not in ("mse", "huber"):
             raise ValueError(f"loss must be mse or huber, got {self.loss!r}")
+        if self.loss == "mse" and self.huber_delta != 1.0:
+            raise ValueError("huber_delta is for loss: huber")
 
     def row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
         if self.loss == "huber":

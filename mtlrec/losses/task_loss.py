@@ -19,13 +19,17 @@ LabelRule = Literal["flag", "non_negative", "number"]
 class TaskLoss(ABC):
     """Base of all task losses. A subclass is a frozen dataclass: tasks whose losses are equal are computed as one.
 
+    Its fields are keys of a task, with their types, defaults and the descriptions under "Args".
+
     Attributes:
         label_rule: what the label may be
         is_probability: whether the task predicts p(label = 1), so that AUC and calibration make sense
+        is_positive: whether predictions are above 0, so that a ranking score may multiply them
     """
 
     label_rule: ClassVar[LabelRule]
     is_probability: ClassVar[bool] = False
+    is_positive: ClassVar[bool] = False
 
     @abstractmethod
     def row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ class WatchTime(TaskLoss):
     """t softplus(-z) + softplus(z): its minimum is where exp(z) = E[t], in the unit of t; t >= 0."""
 
     label_rule: ClassVar[LabelRule] = "non_negative"
+    is_positive: ClassVar[bool] = True
 
     def row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
         return targets * softplus(-outputs.value) + softplus(outputs.value)

@@ -92,7 +92,7 @@ class FusedScore(Strict):
 
 def may_be_scored(job: JobConfig) -> list[str]:
     """The tasks whose predictions are positive."""
-    return [task.name for task in job.tasks if task.kind != "regression"]
+    return [task.name for task in job.tasks if task.part_class.is_positive]
 
 
 def exponents_of(text: str, job: JobConfig) -> dict[str, float]:

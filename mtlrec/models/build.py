@@ -14,7 +14,7 @@ from mtlrec.config import JobConfig
 from mtlrec.config.kinds.family import located
 from mtlrec.errors import ConfigError, LocatedError
 from mtlrec.layers import FusionLayer
-from mtlrec.losses import MultiTaskLoss, TaskLoss, TaskLosses
+from mtlrec.losses import MultiTaskLoss, TaskLosses
 from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.models.balancing import build_balancing
 from mtlrec.models.embeddings import PooledFeatures, embedding_tables
@@ -45,7 +45,7 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
     model = build_model(job, table_device)
     with config_errors("tasks"):
         loss = MultiTaskLoss(
-            losses=[build_task_loss(task) for task in job.tasks],
+            losses=[task.build() for task in job.tasks],
             weights=[task.weight for task in job.tasks],
             balancing=build_balancing(job.loss.weighting, len(job.tasks)),
             funnel_term=build_funnel_term(job),
@@ -79,20 +79,10 @@ def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
             return heads.DBMTL(names, parents, input_dim, hidden, relation, rates)
 
 
-def build_task_loss(task: cfg.Task) -> TaskLoss:
-    match task.kind:
-        case "binary":
-            return losses.Binary(pos_weight=task.pos_weight, label_smoothing=task.label_smoothing)
-        case "regression":
-            return losses.Regression(loss=task.loss, huber_delta=task.huber_delta)
-        case "watch_time":
-            return losses.WatchTime()
-
-
 def build_task_losses(job: JobConfig) -> TaskLosses:
     """What makes predictions of a head's outputs."""
     with config_errors("tasks"):
-        return TaskLosses([build_task_loss(task) for task in job.tasks])
+        return TaskLosses([task.build() for task in job.tasks])
 
 
 def build_funnel_term(job: JobConfig) -> FunnelTerm | None:

@@ -38,7 +38,8 @@ class PartConfig(Strict):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments that the job sets."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        common = self.family.section.model_fields
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in common}
 
     def build(self, **supplied: Any) -> Any:
         """An instance of the kind's class. Raises ValueError where the arguments do not go together."""
@@ -68,12 +69,16 @@ class Family:
         kinds: the classes of mtlrec
         base: what a user's own class must extend
         supplied: arguments that the model supplies, which are therefore no keys
+        default: the kind of a section that names none
+        section: what the sections of all kinds have in common
     """
 
     name: str
     kinds: Mapping[str, Any]
     base: type
-    supplied: tuple[str, ...]
+    supplied: tuple[str, ...] = ()
+    default: str | None = None
+    section: type[PartConfig] = PartConfig
 
     def __call__(self, kind: str, **arguments: Any) -> PartConfig:
         """A section of this kind. Raises ValidationError for arguments that the kind does not take."""
@@ -97,13 +102,14 @@ class Family:
             return section
         if not isinstance(section, Mapping):
             raise PydanticCustomError("mapping", "must be a mapping with a kind and its options")
-        if "kind" not in section:
+        kind = section.get("kind", self.default)
+        if kind is None:
             raise PydanticCustomError("kind_missing", "needs a kind")
         try:
-            config_class = self.config_class(str(section["kind"]))
+            config_class = self.config_class(str(kind))
         except ValueError as error:
             raise PydanticCustomError("kind", "{message}", {"message": str(error)}) from None
-        return config_class.model_validate(section)
+        return config_class.model_validate({"kind": kind, **section})
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -133,11 +139,12 @@ class Family:
 def _config_class(family: Family, kind: str, part_class: Any) -> type[PartConfig]:
     fields: dict[str, Any] = fields_of(part_class, family.supplied)
     for name in fields:
-        if hasattr(PartConfig, name) or name == "kind":
+        if hasattr(family.section, name) or name in family.section.model_fields:
             raise ValueError(f"the constructor of {part_class.__name__} takes {name}, which no key can be called")
     fields["kind"] = (Literal[kind], ...)  # type: ignore[valid-type]
     description = (part_class.__doc__ or "").split("\n\n")[0]
-    made = create_model(part_class.__name__, __base__=PartConfig, __doc__=description, **fields)
+    make: Any = create_model  # a type checker cannot know the fields
+    made: type[PartConfig] = make(part_class.__name__, __base__=family.section, __doc__=description, **fields)
     made.part_class, made.family = part_class, family
     return made
 

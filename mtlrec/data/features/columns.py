@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from mtlrec.batch import NO_GROUP, Batch
-from mtlrec.config import ColumnRule, DenseFeature, FeaturesConfig, JobConfig, LabelColumn, SparseFeature, TableConfig
+from mtlrec.config import DenseFeature, FeaturesConfig, JobConfig, LabelColumn, SparseFeature, TableConfig
 from mtlrec.config.data import DenseStep
 from mtlrec.data.block import Block
 from mtlrec.data.collate import collate
@@ -29,6 +29,7 @@ from mtlrec.data.sources.arrow_types import is_number, is_text, plain
 from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError
 from mtlrec.data.sources.parquet import WindowTable
 from mtlrec.data.task_labels import TaskLabels
+from mtlrec.losses.task_loss import LabelRule
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Columns:
 
 
 def _label(
-    column: pa.ChunkedArray, name: str, rule: ColumnRule, row_errors: RowErrors
+    column: pa.ChunkedArray, name: str, rule: LabelRule, row_errors: RowErrors
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """[N] float32, 0 where it is not known; and where it is, [N] bool, or None for everywhere."""
     values = numbers(column)
@@ -147,7 +148,7 @@ def _label(
     return np.where(unknown, 0, values).astype(np.float32), ~unknown
 
 
-def _check_rule(values: np.ndarray, name: str, rule: ColumnRule, row_errors: RowErrors) -> None:
+def _check_rule(values: np.ndarray, name: str, rule: LabelRule, row_errors: RowErrors) -> None:
     too_large = np.abs(values) > np.finfo(np.float32).max
     if rule == "flag":
         wrong = (values != 0) & (values != 1) & ~np.isnan(values)

@@ -14,7 +14,9 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 """Above 0, at most 1."""
-Dropout = Annotated[float, Ge(0), Lt(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
+"""At least 0, below 1."""
+Dropout = BelowOne
 Widths = Sequence[Size]
 """Output widths of layers, in order."""
 NonEmptyWidths = Annotated[Widths, MinLen(1)]

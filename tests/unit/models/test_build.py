@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from mtlrec.errors import ConfigError
 from mtlrec.losses import Binary, Counterfactual, Regression
-from mtlrec.models.build import build_funnel_term, build_heads, build_model, build_task_loss, config_errors
+from mtlrec.models.build import build_funnel_term, build_heads, build_model, config_errors
 from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
 
 
@@ -33,7 +33,7 @@ def test_options_of_a_task_reach_its_loss() -> None:
     tree = toy_tree()
     tree["tasks"][0] |= {"pos_weight": 3.0, "label_smoothing": 0.2}
     tree["tasks"][3] |= {"loss": "huber", "huber_delta": 2.5}
-    click, _, _, ratio = (build_task_loss(task) for task in toy_job(tasks=tree["tasks"]).tasks)
+    click, _, _, ratio = (task.build() for task in toy_job(tasks=tree["tasks"]).tasks)
     assert click == Binary(pos_weight=3.0, label_smoothing=0.2)
     assert ratio == Regression(loss="huber", huber_delta=2.5)
 
