@@ -1,11 +1,13 @@
-"""Files that are written completely or not at all, and errors on one line."""
+"""Files that are written completely or not at all, errors on one line, and numbers that JSON has."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -42,3 +44,12 @@ def sync(path: Path) -> None:
 def one_line(error: BaseException | str, limit: int = 200) -> str:
     """The error's message with all white space folded, at most `limit` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def jsonable(value: Any) -> Any:
+    """NaN and infinity become null: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -25,7 +25,7 @@ RANKS = (
     "tests/integration/test_keep_best",
     "tests/integration/test_rank_metric",
     "tests/unit/losses/",
-    "tests/unit/metrics/",
+    "tests/unit/evaluation/",
     "tests/unit/support/",
 )
 """Tests that start ranks. One worker gets them all, so that two sets of ranks do not compete."""

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from mtlrec.comparison.trials import Trials
     from mtlrec.diagnosis.diagnosis import Diagnosis
 
-EVERY_FUSION = (
-    "single_task",
-    "shared_bottom",
-    "asymmetric",
-    "cross_stitch",
-    "customized",
-    "mmoe",
-    "ple",
-    "adatt_sp",
-    "adatt",
-)
-
 
 @quiet
 def compare(
@@ -39,14 +27,14 @@ def compare(
     output: str | os.PathLike[str],
     *,
     data: Mapping[str, Rows] | None = None,
-    fusions: Sequence[str] = EVERY_FUSION,
+    fusions: Sequence[str] | None = None,
     heads: Sequence[str] = (),
     weightings: Sequence[str] = (),
     seeds: int = 5,
     learning_rates: Sequence[float] = (0.3, 1.0, 3.0),
     tuning_seeds: int = 1,
     match: Literal["parameters", "flops"] | None = "parameters",
-    metric: Literal["auc", "entire_auc", "ne"] = "auc",
+    metric: str = "auc",
     jobs: int | None = None,
     slice_by: str | None = None,
     overrides: Overrides = (),
@@ -59,12 +47,12 @@ def compare(
     Args:
         output: the comparison's folder; given again, the comparison goes on
         data: by split, in place of data.train and so on; see `train`
-        fusions, heads, weightings: their kinds; by default every fusion, and the job's own of the others
+        fusions, heads, weightings: their kinds; by default every fusion that goes with the job, its own of the others
         seeds: trainings of each architecture
         learning_rates: multipliers of the job's learning rates. The best on the valid split is kept
         tuning_seeds: how many of the seeds try every learning rate
         match: what is equal after the embedding lookup: the experts' widths are chosen so
-        metric: of binary tasks; regressions have their mean squared error
+        metric: judges the tasks that have it, the others are judged by their first: auc or mse
         jobs: trainings at a time; by default one per core or GPU
         slice_by: a column of the files: each task's AUC within its values
     """
@@ -77,8 +65,6 @@ def compare(
     for split, files in (("valid", job.data.valid), ("test", job.data.test)):
         if not files:
             raise ConfigError(f"data.{split}: a comparison wants its files: the first chooses, the second judges")
-    if not fusions:
-        raise ConfigError(f"--fusion: names no kind; there are {','.join(EVERY_FUSION)}")
 
     import torch
 
@@ -87,8 +73,11 @@ def compare(
     from mtlrec.comparison.progress import Progress
     from mtlrec.comparison.trials import Trials
     from mtlrec.evaluation.slices import check_column
+    from mtlrec.metrics import JUDGES
     from mtlrec.training.progress import progress_bars
 
+    if metric not in JUDGES:
+        raise ConfigError(f"--metric {metric}: judges no model; there are {', '.join(JUDGES)}")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; name a folder")
     write_tables(data or {}, RunFolder(output))

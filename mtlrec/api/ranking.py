@@ -12,9 +12,9 @@ from mtlrec.errors import ConfigError
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
     from mtlrec.distributed.process_group import Ranks
+    from mtlrec.evaluation.ranking import RankMetric
     from mtlrec.evaluation.ranking_report import RankingReport
-    from mtlrec.metrics.ranking import RankMetric
-    from mtlrec.metrics.task_metrics import TaskMetrics
+    from mtlrec.evaluation.task_metrics import TaskMetrics
     from mtlrec.training.sharded import ShardedModel
 
 
@@ -32,8 +32,8 @@ class Ranking:
 
 
 def ranking_of(job: JobConfig, rank_metric: str | None, relevance: str, exponents: str) -> Ranking | None:
-    from mtlrec.metrics.fused_score import exponents_of, relevance_of
-    from mtlrec.metrics.ranking import RankMetric
+    from mtlrec.evaluation.fused_score import exponents_of, relevance_of
+    from mtlrec.evaluation.ranking import RankMetric
 
     if rank_metric is None:
         for option, given in (("--relevance", relevance), ("--exponents", exponents)):

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from mtlrec.comparison.comparison import Comparison
     from mtlrec.diagnosis.diagnosis import Diagnosis
     from mtlrec.distributed.estimate import Estimate
+    from mtlrec.evaluation.calibration import Calibration
+    from mtlrec.evaluation.fused_score import FusedScore
     from mtlrec.evaluation.ranking_report import RankingReport
-    from mtlrec.metrics.calibration import Calibration
-    from mtlrec.metrics.fused_score import FusedScore
-    from mtlrec.metrics.task_metrics import Metrics
+    from mtlrec.metrics import Metrics
     from mtlrec.serving.parity import Parity
 
 
@@ -44,7 +44,7 @@ class TrainResult(Displayable):
         return str(self.run)
 
     def parts(self) -> Iterator[RenderableType]:
-        from mtlrec.metrics.table import metrics_table
+        from mtlrec.evaluation.tables import metrics_table
 
         if self.stopped:
             yield f"{self.run}: {self.stopped} after step {self.step}"
@@ -69,8 +69,7 @@ class EvaluateResult(Displayable):
     ranking: RankingReport | None = None
 
     def parts(self) -> Iterator[RenderableType]:
-        from mtlrec.evaluation.tables import ranking_table
-        from mtlrec.metrics.table import metrics_table
+        from mtlrec.evaluation.tables import metrics_table, ranking_table
 
         yield from (metrics_table(metrics, f"{split}, {self.source}") for split, metrics in self.metrics.items())
         if self.ranking is not None:
@@ -215,6 +214,6 @@ class BenchResult(Displayable):
 
 
 def _jsonable(value: Any) -> Any:
-    from mtlrec.metrics.table import jsonable
+    from mtlrec.io import jsonable
 
     return jsonable(value)

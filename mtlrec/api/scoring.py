@@ -24,7 +24,7 @@ from mtlrec.errors import ConfigError
 if TYPE_CHECKING:
     from mtlrec.data.loader import Loader
     from mtlrec.distributed.process_group import Ranks
-    from mtlrec.metrics.task_metrics import TaskMetrics
+    from mtlrec.evaluation.task_metrics import TaskMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ def _evaluate_run(
     which: str,
 ) -> EvaluateResult:
     from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.evaluation.calibration import Calibration
     from mtlrec.evaluation.evaluate import evaluate as evaluate_model
-    from mtlrec.metrics.calibration import Calibration
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
 
@@ -161,9 +161,9 @@ def _predict_by_run(
     run: Path, job: JobConfig, source: str, output: Path, raw: bool, exponents: str, which: str
 ) -> PredictResult:
     from mtlrec.distributed.process_group import on_first_rank, process_group
+    from mtlrec.evaluation.calibration import Calibration
+    from mtlrec.evaluation.fused_score import FusedScore, exponents_of
     from mtlrec.evaluation.predict import predict as predict_rows
-    from mtlrec.metrics.calibration import Calibration
-    from mtlrec.metrics.fused_score import FusedScore, exponents_of
     from mtlrec.training.sharded import load_run
 
     given = FusedScore(exponents=exponents_of(exponents, job)) if exponents else None

@@ -24,7 +24,7 @@ from mtlrec.checkpoints.job_state import JobState
 from mtlrec.compat.dcp.errors import CheckpointException, failure_reason
 from mtlrec.compat.dcp.pieces import in_pieces
 from mtlrec.compat.dcp.staging import Staging
-from mtlrec.config import METRIC_DIRECTIONS
+from mtlrec.config import Judge
 from mtlrec.errors import CheckpointError, CheckpointNotSaved, Preempted
 from mtlrec.io import sync, write_text
 from mtlrec.run_folder import JOB_STATE, VALID_METRICS, WRITING, RunFolder, checkpoint_name, step_of
@@ -44,7 +44,7 @@ class Checkpoints:
         self,
         run: Path,
         keep: int = 2,
-        keep_best: str | None = None,
+        keep_best: Judge | None = None,
         in_background: bool = True,
         timeout_s: int = 300,
     ) -> None:
@@ -110,14 +110,16 @@ class Checkpoints:
 
     def _score(self, checkpoint: Path) -> float:
         """Higher is better."""
-        task, _, metric = (self.keep_best or "").partition("/")
+        if self.keep_best is None:
+            return WORST
+        task, metric, highest_is_best = self.keep_best
         try:
             value = float(json.loads((checkpoint / VALID_METRICS).read_text(encoding="utf-8"))[task][metric])
         except (OSError, ValueError, LookupError, TypeError):
             return WORST
         if not math.isfinite(value):
             return WORST
-        return value if METRIC_DIRECTIONS[metric] == "highest" else -value
+        return value if highest_is_best else -value
 
     def save(self, tensors: dict[str, Any], state: JobState) -> None:
         """Collective. On return the tensors may change; `wait` tells when the checkpoint is complete and older ones

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import typer
 
 from mtlrec import api
-from mtlrec.api.comparison import EVERY_FUSION
 from mtlrec.cli.console import show
 from mtlrec.cli.options import Config, Json, Set, SliceBy
 from mtlrec.errors import ConfigError
@@ -32,16 +31,12 @@ MEASURES: dict[Match, Literal["parameters", "flops"] | None] = {
 }
 
 
-class Metric(StrEnum):
-    auc = "auc"
-    entire_auc = "entire_auc"
-    ne = "ne"
-
-
 def compare(
     config: Config,
     output: Annotated[Path, typer.Option("--output", "-o", help="The comparison's folder; given again, it goes on.")],
-    fusion: Annotated[str, typer.Option(help="Fusion kinds, with commas between.")] = ",".join(EVERY_FUSION),
+    fusion: Annotated[
+        str, typer.Option(help="Fusion kinds, with commas between; by default all that go with the job.")
+    ] = "",
     heads: Annotated[str, typer.Option(help="Kinds of heads; by default the job's.")] = "",
     weighting: Annotated[str, typer.Option(help="Kinds of loss weighting; by default the job's.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each architecture.")] = 5,
@@ -58,8 +53,8 @@ def compare(
         Match, typer.Option(help="What is equal after the embedding lookup: the experts' widths are chosen so.")
     ] = Match.parameters,
     metric: Annotated[
-        Metric, typer.Option(help="Of binary tasks; regressions have their mean squared error.")
-    ] = Metric.auc,
+        str, typer.Option(help="Judges the tasks that have it, the others are judged by their first: auc or mse.")
+    ] = "auc",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Trainings at a time; by default one per core or GPU.")
     ] = None,
@@ -74,14 +69,14 @@ def compare(
         result = api.compare(
             config,
             output,
-            fusions=_words(fusion),
+            fusions=_words(fusion) or None,
             heads=_words(heads),
             weightings=_words(weighting),
             seeds=seeds,
             learning_rates=_numbers(learning_rates),
             tuning_seeds=tuning_seeds,
             match=MEASURES[match],
-            metric=metric.value,
+            metric=metric,
             jobs=jobs,
             slice_by=slice_by,
             overrides=set_ or [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -11,9 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from mtlrec.comparison.capacity import Capacity, Measure, capacity_of, matched
 from mtlrec.config import JobConfig
+from mtlrec.config.kinds.family import DOTTED
 from mtlrec.config.kinds.weighting import Weighting
 from mtlrec.config.model import FUSION, Heads
 from mtlrec.errors import ConfigError
+from mtlrec.io import one_line
+
+logger = logging.getLogger(__name__)
 
 BASELINE = "single_task"
 """Shares the tables and nothing else: what the others gain is what sharing gives."""
@@ -48,46 +53,61 @@ FUSIONS, HEADS, WEIGHTINGS = list(FUSION.kinds), kinds_of(Heads), kinds_of(Weigh
 
 def candidates(
     job: JobConfig,
-    fusions: Sequence[str],
+    fusions: Sequence[str] | None = None,
     heads: Sequence[str] = (),
     weightings: Sequence[str] = (),
     match: Measure | None = "parameters",
 ) -> list[Candidate]:
     """Every fusion kind with every kind of heads and of weighting; by default the job's own of these two.
 
-    A kind takes from the job's own section what it has in common with it, its defaults for the rest. Under `match` the
-    experts' widths are chosen so that as many parameters, or as much arithmetic, follow the lookup as in the job's own
-    model with the same heads; without, the widths are the job's.
+    By default the fusion kinds are all that go with the job. A kind takes from the job's own section what it has in
+    common with it, its defaults for the rest. Under `match` the experts' widths are chosen so that as many parameters,
+    or as much arithmetic, follow the lookup as in the job's own model with the same heads; without, the widths are the
+    job's.
 
     Raises ConfigError, naming the kind, for one that is unknown, does not go with the job's tasks, or has no such size.
     """
     heads, weightings = heads or [job.model.heads.kind], weightings or [job.loss.weighting.kind]
-    for option, named, known in (
-        ("fusion", fusions, FUSIONS),
-        ("heads", heads, HEADS),
-        ("weighting", weightings, WEIGHTINGS),
-    ):
-        for kind in named:
-            if kind not in known:
-                raise ConfigError(f"--{option} {kind}: unknown; kinds are {', '.join(known)}")
+    _check_known("fusion", fusions or [], FUSIONS)
+    _check_known("heads", heads, HEADS)
+    _check_known("weighting", weightings, WEIGHTINGS)
     found = []
-    for fusion, head, weighting in itertools.product(*(dict.fromkeys(k) for k in (fusions, heads, weightings))):
-        name = "+".join([fusion, *([head] if len(heads) > 1 else []), *([weighting] if len(weightings) > 1 else [])])
+    tried = dict.fromkeys([job.model.fusion.kind, *FUSIONS] if fusions is None else fusions)
+    for fusion, head, weighting in itertools.product(tried, dict.fromkeys(heads), dict.fromkeys(weightings)):
+        further = [head] * (len(heads) > 1) + [weighting] * (len(weightings) > 1)
+        name = "+".join([fusion.rpartition(":")[2], *further])
         try:
-            own = _with(
-                job,
-                heads=_like(_keys_in(Heads, head), job.model.heads, head),
-                weighting=_like(_keys_in(Weighting, weighting), job.loss.weighting, weighting),
-            )
-            keys = set(FUSION.config_class(fusion).model_fields)
-            other = _with(own, fusion=_like(keys, job.model.fusion, fusion))
-        except ValidationError as error:
-            raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
-        size = capacity_of(other)
-        if match is not None:
-            other, size = matched(own, other.model.fusion, capacity_of(own), match)
-        found.append(Candidate(name, fusion, head, weighting, size, other))
+            found.append(_candidate(job, name, fusion, head, weighting, match))
+        except ConfigError as error:
+            if fusions is not None:
+                raise
+            logger.info(f"left out of the comparison: {error}")
     return found
+
+
+def _check_known(option: str, named: Sequence[str], known: Sequence[str]) -> None:
+    for kind in named:
+        if kind not in known and not DOTTED.fullmatch(kind):
+            raise ConfigError(f"--{option} {kind}: unknown; kinds are {', '.join(known)}")
+
+
+def _candidate(job: JobConfig, name: str, fusion: str, head: str, weighting: str, match: Measure | None) -> Candidate:
+    try:
+        own = _with(
+            job,
+            heads=_like(_keys_in(Heads, head), job.model.heads, head),
+            weighting=_like(_keys_in(Weighting, weighting), job.loss.weighting, weighting),
+        )
+        keys = set(FUSION.config_class(fusion).model_fields)
+        other = _with(own, fusion=_like(keys, job.model.fusion, fusion))
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: {one_line(error)}") from None
+    size = capacity_of(other)
+    if match is not None:
+        other, size = matched(own, other.model.fusion, capacity_of(own), match)
+    return Candidate(name, fusion, head, weighting, size, other)
 
 
 def _like(keys: Collection[str], section: Any, kind: str) -> dict[str, Any]:

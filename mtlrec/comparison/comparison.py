@@ -15,8 +15,7 @@ from mtlrec.comparison.differences import Gain, Verdict, gain, judge
 from mtlrec.comparison.trials import Metrics, Result, Trial, Trials
 from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.errors import ConfigError
-
-HIGHER_IS_BETTER = {"auc": True, "entire_auc": True, "ne": False, "log_loss": False, "mse": False, "mae": False}
+from mtlrec.metrics import JUDGES, METRICS
 
 
 class Watcher(Protocol):
@@ -48,9 +47,7 @@ class Comparison:
     def tasks(self) -> dict[str, str]:
         """The metric by which each task is judged: the comparison's, or a regression's mean squared error."""
         metrics = self._first.metrics["test"]
-        return {
-            task: self.metric if self.metric in of else "auc" if "auc" in of else "mse" for task, of in metrics.items()
-        }
+        return {task: judge_of(of, self.metric) for task, of in metrics.items()}
 
     @property
     def undecidable(self) -> list[str]:
@@ -97,7 +94,7 @@ class Comparison:
 
     def scores(self, candidate: str, task: str) -> list[float]:
         """The same, higher being better."""
-        sign = 1 if HIGHER_IS_BETTER[self.tasks[task]] else -1
+        sign = 1 if JUDGES[self.tasks[task]] == "highest" else -1
         return [sign * value for value in self.values(candidate, task)]
 
     @property
@@ -221,5 +218,10 @@ def _mean_score(results: Sequence[Result], task: str, metric: str) -> float:
 
 def score(metrics: Mapping[str, float], metric: str) -> float:
     """Of one task, lower being better."""
-    name = metric if metric in metrics else "auc" if "auc" in metrics else "mse"
-    return -metrics[name] if HIGHER_IS_BETTER[name] else metrics[name]
+    name = judge_of(metrics, metric)
+    return -metrics[name] if JUDGES[name] == "highest" else metrics[name]
+
+
+def judge_of(metrics: Mapping[str, float], metric: str) -> str:
+    """The metric that judges a task: the one asked for, or the task's first."""
+    return metric if metric in metrics else next(name for name in METRICS if name in metrics)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mtlrec.comparison.candidates import Candidate
 from mtlrec.comparison.trials import Result, Trial
-from mtlrec.metrics.table import metrics_line
+from mtlrec.metrics.text import metrics_line
 from mtlrec.training.progress import bar_console
 
 logger = logging.getLogger(__name__)

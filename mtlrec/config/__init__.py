@@ -8,7 +8,7 @@ from mtlrec.config.data import (
     SparseFeature,
     TableConfig,
 )
-from mtlrec.config.job import JobConfig
+from mtlrec.config.job import JobConfig, Judge
 from mtlrec.config.kinds.family import Family, PartConfig
 from mtlrec.config.kinds.optimizers import (
     DENSE_OPTIMIZERS,
@@ -43,7 +43,6 @@ from mtlrec.config.model import (
 )
 from mtlrec.config.tasks import TASK, LabelColumn, Task
 from mtlrec.config.training import (
-    METRIC_DIRECTIONS,
     ShardingConfig,
     TableConstraint,
     TrainConfig,
@@ -54,7 +53,6 @@ __all__ = [
     "BOTTOM",
     "DENSE_OPTIMIZERS",
     "FUSION",
-    "METRIC_DIRECTIONS",
     "TABLE_OPTIMIZERS",
     "TASK",
     "AITMHeads",
@@ -75,6 +73,7 @@ __all__ = [
     "Heads",
     "IndependentHeads",
     "JobConfig",
+    "Judge",
     "LabelColumn",
     "LocatedError",
     "LossConfig",

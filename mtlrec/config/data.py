@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
 from mtlrec.config.base import Name, Positive, Strict, without_secrets
+from mtlrec.config.kinds.family import Family
 from mtlrec.errors import LocatedError
+from mtlrec.metrics import METRICS, Metric
 
+METRIC = Family("metric", {}, Metric)
 Column = Annotated[str, StringConstraints(min_length=1)]
 DenseStep = Literal["none", "clip", "log1p", "standardize"]
 
@@ -171,3 +174,19 @@ class MetricsConfig(Strict):
     """What an evaluation reports beside the usual metrics."""
 
     group_by: str | None = Field(None, description="a column, a user's id say; adds the AUC within each group (GAUC)")
+    extra: list[str] = Field([], description="metrics of your own, as package.module:Class")
+
+    @field_validator("extra")
+    @classmethod
+    def _are_metrics(cls, extra: list[str]) -> list[str]:
+        names = [*METRICS]
+        for index, path in enumerate(extra):
+            metric = METRIC.class_of(path)
+            names.append(metric.name)
+            if names.count(metric.name) > 1:
+                raise LocatedError((index,), f"there is a metric called {metric.name} already; call yours otherwise")
+        return extra
+
+    @property
+    def extra_metrics(self) -> list[type[Metric]]:
+        return [METRIC.class_of(path) for path in self.extra]

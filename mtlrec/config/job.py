@@ -7,7 +7,7 @@ declared. Nothing here imports torch: a config can be checked on a login node in
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
@@ -19,9 +19,21 @@ from mtlrec.config.model import FUSION, ESCM2Heads, ESMMHeads, IndependentHeads,
 from mtlrec.config.tasks import TASK, LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import ShardingConfig, TrainConfig
 from mtlrec.errors import LocatedError
+from mtlrec.metrics import directions
 
 STATISTICS_TO_COME = "statistics_to_come"
 """In the context of a validation: the job may leave open what `mtlrec prepare stats` is about to find out."""
+
+
+class Judge(NamedTuple):
+    """A task's metric, and whether the highest value of it is the best."""
+
+    task: str
+    metric: str
+    highest_is_best: bool
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.metric}"
 
 
 class JobConfig(Strict):
@@ -162,16 +174,28 @@ class JobConfig(Strict):
                 f"wants TASK/METRIC, as in {self.tasks[0].name}/auc; tasks are {listed(t.name for t in self.tasks)}"
             )
             raise LocatedError(("train", "keep_best"), message)
-        of_kind = ["auc", "ne", "log_loss", "ece"] if task.is_binary else ["mse", "mae"]
-        grouped = ["gauc"] if task.is_binary and self.metrics.group_by else []
-        entire = [f"entire_{one}" for one in ("auc", "ne", "ece")] if task.given else []
-        if metric not in (known := [*of_kind, *grouped, *entire]):
+        known = self._directions(task)
+        if metric not in known:
             message = f"'{metric}' cannot be had of {name}; there are {listed(known)}"
             raise LocatedError(("train", "keep_best"), message)
         if not self.data.valid:
             raise LocatedError(("train", "keep_best"), "is judged on the valid split: name its files in data.valid")
 
+    def _directions(self, task: Task) -> dict[str, str]:
+        """The metrics by which the task's model may be judged: highest or lowest."""
+        has_groups = self.metrics.group_by is not None
+        return directions(task.is_binary, has_groups, task.given is not None, self.metrics.extra_metrics)
+
     # ---- derived, read-only
+
+    @property
+    def keep_best(self) -> Judge | None:
+        """What decides which checkpoint is the best."""
+        if self.train.keep_best is None:
+            return None
+        name, _, metric = self.train.keep_best.partition("/")
+        task = next(task for task in self.tasks if task.name == name)
+        return Judge(name, metric, self._directions(task)[metric] == "highest")
 
     @property
     def bottom_arguments(self) -> dict[str, Any]:

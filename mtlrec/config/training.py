@@ -8,20 +8,6 @@ from pydantic import Field, PositiveInt
 
 from mtlrec.config.base import Name, Positive, Strict
 
-METRIC_DIRECTIONS: dict[str, Literal["highest", "lowest"]] = {
-    "auc": "highest",
-    "gauc": "highest",
-    "ne": "lowest",
-    "log_loss": "lowest",
-    "ece": "lowest",
-    "entire_auc": "highest",
-    "entire_ne": "lowest",
-    "entire_ece": "lowest",
-    "mse": "lowest",
-    "mae": "lowest",
-}
-"""Metrics by which a checkpoint may be the best."""
-
 
 class TrainConfig(Strict):
     epochs: PositiveInt = 1

@@ -25,9 +25,10 @@ from mtlrec.diagnosis.task_gradients import TaskGradients, in_place_of_balancing
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.evaluation.slices import SliceRows, Slices
+from mtlrec.evaluation.task_metrics import TaskMetrics
 from mtlrec.layers import diagnose
-from mtlrec.metrics.binary import BinaryTally, calibration_curve, sum_over_ranks
-from mtlrec.metrics.task_metrics import TaskMetrics
+from mtlrec.metrics.binary import BinarySums, calibration_curve
+from mtlrec.metrics.metric import sum_over_ranks
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
@@ -160,6 +161,6 @@ def diagnose_batches(
     return Diagnosis(total, levels_of(sums, network.over_arch.fusion, tasks), tasks, norms, cosines, uses)
 
 
-def _curve(tally: BinaryTally) -> Curve:
+def _curve(tally: BinarySums) -> Curve:
     weight, predicted, observed = calibration_curve(tally.histogram_of_rows())
     return Curve(predicted.tolist(), observed.tolist(), weight.tolist(), int(tally.totals[1].item()))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtlrec.layers import GatedFusion, LevelDiagnostics
 from mtlrec.layers.blocks.axes import Owner
-from mtlrec.metrics.binary import sum_over_ranks
+from mtlrec.metrics.metric import sum_over_ranks
 
 PEAK = 0.9
 """A gate that gives one expert more than this has hardly mixed."""

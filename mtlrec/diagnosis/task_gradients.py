@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.losses.balancing import Balancing, Coefficients, Totals, gradients_on
-from mtlrec.metrics.binary import sum_over_ranks
+from mtlrec.metrics.metric import sum_over_ranks
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.sharded import ShardedModel
 

@@ -6,7 +6,7 @@ from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.evaluation.evaluate import evaluate
-from mtlrec.metrics.task_metrics import Metrics
+from mtlrec.metrics import Metrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import loader_of
 from mtlrec.training.telemetry import Telemetry

@@ -12,8 +12,8 @@ from mtlrec.config import JobConfig
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ConfigError, NonFiniteError
-from mtlrec.metrics.calibration import Calibration, Method, fit
-from mtlrec.metrics.task_metrics import TaskMetrics
+from mtlrec.evaluation.calibration import Calibration, Method, fit
+from mtlrec.evaluation.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.progress import watched
@@ -55,7 +55,9 @@ def evaluate(
 
 def fit_calibration(metrics: TaskMetrics, method: Method) -> Calibration:
     """Collective. A map per binary task; a task of one class only is left out, and ValueError raised where all are."""
-    tallies = {name: metrics.predicted(task) for task, name in enumerate(metrics.tasks) if task in metrics.own}
+    tallies = {
+        name: metrics.predicted(task) for task, name in enumerate(metrics.tasks) if metrics.losses.is_probability[task]
+    }
     maps = {name: fit(method, tally.histogram_of_rows()) for name, tally in tallies.items()}
     fitted = {name: one for name, one in maps.items() if one is not None}
     if not fitted:

@@ -22,12 +22,12 @@ from mtlrec.data.sources.dataset import Dataset, list_row_groups, read_schema
 from mtlrec.data.sources.files import split_root, store_of
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import DataError
+from mtlrec.evaluation.calibration import Calibration
 from mtlrec.evaluation.evaluate import check_finite
+from mtlrec.evaluation.fused_score import COLUMN as FUSED
+from mtlrec.evaluation.fused_score import FusedScore
 from mtlrec.heads import HeadOutput
 from mtlrec.metrics.binary import logit_of
-from mtlrec.metrics.calibration import Calibration
-from mtlrec.metrics.fused_score import COLUMN as FUSED
-from mtlrec.metrics.fused_score import FusedScore
 from mtlrec.models.build import build_task_losses
 from mtlrec.models.multitask import MultiTaskModel
 from mtlrec.training.loading import log_skipped_rows

@@ -14,9 +14,9 @@ from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ConfigError
 from mtlrec.evaluation.evaluate import evaluate
-from mtlrec.metrics.fused_score import FusedScore, as_array, may_be_scored, named, search
-from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
-from mtlrec.metrics.task_metrics import TaskMetrics
+from mtlrec.evaluation.fused_score import FusedScore, as_array, may_be_scored, named, search
+from mtlrec.evaluation.ranking import PerUser, RankedRows, RankMetric
+from mtlrec.evaluation.task_metrics import TaskMetrics
 from mtlrec.training.sharded import ShardedModel
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.table import Table
 
+from mtlrec.config.tasks import MIN_TEST_POSITIVES
 from mtlrec.evaluation.ranking_report import Mean, RankingReport
+from mtlrec.evaluation.task_metrics import LABEL_FAULTS
+from mtlrec.metrics import METRICS, Metrics
 
 
 def ranking_dict(ranking: RankingReport) -> dict[str, Any]:
@@ -55,3 +59,25 @@ def _cells(by_split: Iterable[Mapping[str, Mean]], kind: str) -> list[str]:
 
 def _terms(weights: Mapping[str, float], joined_by: str) -> str:
     return joined_by.join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items() if weight)
+
+
+def metrics_table(metrics: Metrics, title: str) -> Table:
+    """Metrics down, tasks across; what a task does not have is left blank."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    few = [task for task, values in metrics.items() if values.get("positives", math.inf) < MIN_TEST_POSITIVES]
+    caption = f"undecidable, under {MIN_TEST_POSITIVES} positives: {', '.join(few)}" if few else None
+    table = Table("", title=title, caption=caption)
+    for task in metrics:
+        table.add_column(task, justify="right", overflow="fold")
+    for name in names:
+        table.add_row(name, *(_shown(name, values.get(name)) for values in metrics.values()))
+    return table
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "-"
+    is_count = name in LABEL_FAULTS or (name in METRICS and METRICS[name].is_count)
+    return f"{value:,.0f}" if is_count else f"{value:.4f}"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from mtlrec.metrics.metric import Metric, Sums, TaskRows, ratio, sum_over_ranks
 
 BINS = 1 << 17
 LOGIT_RANGE = 16.0
@@ -21,26 +22,26 @@ CALIBRATION_BUCKETS = 20
 """Of equal weight, in the order of the prediction; the calibration error is a mean over them."""
 
 
-class BinaryTally:
-    """Accumulates (log probabilities, target, weight) of rows; `compute` gives the metrics."""
+class BinarySums(Sums):
+    """A histogram of logits for each label, and totals."""
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         self.histogram = torch.zeros(2, BINS, dtype=torch.float64, device=device)
         self.totals = torch.zeros(6, dtype=torch.float64, device=device)
 
-    def update(self, log_p: Tensor, log_not_p: Tensor, target: Tensor, weight: Tensor) -> None:
-        """[B] each; weight 0 outside the population."""
-        weight = weight.double()
-        bins = ((log_p - log_not_p + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE))).clamp(0, BINS - 1).long()
+    def update(self, rows: TaskRows) -> None:
+        target, weight = rows.target, rows.weight.double()
+        logits = rows.log_p - rows.log_not_p
+        bins = ((logits + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE))).clamp(0, BINS - 1).long()
         self.histogram.view(-1).index_add_(0, bins + BINS * target.long(), weight)
-        loss = -(target * log_p + (1 - target) * log_not_p)
+        loss = -(target * rows.log_p + (1 - target) * rows.log_not_p)
         inside = (weight > 0).double()
-        columns = [inside, inside * target, weight, weight * target, weight * loss, weight * log_p.exp()]
+        columns = [inside, inside * target, weight, weight * target, weight * loss, weight * rows.log_p.exp()]
         self.totals += torch.stack([column.double().sum() for column in columns])
 
-    def over_ranks(self) -> BinaryTally:
-        """Collective."""
-        total = BinaryTally(self.totals.device)
+    def over_ranks(self) -> Self:
+        total = type(self)(self.device)
         total.histogram, total.totals = sum_over_ranks(self.histogram), sum_over_ranks(self.totals)
         return total
 
@@ -49,32 +50,68 @@ class BinaryTally:
         rows, weight = self.totals[0], self.totals[2]
         return self.histogram * (rows / weight.clamp(min=torch.finfo(weight.dtype).tiny))
 
-    def compute(self) -> dict[str, float]:
-        """auc, ne (log loss over that of always predicting the mean), log_loss, calibration (predicted over observed
-        positives), ece (see `calibration_error`), rows, positives."""
-        rows, positives, weight, observed, loss, predicted = self.totals.tolist()
-        return {
-            "auc": auc(self.histogram),
-            "ne": ratio(ratio(loss, weight), _entropy(ratio(observed, weight))),
-            "log_loss": ratio(loss, weight),
-            "calibration": ratio(predicted, observed),
-            "ece": calibration_error(self.histogram),
-            "rows": int(rows),
-            "positives": int(positives),
-        }
+
+class BinaryMetric(Metric):
+    sums = BinarySums
+    of = "probabilities"
+
+
+class AUC(BinaryMetric):
+    name, description = "auc", "area under the ROC curve"
+    direction, is_also_entire = "highest", True
+
+    @staticmethod
+    def value(sums: BinarySums) -> float:
+        return auc(sums.histogram)
+
+
+class NormalizedEntropy(BinaryMetric):
+    name, description = "ne", "log loss over that of always predicting the mean (He et al., ADKDD 2014)"
+    direction, is_also_entire = "lowest", True
+
+    @staticmethod
+    def value(sums: BinarySums) -> float:
+        _, _, weight, observed, loss, _ = sums.totals.tolist()
+        return ratio(ratio(loss, weight), _entropy(ratio(observed, weight)))
+
+
+class LogLoss(BinaryMetric):
+    name, description, direction = "log_loss", "mean cross entropy", "lowest"
+
+    @staticmethod
+    def value(sums: BinarySums) -> float:
+        return ratio(sums.totals[4].item(), sums.totals[2].item())
+
+
+class CalibrationRatio(BinaryMetric):
+    name, description, is_also_entire = "calibration", "predicted over observed positives; 1 is right", True
+
+    @staticmethod
+    def value(sums: BinarySums) -> float:
+        return ratio(sums.totals[5].item(), sums.totals[3].item())
+
+
+class CalibrationError(BinaryMetric):
+    name, description = "ece", f"mean distance of prediction and rate over {CALIBRATION_BUCKETS} buckets"
+    direction, is_also_entire = "lowest", True
+
+    @staticmethod
+    def value(sums: BinarySums) -> float:
+        return calibration_error(sums.histogram)
+
+
+class Positives(BinaryMetric):
+    name, description, is_count = "positives", "rows whose label is 1", True
+
+    @staticmethod
+    def value(sums: BinarySums) -> float:
+        return sums.totals[1].item()
 
 
 def logit_of(log_p: Tensor) -> tuple[Tensor, Tensor]:
     """(log p, log(1 - p)) where only log p is known; p is at most 1 - 1e-7."""
     log_p = log_p.clamp(max=-1e-7)
     return log_p, torch.log(-torch.expm1(log_p))
-
-
-def sum_over_ranks(accumulated: Tensor) -> Tensor:
-    total = accumulated.clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return total
 
 
 def auc(histogram: Tensor) -> float:
@@ -115,10 +152,6 @@ def calibration_error(histogram: Tensor, calibrated: Callable[[Tensor], Tensor] 
     """Mean over buckets of equal weight of |mean prediction - share of positives| (ECE, Naeini et al., AAAI 2015)."""
     weight, predicted, observed = calibration_curve(histogram, calibrated)
     return ratio(((predicted - observed).abs() * weight).sum().item(), weight.sum().item())
-
-
-def ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan
 
 
 def _entropy(p: float) -> float:

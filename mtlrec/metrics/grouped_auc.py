@@ -7,34 +7,56 @@ and task, and every rank gets all ranks'.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+import torch
 import torch.distributed as dist
-from torch import Tensor
+
+from mtlrec.metrics.metric import Metric, Sums, TaskRows
 
 ROW = [("group", "<i8"), ("score", "<f4"), ("target", "<f4")]
 
 
-class GroupedAUC:
-    """Accumulates (group, score, target) of rows; `compute` gives the mean AUC of the groups that have both labels,
-    each by its number of rows. NaN where there is none."""
+class GroupedRows(Sums):
+    """(group, score, target) of rows. Weights other than 0 do not matter."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         self._rows: list[np.ndarray] = []
 
-    def update(self, groups: Tensor, scores: Tensor, targets: Tensor, weight: Tensor) -> None:
-        """[B] each; rows of weight 0 are left out, other weights do not matter."""
-        inside = weight > 0
-        rows = np.empty(int(inside.sum()), dtype=ROW)
-        for name, values in (("group", groups), ("score", scores), ("target", targets)):
-            rows[name] = values[inside].cpu().numpy()
-        self._rows.append(rows)
+    def update(self, rows: TaskRows) -> None:
+        assert rows.group_ids is not None
+        inside = rows.weight > 0
+        kept = np.empty(int(inside.sum()), dtype=ROW)
+        score = rows.log_p - rows.log_not_p
+        for name, values in (("group", rows.group_ids), ("score", score), ("target", rows.target)):
+            kept[name] = values[inside].cpu().numpy()
+        self._rows.append(kept)
 
-    def compute(self) -> float:
-        """Collective."""
-        rows = np.concatenate(self._rows) if self._rows else np.empty(0, ROW)
-        return grouped_auc(*rows_of_all_ranks(rows["group"], rows["score"], rows["target"]))
+    def over_ranks(self) -> Self:
+        total = type(self)(self.device)
+        total._rows = [np.concatenate(self._rows) if self._rows else np.empty(0, ROW)]
+        columns = rows_of_all_ranks(*(total._rows[0][name] for name in ("group", "score", "target")))
+        total._rows = [np.rec.fromarrays(columns, dtype=ROW)]
+        return total
+
+    @property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Groups, scores and targets, [N] each."""
+        rows = np.concatenate(self._rows)
+        return rows["group"], rows["score"], rows["target"]
+
+
+class GroupedAUC(Metric):
+    """Mean AUC of the groups that have both labels, each by its number of rows. NaN where there is none."""
+
+    name, description = "gauc", "mean AUC within groups, by their rows (Zhu et al., KDD 2017)"
+    sums, of, direction, needs_groups = GroupedRows, "probabilities", "highest", True
+
+    @staticmethod
+    def value(sums: GroupedRows) -> float:
+        return grouped_auc(*sums.columns)
 
 
 class GroupAUCs(NamedTuple):

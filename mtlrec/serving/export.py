@@ -21,8 +21,8 @@ from mtlrec.data.features.vocabulary import place_of
 from mtlrec.data.sources.arrow_types import item_type
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import ArtifactError, ParityError
-from mtlrec.metrics.calibration import Calibration
-from mtlrec.metrics.fused_score import FusedScore
+from mtlrec.evaluation.calibration import Calibration
+from mtlrec.evaluation.fused_score import FusedScore
 from mtlrec.models.build import build_task_losses, build_train_module
 from mtlrec.models.train_module import TrainModule
 from mtlrec.serving.lookup import FrozenTables, Precision
@@ -76,7 +76,7 @@ def export(
     """
     if ranks.world_size > 1:
         raise ArtifactError("export runs on one rank, whatever the number that trained; start it without torchrun")
-    checkpoint = Checkpoints(run, keep_best=job.train.keep_best).named(which)
+    checkpoint = Checkpoints(run, keep_best=job.keep_best).named(which)
     state = read_job_state(checkpoint)
     check_tasks(checkpoint, state, [task.name for task in job.tasks])
     with _written(output, overwrite) as folder:

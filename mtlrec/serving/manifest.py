@@ -23,8 +23,8 @@ from mtlrec.config.base import Strict
 from mtlrec.config.file import parse_config
 from mtlrec.data.features.columns import Columns
 from mtlrec.errors import ArtifactError
-from mtlrec.metrics.calibration import Calibration
-from mtlrec.metrics.fused_score import FusedScore
+from mtlrec.evaluation.calibration import Calibration
+from mtlrec.evaluation.fused_score import FusedScore
 from mtlrec.serving.lookup import Precision
 
 MODEL, MANIFEST, PARITY, SAMPLE, VOCABULARIES = (

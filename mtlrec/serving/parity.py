@@ -23,8 +23,8 @@ from mtlrec.config.base import Strict
 from mtlrec.data.loader import Loader
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.evaluation.evaluate import check_finite
+from mtlrec.evaluation.task_metrics import Metrics, TaskMetrics
 from mtlrec.heads import HeadOutput
-from mtlrec.metrics.task_metrics import Metrics, TaskMetrics
 from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
 from mtlrec.training.loading import log_skipped_rows

@@ -20,9 +20,9 @@ from mtlrec.data.features.row_errors import RawRowErrors
 from mtlrec.data.loader import check_id_fingerprints
 from mtlrec.data.sources.arrow_types import is_number, item_type
 from mtlrec.errors import ArtifactError, DataError
+from mtlrec.evaluation.fused_score import COLUMN
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.io import one_line
-from mtlrec.metrics.fused_score import COLUMN
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded

@@ -18,7 +18,7 @@ from mtlrec.data.loader import check_id_fingerprints
 from mtlrec.distributed.process_group import Ranks, on_first_rank
 from mtlrec.errors import CheckpointError
 from mtlrec.io import write_text
-from mtlrec.metrics.task_metrics import Metrics
+from mtlrec.metrics import Metrics
 from mtlrec.models.train_module import StepOutput
 from mtlrec.run_folder import RunFolder
 from mtlrec.training.trainer import Callback, Trainer, set_random_state
@@ -38,7 +38,7 @@ class Saving(Callback):
         self.checkpoints = Checkpoints(
             run,
             job.train.keep_checkpoints,
-            job.train.keep_best,
+            job.keep_best,
             job.train.background_checkpoints,
             job.train.timeout_s,
         )
@@ -156,7 +156,7 @@ class Saving(Callback):
         if trainer.job.train.keep_best is None and before is not None:
             train = trainer.job.train.model_copy(update={"keep_best": before})
             trainer.job = trainer.job.model_copy(update={"train": train})
-            self.checkpoints.keep_best = before
+            self.checkpoints.keep_best = trainer.job.keep_best
 
 
 def _columns(saved: JobState, trainer: Trainer) -> dict[str, tuple[ColumnRanges, ColumnRanges]]:

@@ -89,7 +89,7 @@ def load_run(job: JobConfig, run: Path, ranks: Ranks, which: str = "last") -> Sh
 
     How training weighed the tasks is left behind: what a balancer needs need not be installed to evaluate.
     """
-    checkpoint = on_first_rank(ranks, lambda: Checkpoints(run, keep_best=job.train.keep_best).named(which))
+    checkpoint = on_first_rank(ranks, lambda: Checkpoints(run, keep_best=job.keep_best).named(which))
     saved = read_job_state(checkpoint)
     check_tasks(checkpoint, saved, [task.name for task in job.tasks])
     sharding = job.sharding.model_copy(update={"plan": None})  # it was for the ranks that trained

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch.utils.tensorboard import SummaryWriter
 
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.io import write_text
-from mtlrec.metrics.table import flatten, jsonable, metrics_line
-from mtlrec.metrics.task_metrics import Metrics
+from mtlrec.io import jsonable, write_text
+from mtlrec.metrics import Metrics
+from mtlrec.metrics.text import flatten, metrics_line
 from mtlrec.models.train_module import StepOutput
 from mtlrec.run_folder import RunFolder
 from mtlrec.training.optim import learning_rate

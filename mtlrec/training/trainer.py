@@ -15,7 +15,7 @@ from mtlrec.data.loader import Loader
 from mtlrec.data.order import Position
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.errors import Preempted
-from mtlrec.metrics.task_metrics import Metrics
+from mtlrec.metrics import Metrics
 from mtlrec.models.train_module import StepOutput, TrainModule
 from mtlrec.training.loading import log_skipped_rows
 from mtlrec.training.preemption import Preemption

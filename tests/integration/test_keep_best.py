@@ -8,6 +8,7 @@ import pytest
 
 from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import read_job_state
+from mtlrec.config import Judge
 from mtlrec.errors import CheckpointNotSaved
 from tests.support.jobs import curve, killed_after, write_job
 from tests.support.ranks import run_cli, run_ranks
@@ -80,7 +81,7 @@ def test_figures_that_were_not_kept_are_made_again(data: Path, tmp_path: Path, m
     assert run_cli("train", config, "-o", run, "--resume") == 0
     assert curve(run) == curve(whole)
     assert saved_steps(run) == saved_steps(whole)
-    assert Checkpoints(run, keep_best="click/ne").best() is not None
+    assert Checkpoints(run, keep_best=Judge("click", "ne", False)).best() is not None
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def _ranking(run: str) -> dict[str, Any]:
 
     from mtlrec.config.file import job_of
     from mtlrec.distributed.process_group import process_group
+    from mtlrec.evaluation.ranking import RankMetric
     from mtlrec.evaluation.ranking_report import ranked_rows, report_on
-    from mtlrec.metrics.ranking import RankMetric
     from mtlrec.training.loading import loader_of
     from mtlrec.training.sharded import load_run
 

@@ -2,15 +2,15 @@
 
 Within mtlrec a file imports from its own room (a folder, or a module beside them) or from a room to the left of it:
 
-    layers, heads, losses <- config, batch <- data, models <- distributed <- training <- serving <- api <- cli
+    layers, heads, losses, metrics <- config, batch <- data, models <- distributed <- training <- serving <- api <- cli
 
 datasets imports errors, io and config only, and only api and cli import it. No files import each other.
 The files of cli/ that hold verbs do not import each other. mtlrec/__init__.py names mtlrec.api, which it loads when a
 verb is used.
 
 layers, heads and losses run wherever torch runs: of other packages they import torch and annotated_types (bounds of
-arguments), and of mtlrec only each other, leftward. launch/ describes jobs to TorchX, on machines that may be unable
-to run them: neither torch nor mtlrec.
+arguments), metrics torch and NumPy, and of mtlrec only each other, leftward. launch/ describes jobs to TorchX, on
+machines that may be unable to run them: neither torch nor mtlrec.
 """
 
 import ast
@@ -25,9 +25,9 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 ROOMS = (
-    ("layers", "heads", "losses"),
+    ("layers", "heads", "losses", "metrics"),
     ("errors", "io", "display", "run_folder", "config", "recipes", "batch"),
-    ("data", "models", "metrics"),
+    ("data", "models"),
     ("compat", "distributed"),
     ("checkpoints",),
     ("training",),
@@ -39,7 +39,10 @@ ROOMS = (
 )
 DATASETS_MAY_IMPORT = {"datasets", "config", "io", "errors"}
 ORDER = [room for rooms in ROOMS for room in rooms]
-TORCH_ONLY = {room: {"torch", "annotated_types"} for room in ("layers", "heads", "losses")}
+TORCH_ONLY = {
+    **{room: {"torch", "annotated_types"} for room in ("layers", "heads", "losses")},
+    "metrics": {"torch", "numpy"},
+}
 SHARED_IN_CLI = {"options", "console"}
 """The files of cli/ that verbs may import; main.py imports every verb."""
 NOT_IN_LAUNCH = {"torch", "torchrec", "fbgemm_gpu", "mtlrec"}

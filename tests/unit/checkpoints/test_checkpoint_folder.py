@@ -18,16 +18,19 @@ from mtlrec.checkpoints.folder import Checkpoints
 from mtlrec.checkpoints.job_state import JobState, differences, read_job_state
 from mtlrec.checkpoints.reader import load_tensors, saved_shapes
 from mtlrec.compat.dcp.staging import on_host
-from mtlrec.config import METRIC_DIRECTIONS
+from mtlrec.config import Judge
 from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError, CheckpointNotSaved
+from mtlrec.evaluation.task_metrics import TaskMetrics
 from mtlrec.heads.funnel import HeadOutput, chain
 from mtlrec.losses import Binary, LossReport, Regression, TaskLosses
-from mtlrec.metrics.task_metrics import TaskMetrics
+from mtlrec.metrics import JUDGES, directions
 from mtlrec.models.train_module import StepOutput
 from tests.support.labels import batch_of
+
+AUC, NE = Judge("click", "auc", highest_is_best=True), Judge("click", "ne", highest_is_best=False)
 
 
 def state(step: int) -> JobState:
@@ -142,7 +145,7 @@ def test_an_error_of_training_comes_before_one_of_saving(tmp_path: Path) -> None
             saved(tmp_path, lambda: None)
 
 
-def evaluated(run: Path, aucs: list[float], metric: str = "click/auc") -> Checkpoints:
+def evaluated(run: Path, aucs: list[float], metric: str = AUC) -> Checkpoints:
     with process_group("cpu"), Checkpoints(run, keep=1, keep_best=metric) as checkpoints:
         for step, auc in enumerate(aucs, 1):
             checkpoints.save({"weight": torch.ones(1)}, state(step))
@@ -153,10 +156,10 @@ def evaluated(run: Path, aucs: list[float], metric: str = "click/auc") -> Checkp
 @pytest.mark.parametrize(
     ("aucs", "metric", "best", "kept"),
     [
-        ([0.5, 0.8, 0.7, 0.8, 0.6], "click/auc", 2, [2, 5]),
-        ([0.5, 0.8, 0.7, 0.8, 0.6], "click/ne", 1, [1, 5]),
-        ([0.5, 0.6, 0.7], "click/auc", 3, [3]),
-        ([float("nan"), float("nan")], "click/auc", None, [2]),
+        ([0.5, 0.8, 0.7, 0.8, 0.6], AUC, 2, [2, 5]),
+        ([0.5, 0.8, 0.7, 0.8, 0.6], NE, 1, [1, 5]),
+        ([0.5, 0.6, 0.7], AUC, 3, [3]),
+        ([float("nan"), float("nan")], AUC, None, [2]),
     ],
 )
 def test_the_best_stays(aucs: list[float], metric: str, best: int | None, kept: list[int], tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000001" / "valid.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"of steps 1$"):
         Checkpoints(tmp_path).named("7")
-    assert Checkpoints(tmp_path, keep_best="click/auc").best() is None
+    assert Checkpoints(tmp_path, keep_best=Judge("click", "auc", True)).best() is None
 
 
 def test_what_comes_from_gpus_is_staged_in_host_memory() -> None:
@@ -232,7 +235,11 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
     for step, values in ((1, true), (2, torch.randn(rows, 3) + 1)):
         log_p, log_not_p = chain(values, [None, 0, None])
         metrics = TaskMetrics(
-            tasks, TaskLosses([Binary(), Binary(), Regression()]), [False, True, False], torch.device("cpu")
+            tasks,
+            TaskLosses([Binary(), Binary(), Regression()]),
+            [False, True, False],
+            torch.device("cpu"),
+            has_groups=True,
         )
         outputs = HeadOutput(values, log_p, log_not_p, log_p)
         metrics.update(StepOutput(outputs, report, batch))
@@ -240,9 +247,10 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "job.json").write_text("{}")
         (folder / "valid.json").write_text(json.dumps(metrics.compute()))
-    for metric in METRIC_DIRECTIONS:
-        task = "ratio" if metric in ("mse", "mae") else "buy"
-        best = Checkpoints(tmp_path, keep_best=f"{task}/{metric}").best()
+    assert JUDGES.keys() >= {"auc", "gauc", "ne", "log_loss", "ece", "entire_auc", "entire_ne", "mse", "mae"}
+    for metric, direction in JUDGES.items():
+        task = "buy" if metric in directions(True, True, True) else "ratio"
+        best = Checkpoints(tmp_path, keep_best=Judge(task, metric, direction == "highest")).best()
         assert best is not None, metric
         assert best.name == "step_00000001", metric
 

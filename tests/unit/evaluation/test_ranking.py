@@ -14,11 +14,11 @@ from torch.nn.functional import logsigmoid
 
 from mtlrec.batch import NO_GROUP
 from mtlrec.errors import CheckpointError, NonFiniteError
+from mtlrec.evaluation.fused_score import FusedScore, exponents_of, named, relevance_of, search
+from mtlrec.evaluation.ranking import PerUser, RankedRows, RankMetric
 from mtlrec.evaluation.ranking_report import mean_of
 from mtlrec.heads import HeadOutput
 from mtlrec.losses import LossReport
-from mtlrec.metrics.fused_score import FusedScore, exponents_of, named, relevance_of, search
-from mtlrec.metrics.ranking import PerUser, RankedRows, RankMetric
 from mtlrec.models.build import build_task_losses
 from mtlrec.models.train_module import StepOutput
 from tests.support.labels import batch_of
@@ -85,7 +85,7 @@ def test_a_search_may_look_at_fewer_users(monkeypatch: pytest.MonkeyPatch) -> No
     groups = np.concatenate([np.zeros(5000, np.int64), np.repeat(np.arange(1, 200), 20)])
     logs = generator.normal(size=(len(groups), 2))
     worth = np.exp(logs[:, 1]).astype(np.float32)
-    monkeypatch.setattr("mtlrec.metrics.fused_score.MOST_ROWS", 2000)
+    monkeypatch.setattr("mtlrec.evaluation.fused_score.MOST_ROWS", 2000)
     users = PerUser.of(groups, worth)
     found = search(users, logs[users.rows], RankMetric("ndcg", 10), seed=0)
     np.testing.assert_allclose(found, [0, 1], atol=0.05)

@@ -14,11 +14,12 @@ from torch.nn.functional import logsigmoid
 
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError
+from mtlrec.evaluation.calibration import Calibration, Map, fit
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.heads.funnel import HeadOutput, chain
-from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinaryTally, bin_logits, calibration_error
-from mtlrec.metrics.calibration import Calibration, Map, fit
-from mtlrec.metrics.grouped_auc import GroupedAUC, grouped_auc
+from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinarySums, bin_logits, calibration_error
+from mtlrec.metrics.grouped_auc import GroupedAUC, GroupedRows, grouped_auc
+from mtlrec.metrics.metric import TaskRows
 from tests.support.ranks import run_ranks
 from tests.support.toy import toy_job
 
@@ -30,11 +31,15 @@ def overconfident(rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
     return 2 * true + 0.5, (rng.random(rows) < 1 / (1 + np.exp(-true))).astype(np.float64)
 
 
+def sums_of(logits: np.ndarray, labels: np.ndarray, weight: float = 1.0) -> BinarySums:
+    sums, z, log = BinarySums(torch.device("cpu")), torch.from_numpy(logits), torch.nn.functional.logsigmoid
+    weights = torch.full((len(z),), weight)
+    sums.update(TaskRows(torch.from_numpy(labels), weights, z.sigmoid(), log(z), log(-z)))
+    return sums
+
+
 def histogram(logits: np.ndarray, labels: np.ndarray) -> torch.Tensor:
-    tally, z = BinaryTally(torch.device("cpu")), torch.from_numpy(logits)
-    log = torch.nn.functional.logsigmoid
-    tally.update(log(z), log(-z), torch.from_numpy(labels), torch.ones(len(z)))
-    return tally.histogram
+    return sums_of(logits, labels).histogram
 
 
 def test_platt_is_a_logistic_regression_on_the_logit() -> None:
@@ -97,9 +102,8 @@ def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
 
 def test_small_row_weights_fit_as_rows_do() -> None:
     logits, labels = overconfident(5000)
-    tally, z, log = BinaryTally(torch.device("cpu")), torch.from_numpy(logits), torch.nn.functional.logsigmoid
-    tally.update(log(z), log(-z), torch.from_numpy(labels), torch.full((5000,), 1e-4))
-    light, rows = fit("platt", tally.histogram_of_rows()), fit("platt", histogram(logits, labels))
+    light = fit("platt", sums_of(logits, labels, weight=1e-4).histogram_of_rows())
+    rows = fit("platt", histogram(logits, labels))
     assert light is not None
     assert rows is not None
     assert (light.slope, light.offset) == pytest.approx((rows.slope, rows.offset), abs=1e-5)
@@ -149,17 +153,19 @@ def test_grouped_auc_of_a_loop() -> None:
     assert grouped_auc(groups, values, labels) == pytest.approx(np.average(aucs, weights=rows))
     assert math.isnan(grouped_auc(groups[:0], values[:0], labels[:0]))
     assert math.isnan(grouped_auc(np.arange(5), values[:5], labels[:5]))
-    assert math.isnan(GroupedAUC().compute())
+    assert math.isnan(GroupedAUC.value(GroupedRows(torch.device("cpu")).over_ranks()))
 
 
 def grouped_on_a_rank() -> float:
     with process_group("cpu", 60) as ranks:
-        metric, cut = GroupedAUC(), [0, 17, 3000]
+        sums, cut = GroupedRows(torch.device("cpu")), [0, 17, 3000]
         part = slice(cut[ranks.rank], cut[ranks.rank + 1])
         groups, values, labels = (torch.from_numpy(column[part]) for column in scores())
-        metric.update(groups, values, labels, torch.ones(len(groups)))
-        metric.update(groups[:5], values[:5], 1 - labels[:5], torch.zeros(5))  # padding
-        return metric.compute()
+        zeros = torch.zeros(len(groups))
+        sums.update(TaskRows(labels, torch.ones(len(groups)), zeros, values, zeros, groups))
+        padding = slice(0, 5)
+        sums.update(TaskRows(1 - labels[padding], zeros[:5], zeros[:5], values[padding], zeros[:5], groups[padding]))
+        return GroupedAUC.value(sums.over_ranks())
 
 
 @pytest.mark.distributed

@@ -19,9 +19,9 @@ from torch import Tensor
 from mtlrec.config import JobConfig
 from mtlrec.config.base import Strict
 from mtlrec.errors import CheckpointError, ConfigError, NonFiniteError
+from mtlrec.evaluation.ranking import PerUser, RankMetric, log_scores
 from mtlrec.heads import HeadOutput
 from mtlrec.io import one_line, write_text
-from mtlrec.metrics.ranking import PerUser, RankMetric, log_scores
 from mtlrec.models.build import build_task_losses
 from mtlrec.run_folder import FUSED_SCORE
 

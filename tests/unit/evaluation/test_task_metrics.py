@@ -14,10 +14,11 @@ from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
 from mtlrec.data.features.spaces import SampleSpaces
 from mtlrec.distributed.process_group import process_group
+from mtlrec.evaluation.task_metrics import TaskMetrics
 from mtlrec.heads import ESMM, Independent
 from mtlrec.losses import Binary, MultiTaskLoss, Regression, TaskLosses
-from mtlrec.metrics.binary import BinaryTally
-from mtlrec.metrics.task_metrics import TaskMetrics
+from mtlrec.metrics.binary import AUC, BinarySums
+from mtlrec.metrics.metric import TaskRows
 from mtlrec.models.train_module import StepOutput
 from tests.support.labels import labeled, loss_parts
 from tests.support.ranks import run_ranks
@@ -147,6 +148,6 @@ def test_equal_scores_count_one_half() -> None:
     logits = torch.randint(-2, 3, (500,), generator=generator).float()
     labels = (torch.rand(500, generator=generator) < logits.sigmoid()).float()
     for scores in (logits, torch.zeros(500)):
-        tally = BinaryTally(torch.device("cpu"))
-        tally.update(logsigmoid(scores), logsigmoid(-scores), labels, torch.ones(500))
-        assert tally.compute()["auc"] == pytest.approx(roc_auc_score(labels, scores))
+        sums = BinarySums(torch.device("cpu"))
+        sums.update(TaskRows(labels, torch.ones(500), scores.sigmoid(), logsigmoid(scores), logsigmoid(-scores)))
+        assert AUC.value(sums) == pytest.approx(roc_auc_score(labels, scores))
