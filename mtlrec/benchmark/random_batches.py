@@ -8,8 +8,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
-from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
-from mtlrec.data.task_labels import MaybeColumns, TaskLabels
+from mtlrec.data.features.spaces import SampleSpaces
+from mtlrec.data.labels import LabelColumns, TaskLabels
 
 SKEW = 3
 """An id is rows * u^3 for uniform u: few ids make most of the rows, as in logs."""
@@ -24,7 +24,7 @@ def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
 
 def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
     rows = job.data.batch_size
-    labels = _labels(job, generator)
+    labels, everywhere = _labels(job, generator), torch.ones(rows, len(job.tasks), dtype=torch.bool)
     lengths, values = [], []
     for feature in job.features.sparse:
         most = feature.max_length
@@ -41,10 +41,10 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
             lengths=torch.cat(lengths),
             weights=torch.ones(len(ids)) if job.features.is_weighted else None,
         ),
-        targets=_stacked(labels.targets, rows),
-        in_space=_stacked(labels.in_space, rows).bool(),
-        entire_space=_stacked(labels.entire_space, rows).bool(),
-        sample_weights=_stacked(labels.weights, rows),
+        targets=torch.from_numpy(labels.targets).T,
+        in_space=_or_ones(labels.in_space, everywhere),
+        entire_space=_or_ones(labels.entire_space, everywhere),
+        sample_weights=_or_ones(labels.weights, everywhere.float()),
         row_mask=torch.ones(rows),
         label_faults=torch.from_numpy(labels.faults(0, rows)),
         origin="random batches",
@@ -59,7 +59,6 @@ def _labels(job: JobConfig, generator: torch.Generator) -> TaskLabels:
     return SampleSpaces.of(job)(LabelColumns(list(drawn.numpy()), [None] * len(drawn)))
 
 
-def _stacked(columns: MaybeColumns, rows: int) -> torch.Tensor:
-    """[rows, T] float32."""
-    given = [np.ones(rows) if column is None else column for column in columns]
-    return torch.from_numpy(np.stack(given, axis=1).astype(np.float32))
+def _or_ones(values_TB: np.ndarray | None, ones_BT: torch.Tensor) -> torch.Tensor:
+    """[B, T]"""
+    return ones_BT if values_TB is None else torch.from_numpy(values_TB).T

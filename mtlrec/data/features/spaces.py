@@ -14,19 +14,9 @@ import numpy as np
 from mtlrec.config import JobConfig
 from mtlrec.config.expression import renamed
 from mtlrec.data.features.conditions import Condition, rows_where
-from mtlrec.data.task_labels import TaskLabels
+from mtlrec.data.labels import LabelColumns, Mask, TaskLabels
+from mtlrec.data.memory import empty
 from mtlrec.heads.funnel import topological_order
-
-Mask = np.ndarray | None
-"""[N] bool, or None: every row."""
-
-
-@dataclass(frozen=True)
-class LabelColumns:
-    """values: [N] float32 each, 0 where unknown; known: [N] bool each, or None where all are."""
-
-    values: Sequence[np.ndarray]
-    known: Sequence[Mask]
 
 
 @dataclass(frozen=True)
@@ -70,9 +60,10 @@ class SampleSpaces:
             is_flag=[task.is_binary for task in job.tasks],
         )
 
-    def __call__(self, columns: LabelColumns) -> TaskLabels:
-        """Both spaces are one object under `is_conditional=False`, and equal for a root."""
-        rows = _Rows(self, columns)
+    def __call__(self, columns: LabelColumns, kept: Mask = None) -> TaskLabels:
+        """`kept`: rows that count; the columns know nothing of the others. Both spaces are one array under
+        `is_conditional=False`, and equal for a root."""
+        rows = _Rows(self, columns, kept)
         order = topological_order(self.parents)
         for task in order:  # a condition may read any task's target
             rows.make_consistent(task)
@@ -84,8 +75,8 @@ class SampleSpaces:
 class _Rows:
     """The rows' columns by task, as far as they have been computed."""
 
-    def __init__(self, spaces: SampleSpaces, columns: LabelColumns) -> None:
-        self.spaces, self.columns = spaces, columns
+    def __init__(self, spaces: SampleSpaces, columns: LabelColumns, kept: Mask) -> None:
+        self.spaces, self.columns, self.kept = spaces, columns, kept
         self.targets: dict[int, np.ndarray] = {}
         self.known: dict[int, Mask] = {}
         self.is_one: dict[int, np.ndarray] = {}
@@ -125,15 +116,18 @@ class _Rows:
 
     def labels(self) -> TaskLabels:
         tasks = range(len(self.spaces.labels))
-        in_space = [self.space[task] for task in tasks]
-        broken = [self.broken.get(task) for task in tasks]
+        in_space = _stacked([self.space[task] for task in tasks], True)
+        entire = _stacked([self.entire[task] for task in tasks], True) if self.spaces.is_conditional else in_space
+        broken = [_and(self.entire[task], self.broken[task]) if task in self.broken else None for task in tasks]
+        targets = _stacked([self._target(task) for task in tasks], 0)
+        assert targets is not None
         return TaskLabels(
-            targets=[self._target(task) for task in tasks],
+            targets=targets,
             in_space=in_space,
-            entire_space=[self.entire[task] for task in tasks] if self.spaces.is_conditional else in_space,
-            weights=[self._weights(task) for task in tasks],
-            inconsistent=[None if b is None else _and(self.entire[task], b) for task, b in enumerate(broken)],
-            missing=[self.missing.get(task) for task in tasks],
+            entire_space=entire,
+            weights=_stacked([self._row_weights(task) for task in tasks], 1),
+            inconsistent=_stacked(broken, False),
+            missing=_stacked([self.missing.get(task) for task in tasks], False),
         )
 
     def _target(self, task: int) -> np.ndarray:
@@ -147,9 +141,15 @@ class _Rows:
         return self.columns.values[column], self.columns.known[column]
 
     def _weights(self, task: int) -> np.ndarray | None:
-        """0 where unknown, as all unknown values are."""
+        """Of its column: 0 where unknown, as all unknown values are."""
         column = self.spaces.row_weights[task]
         return None if column is None else self.columns.values[column]
+
+    def _row_weights(self, task: int) -> np.ndarray | None:
+        weights = self._weights(task)
+        if weights is None and self.kept is not None:
+            return self.kept.astype(np.float32)
+        return weights
 
     def _is_one(self, task: int) -> np.ndarray:
         if task not in self.is_one:
@@ -161,6 +161,17 @@ class _Rows:
         if kind == "task":
             return self.targets[index], self.known[index]
         return self.columns.values[index], self.columns.known[index]
+
+
+def _stacked(columns: Sequence[np.ndarray | None], otherwise: float) -> np.ndarray | None:
+    """[T, N], `otherwise` where a task has no column; None where none has."""
+    first = next((column for column in columns if column is not None), None)
+    if first is None:
+        return None
+    stacked = empty(len(columns) * len(first), first.dtype.type).reshape(len(columns), len(first))
+    for row, column in zip(stacked, columns, strict=True):
+        row[:] = otherwise if column is None else column
+    return stacked
 
 
 def _known_child(label: np.ndarray, own: Mask, above: np.ndarray, above_known: Mask) -> Mask:
