@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -24,7 +23,7 @@ def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
 
 def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
     rows = job.data.batch_size
-    labels, everywhere = _labels(job, generator), torch.ones(rows, len(job.tasks), dtype=torch.bool)
+    labels = _labels(job, generator)
     lengths, values = [], []
     for feature in job.features.sparse:
         most = feature.max_length
@@ -42,9 +41,9 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
             weights=torch.ones(len(ids)) if job.features.is_weighted else None,
         ),
         targets=torch.from_numpy(labels.targets).T,
-        in_space=_or_ones(labels.in_space, everywhere),
-        entire_space=_or_ones(labels.entire_space, everywhere),
-        sample_weights=_or_ones(labels.weights, everywhere.float()),
+        in_space=torch.from_numpy(labels.in_space).T,
+        entire_space=torch.from_numpy(labels.entire_space).T,
+        sample_weights=torch.from_numpy(labels.weights).T,
         row_mask=torch.ones(rows),
         label_faults=torch.from_numpy(labels.faults(0, rows)),
         origin="random batches",
@@ -57,8 +56,3 @@ def _labels(job: JobConfig, generator: torch.Generator) -> TaskLabels:
         if column.rule == "flag":
             drawn[index] = (drawn[index] < 0.1).float()
     return SampleSpaces.of(job)(LabelColumns(list(drawn.numpy()), [None] * len(drawn)))
-
-
-def _or_ones(values_TB: np.ndarray | None, ones_BT: torch.Tensor) -> torch.Tensor:
-    """[B, T]"""
-    return ones_BT if values_TB is None else torch.from_numpy(values_TB).T

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtlrec.batch import Batch
 from mtlrec.data.block import Block, Ids
 from mtlrec.data.labels import TaskLabels
-from mtlrec.data.memory import concatenated, empty, ones
+from mtlrec.data.memory import concatenated, ones
 from mtlrec.data.sources.parquet import stacked
 
 Cut = tuple[Block, int, int]
@@ -61,33 +61,26 @@ def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: b
     labels = [(block.task_labels, start, stop) for block, start, stop in cuts]
     tasks = len(labels[0][0].targets)
 
-    def of_tasks(of: Callable[[TaskLabels], np.ndarray | None], dtype: type[np.generic]) -> torch.Tensor:
+    def of_tasks(of: Callable[[TaskLabels], np.ndarray]) -> torch.Tensor:
         """[rows, T], column-major; a view of the block where the batch is cut from one."""
-        columns = [of(of_block) for of_block, _, _ in labels]
-        if not padding and all(one is None for one in columns):
-            return torch.from_numpy(ones(tasks * rows, dtype)).view(-1, rows).T
-        if not padding and len(labels) == 1 and columns[0] is not None:
-            return torch.from_numpy(columns[0][:, labels[0][1] : labels[0][2]]).T
-        values, at = empty(tasks * rows, dtype).reshape(tasks, rows), 0
-        for one, (_, start, stop) in zip(columns, labels, strict=True):
-            values[:, at : at + stop - start] = 1 if one is None else one[:, start:stop]
-            at += stop - start
-        values[:, at:] = 0
-        return torch.from_numpy(values).T
+        parts = [of(of_block)[:, start:stop] for of_block, start, stop in labels]
+        if padding:
+            parts.append(np.zeros((tasks, padding), parts[0].dtype))
+        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)).T
 
-    in_space = of_tasks(lambda one: one.in_space, np.bool_)
-    faults = torch.zeros(2, tasks, dtype=torch.int64)
-    for one, start, stop in labels:
-        if one.has_faults:
-            faults += torch.from_numpy(one.faults(start, stop))
+    in_space = of_tasks(lambda one: one.in_space)
     are_one = all(one.entire_space is one.in_space for one, _, _ in labels)
+    faults = torch.zeros(2, tasks, dtype=torch.int64)
+    for of_block, start, stop in labels:
+        if of_block.has_faults:
+            faults += torch.from_numpy(of_block.faults(start, stop))
     return Batch(
         dense=filled(lambda block: block.dense),
         sparse=_sparse(cuts, rows, padding, names, is_weighted),
-        targets=of_tasks(lambda one: one.targets, np.float32),
+        targets=of_tasks(lambda one: one.targets),
         in_space=in_space,
-        entire_space=in_space if are_one else of_tasks(lambda one: one.entire_space, np.bool_),
-        sample_weights=of_tasks(lambda one: one.weights, np.float32),
+        entire_space=in_space if are_one else of_tasks(lambda one: one.entire_space),
+        sample_weights=of_tasks(lambda one: one.weights),
         row_mask=filled(lambda block: [block.row_mask])[:, 0],
         label_faults=faults,
         origin=", ".join(dict.fromkeys(file for block, _, _ in cuts for file in block.files)),

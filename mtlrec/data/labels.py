@@ -1,6 +1,6 @@
 """Labels as files have them, and what they make of each row to each task. Columns that batches are cut from.
 
-N rows, C label columns, T tasks. None stands for what is the same in every row: most masks are, and cost nothing then.
+N rows, C label columns, T tasks.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class LabelColumns:
 
 @dataclass(frozen=True)
 class TaskLabels:
-    """[T, N] each, as `Batch` has them.
+    """[T, N] each, as `Batch` has them: batches are views of these.
 
     Attributes:
         targets: float32
-        in_space, entire_space: bool, or None: every row is in every space. Both may be one array
-        weights: float32, or None: 1
+        in_space, entire_space: bool; one array where they are equal
+        weights: float32
         inconsistent, missing: bool, the label faults; None: no row has one
     """
 
     targets: np.ndarray
-    in_space: np.ndarray | None
-    entire_space: np.ndarray | None
-    weights: np.ndarray | None
+    in_space: np.ndarray
+    entire_space: np.ndarray
+    weights: np.ndarray
     inconsistent: np.ndarray | None
     missing: np.ndarray | None
 
@@ -66,4 +66,5 @@ class TaskLabels:
 
 def no_labels(rows: int) -> TaskLabels:
     """Of rows to predict: there is no task."""
-    return TaskLabels(np.empty((0, rows), np.float32), None, None, None, None, None)
+    numbers, masks = np.empty((0, rows), np.float32), np.empty((0, rows), np.bool_)
+    return TaskLabels(numbers, masks, masks, numbers, None, None)

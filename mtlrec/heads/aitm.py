@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.heads.head import Head
-from mtlrec.heads.towers import by_task
-from mtlrec.layers.blocks.mlp import MLP
+from mtlrec.heads.towers import TaskLogits, by_task, hidden_bank
+from mtlrec.layers.blocks.experts import Activation, Norm
 
 
 class Transfer(nn.Module):
@@ -45,6 +45,7 @@ class AITM(Head):
         parents: index of the task each one follows, or None
         input_dim: width of a fusion output
         tower_hidden: widths of each tower, the last that of z; at least one
+        activation, norm, dropout: of the towers' hidden layers, as for experts (`layers.ExpertOptions`)
         sampling_rates: the share of each task's negatives that training sees; of tasks with neither parent nor child
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
@@ -59,23 +60,28 @@ class AITM(Head):
         parents: Sequence[int | None],
         input_dim: int,
         tower_hidden: Sequence[int],
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        dropout: float = 0.0,
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
         if not tower_hidden:
             raise ValueError("tower_hidden must have at least one width: a task's features are what is handed on")
         width = tower_hidden[-1]
-        self.towers = by_task(tasks, lambda slot: MLP(input_dim, tower_hidden))
+        self.towers = hidden_bank(len(tasks), input_dim, tower_hidden, activation, norm, dropout)
         self.transfers = by_task(tasks, lambda slot: nn.Identity() if parents[slot] is None else Transfer(width))
-        self.logits = by_task(tasks, lambda slot: nn.Linear(width, 1))
+        self.logits = TaskLogits(len(tasks), width)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
-        features = [tower(fused[:, slot]) for slot, tower in enumerate(self.towers.values())]
+        features = list(self.towers(fused).unbind(1))
         transfers = list(self.transfers.values())
         for slot in self.order:
             parent = self.parents[slot]
             if parent is not None:
                 features[slot] = transfers[slot](features[slot], features[parent])
-        logits = torch.cat([logit(z) for logit, z in zip(self.logits.values(), features, strict=True)], dim=1).float()
-        return self.over_impressions(logits)
+        return self.over_impressions(self.logits(torch.stack(features, dim=1)))
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        self.logits.set_bias(values)

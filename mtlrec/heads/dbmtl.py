@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.heads.head import Head
-from mtlrec.heads.towers import by_task
+from mtlrec.heads.towers import TaskLogits, by_task, hidden_bank
+from mtlrec.layers.blocks.experts import Activation, Norm
 from mtlrec.layers.blocks.mlp import MLP
 
 
@@ -25,6 +26,7 @@ class DBMTL(Head):
         input_dim: width of a fusion output
         tower_hidden: widths of each tower
         relation_hidden: widths of the MLP that gives r; at least one
+        activation, norm, dropout: of the towers' hidden layers, as for experts (`layers.ExpertOptions`)
         sampling_rates: the share of each task's negatives that training sees; of tasks with neither parent nor child
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
@@ -40,25 +42,30 @@ class DBMTL(Head):
         input_dim: int,
         tower_hidden: Sequence[int] = (),
         relation_hidden: Sequence[int] = (32,),
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        dropout: float = 0.0,
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
         if not relation_hidden:
             raise ValueError("relation_hidden must have at least one width: its features are what a child reads")
         width, own = relation_hidden[-1], (tower_hidden or [input_dim])[-1]
-        self.towers = by_task(tasks, lambda slot: MLP(input_dim, tower_hidden))
+        self.towers = hidden_bank(len(tasks), input_dim, tower_hidden, activation, norm, dropout)
         self.relations = by_task(
             tasks, lambda slot: MLP(own + (0 if parents[slot] is None else width), relation_hidden)
         )
-        self.logits = by_task(tasks, lambda slot: nn.Linear(width, 1))
+        self.logits = TaskLogits(len(tasks), width)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
-        features = [tower(fused[:, slot]) for slot, tower in enumerate(self.towers.values())]
+        features = list(self.towers(fused).unbind(1))
         relations = list(self.relations.values())
         for slot in self.order:
             parent = self.parents[slot]
             inputs = features[slot] if parent is None else torch.cat([features[slot], features[parent]], dim=1)
             features[slot] = relations[slot](inputs)
-        logits = torch.cat([logit(r) for logit, r in zip(self.logits.values(), features, strict=True)], dim=1).float()
-        return self.over_impressions(logits)
+        return self.over_impressions(self.logits(torch.stack(features, dim=1)))
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        self.logits.set_bias(values)

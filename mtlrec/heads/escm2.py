@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 from mtlrec.heads.esmm import ESMM
 from mtlrec.heads.funnel import HeadOutput
 from mtlrec.heads.towers import Towers
+from mtlrec.layers.blocks.experts import Activation, Norm
 
 
 class ESCM2(ESMM):
@@ -18,7 +19,7 @@ class ESCM2(ESMM):
     which loss it expects of every child's p(child | parent), by an imputation tower of its own: `HeadOutput.imputed`.
 
     Args:
-        tasks, parents, input_dim, tower_hidden, sampling_rates: as for `ESMM`
+        tasks, parents, input_dim, tower_hidden, activation, norm, dropout, sampling_rates: as for `ESMM`
         doubly_robust: whether to have imputation towers
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each, `imputed` of `[B, C]`.
@@ -36,13 +37,17 @@ class ESCM2(ESMM):
         input_dim: int,
         tower_hidden: Sequence[int] = (),
         doubly_robust: bool = False,
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        dropout: float = 0.0,
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(tasks, parents, input_dim, tower_hidden, sampling_rates)
+        super().__init__(tasks, parents, input_dim, tower_hidden, activation, norm, dropout, sampling_rates)
         children = [slot for slot, parent in enumerate(parents) if parent is not None]
         self.register_buffer("child_slots", torch.tensor(children, dtype=torch.int64), persistent=False)
-        names = [tasks[slot] for slot in children]
-        self.imputations = Towers(names, input_dim, tower_hidden) if doubly_robust and names else None
+        self.imputations = None
+        if doubly_robust and children:
+            self.imputations = Towers(len(children), input_dim, tower_hidden, activation, norm, dropout)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.heads.head import Head
 from mtlrec.heads.towers import Towers
+from mtlrec.layers.blocks.experts import Activation, Norm
 
 
 class ESMM(Head):
@@ -22,6 +23,7 @@ class ESMM(Head):
         parents: index of the task each one follows, or None
         input_dim: width of a fusion output
         tower_hidden: widths of each tower's hidden layers
+        activation, norm, dropout: of the towers' hidden layers, as for experts (`layers.ExpertOptions`)
         sampling_rates: the share of each task's negatives that training sees; of tasks without a parent
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
@@ -36,13 +38,20 @@ class ESMM(Head):
         parents: Sequence[int | None],
         input_dim: int,
         tower_hidden: Sequence[int] = (),
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        dropout: float = 0.0,
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
-        self.towers = Towers(tasks, input_dim, tower_hidden)
+        self.chain = ProbabilityChain(parents)
+        self.towers = Towers(len(tasks), input_dim, tower_hidden, activation, norm, dropout)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
         logits = self.towers(fused)
-        log_p, log_not_p = chain(self.as_sampled(logits), self.parents)
+        log_p, log_not_p = self.chain(self.as_sampled(logits))
         return HeadOutput(logits, log_p, log_not_p, log_p)
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        self.towers.logits.set_bias(values)

@@ -30,13 +30,20 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.order, self.parents = topological_order(parents), list(parents)
+        self.is_sampled = any(rate != 1 for rate in sampling_rates or ())
         self.register_buffer("shift", sampling_shift(sampling_rates, len(tasks)), persistent=False)
 
     def as_sampled(self, logits: Tensor) -> Tensor:
         """[B, T]: in training the logits among the rows that were kept, whose loss is taken; else the true ones."""
-        return logits + self.shift if self.training else logits
+        return logits + self.shift if self.training and self.is_sampled else logits
 
     def over_impressions(self, logits: Tensor) -> HeadOutput:
         """Of logits [B, T] that are each task's own over all impressions, whatever its parent's."""
         as_sampled = self.as_sampled(logits)
-        return HeadOutput(logits, logsigmoid(as_sampled), logsigmoid(-as_sampled), logsigmoid(logits))
+        log_p = logsigmoid(as_sampled)
+        log_entire_p = log_p if as_sampled is logits else logsigmoid(logits)
+        return HeadOutput(logits, log_p, logsigmoid(-as_sampled), log_entire_p)
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        """Start the towers' outputs at about `values` [T]: what a task's loss says of the mean of its labels."""
+        raise NotImplementedError

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.heads.head import Head
 from mtlrec.heads.towers import Towers
+from mtlrec.layers.blocks.experts import Activation, Norm
 
 
 class Independent(Head):
@@ -23,6 +24,7 @@ class Independent(Head):
         input_dim: width of a fusion output
         tower_hidden: widths of each tower's hidden layers
         entire_space: see above
+        activation, norm, dropout: of the towers' hidden layers, as for experts (`layers.ExpertOptions`)
         sampling_rates: the share of each task's negatives that training sees; of tasks without a parent, and with
             `entire_space` without children
 
@@ -39,14 +41,22 @@ class Independent(Head):
         input_dim: int,
         tower_hidden: Sequence[int] = (),
         entire_space: bool = False,
+        activation: Activation = "relu",
+        norm: Norm | None = None,
+        dropout: float = 0.0,
         sampling_rates: Sequence[float] | None = None,
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
         self.conditional = not entire_space
-        self.towers = Towers(tasks, input_dim, tower_hidden)
+        self.chain = ProbabilityChain(parents)
+        self.towers = Towers(len(tasks), input_dim, tower_hidden, activation, norm, dropout)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
-        logits = self.towers(fused)
-        outputs = self.over_impressions(logits)
-        return outputs._replace(log_entire_p=chain(logits, self.parents)[0]) if self.conditional else outputs
+        outputs = self.over_impressions(self.towers(fused))
+        if not self.conditional:
+            return outputs
+        return outputs._replace(log_entire_p=self.chain.log_product(outputs.log_entire_p))
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        self.towers.logits.set_bias(values)

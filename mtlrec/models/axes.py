@@ -118,8 +118,18 @@ def _fusion(fusion: object, columns: Labels, tasks: list[str]) -> Axes:
 
 
 def _heads(head: nn.Module, job: JobConfig) -> Axes:
-    """What a child reads of its parent means nothing under another parent."""
+    """Towers and logits are stacked over tasks. What a child reads of its parent means nothing under another parent."""
+    tasks = [task.name for task in job.tasks]
     axes: Axes = {}
+    match head:
+        case heads.AITM() | heads.DBMTL():
+            axes |= _towers("towers", head.towers, tasks) | _logits("logits", tasks)
+        case heads.Independent() | heads.ESMM():
+            axes |= _towers("towers.hidden", head.towers.hidden, tasks) | _logits("towers.logits", tasks)
+    if isinstance(head, heads.ESCM2) and head.imputations is not None:
+        children = [task.name for task in job.tasks if task.given is not None]
+        axes |= _towers("imputations.hidden", head.imputations.hidden, children)
+        axes |= _logits("imputations.logits", children)
     for task in job.tasks:
         if task.given is None:
             continue
@@ -129,10 +139,18 @@ def _heads(head: nn.Module, job: JobConfig) -> Axes:
                 axes[name] = (None, _units([task.given], head.state_dict()[name].shape[1]))
             case heads.DBMTL():
                 name = f"relations.task_{task.name}.net.0.weight"
-                of_parent = head.state_dict()[f"logits.task_{task.given}.weight"].shape[1]
+                of_parent = head.logits.weight.shape[2]
                 own = head.state_dict()[name].shape[1] - of_parent
                 axes[name] = (None, [*_units(["own"], own), *_units([("parent", task.given)], of_parent)])
     return axes
+
+
+def _towers(name: str, hidden: nn.Module, tasks: Sequence[Hashable]) -> Axes:
+    return _bank(name, hidden, tasks, None) if isinstance(hidden, ExpertBank) else {}
+
+
+def _logits(name: str, tasks: Sequence[Hashable]) -> Axes:
+    return {f"{name}.weight": (tasks, None, None), f"{name}.bias": (tasks, None)}
 
 
 def _projections(tasks: list[str], width: int) -> Axes:

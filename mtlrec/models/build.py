@@ -120,15 +120,17 @@ def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
     rates = [task.negative_sampling_rate for task in job.tasks]
     match job.model.heads:
         case cfg.IndependentHeads(tower_hidden=hidden, entire_space=entire_space):
-            return heads.Independent(names, parents, input_dim, hidden, entire_space, rates)
+            return heads.Independent(names, parents, input_dim, hidden, entire_space=entire_space, sampling_rates=rates)
         case cfg.ESMMHeads(tower_hidden=hidden):
-            return heads.ESMM(names, parents, input_dim, hidden, rates)
+            return heads.ESMM(names, parents, input_dim, hidden, sampling_rates=rates)
         case cfg.ESCM2Heads(kind=kind, tower_hidden=hidden):
-            return heads.ESCM2(names, parents, input_dim, hidden, kind == "escm2_dr", rates)
+            return heads.ESCM2(
+                names, parents, input_dim, hidden, doubly_robust=kind == "escm2_dr", sampling_rates=rates
+            )
         case cfg.AITMHeads(tower_hidden=hidden):
-            return heads.AITM(names, parents, input_dim, hidden, rates)
+            return heads.AITM(names, parents, input_dim, hidden, sampling_rates=rates)
         case cfg.DBMTLHeads(tower_hidden=hidden, relation_hidden=relation):
-            return heads.DBMTL(names, parents, input_dim, hidden, relation, rates)
+            return heads.DBMTL(names, parents, input_dim, hidden, relation_hidden=relation, sampling_rates=rates)
 
 
 def build_task_loss(task: cfg.Task) -> TaskLoss:

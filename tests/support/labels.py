@@ -21,15 +21,11 @@ def labeled(spaces: SampleSpaces, columns: Tensor, known: Tensor | None = None, 
     labels = spaces(given if kept is None else given.blank(~kept), kept)
     rows = len(columns)
 
-    def tensor(rows_TB: np.ndarray | None) -> Tensor | None:
-        return None if rows_TB is None else torch.from_numpy(rows_TB).T
-
-    weights = tensor(labels.weights)
     return batch_of(
         torch.from_numpy(labels.targets).T.to(columns.dtype),
-        tensor(labels.in_space),
-        tensor(labels.entire_space),
-        None if weights is None else weights.to(columns.dtype),
+        torch.from_numpy(labels.in_space).T,
+        torch.from_numpy(labels.entire_space).T,
+        torch.from_numpy(labels.weights).T.to(columns.dtype),
         label_faults=torch.from_numpy(labels.faults(0, rows)),
     )
 

@@ -1,12 +1,12 @@
 """From label columns to targets and sample spaces: which rows each task's loss, and its metrics, may see.
 
 N rows, T tasks, C label columns. One computation serves the loss and the metrics: what the loss masks, the metric
-masks. Masks that are true everywhere are None, and nothing is computed with them: most jobs have few others.
+masks. A mask that is true everywhere is None until the end, and nothing is computed with it: most are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +84,7 @@ class _Rows:
         self.inherited: dict[int, Mask] = {}
         self.entire: dict[int, Mask] = {}
         self.space: dict[int, Mask] = {}
-        self.missing: dict[int, Mask] = {}
+        self.missing: dict[int, np.ndarray] = {}
 
     def make_consistent(self, task: int) -> None:
         """The target, and where it is known; of a child also where its own label broke the funnel."""
@@ -106,7 +106,7 @@ class _Rows:
             inherited = _and(inherited, rows_where(condition, self._read))
         known = self.known[task]
         if parent is not None and known is not None:
-            self.missing[task] = _and(inherited, self._is_one(parent) & ~known)
+            self.missing[task] = _within(inherited, self._is_one(parent) & ~known)
         self.inherited[task] = _and(inherited, known)
         self.entire[task] = _and(self.inherited[task], None if weights is None else weights > 0)
         self.space[task] = self.entire[task]
@@ -115,20 +115,27 @@ class _Rows:
             self.space[task] = _and(_and(self.entire[task], own), self._is_one(parent))
 
     def labels(self) -> TaskLabels:
-        tasks = range(len(self.spaces.labels))
-        in_space = _stacked([self.space[task] for task in tasks], True)
-        entire = _stacked([self.entire[task] for task in tasks], True) if self.spaces.is_conditional else in_space
-        broken = [_and(self.entire[task], self.broken[task]) if task in self.broken else None for task in tasks]
-        targets = _stacked([self._target(task) for task in tasks], 0)
-        assert targets is not None
+        tasks, size = range(len(self.spaces.labels)), len(self.columns.values[0])
+        in_space = _stacked([self.space[task] for task in tasks], size, np.bool_)
+        entire = in_space
+        if self.spaces.is_conditional:
+            entire = _stacked([self.entire[task] for task in tasks], size, np.bool_)
+        broken = {task: _within(self.entire[task], rows) for task, rows in self.broken.items()}
         return TaskLabels(
-            targets=targets,
+            targets=_stacked([self._target(task) for task in tasks], size, np.float32),
             in_space=in_space,
             entire_space=entire,
-            weights=_stacked([self._row_weights(task) for task in tasks], 1),
-            inconsistent=_stacked(broken, False),
-            missing=_stacked([self.missing.get(task) for task in tasks], False),
+            weights=_stacked([self._row_weights(task) for task in tasks], size, np.float32),
+            inconsistent=self._faults(broken),
+            missing=self._faults(self.missing),
         )
+
+    def _faults(self, rows: Mapping[int, np.ndarray]) -> np.ndarray | None:
+        """[T, N] of those tasks that have any, or None."""
+        if not rows:
+            return None
+        nowhere = np.zeros(len(self.columns.values[0]), bool)
+        return np.stack([rows.get(task, nowhere) for task in range(len(self.spaces.labels))])
 
     def _target(self, task: int) -> np.ndarray:
         target, space = self.targets[task], self.space[task]
@@ -163,14 +170,11 @@ class _Rows:
         return self.columns.values[index], self.columns.known[index]
 
 
-def _stacked(columns: Sequence[np.ndarray | None], otherwise: float) -> np.ndarray | None:
-    """[T, N], `otherwise` where a task has no column; None where none has."""
-    first = next((column for column in columns if column is not None), None)
-    if first is None:
-        return None
-    stacked = empty(len(columns) * len(first), first.dtype.type).reshape(len(columns), len(first))
+def _stacked(columns: Sequence[np.ndarray | None], size: int, dtype: type[np.generic]) -> np.ndarray:
+    """[T, N]; 1 where a task has no column."""
+    stacked = empty(len(columns) * size, dtype).reshape(len(columns), size)
     for row, column in zip(stacked, columns, strict=True):
-        row[:] = otherwise if column is None else column
+        row[:] = 1 if column is None else column
     return stacked
 
 
@@ -184,6 +188,8 @@ def _known_child(label: np.ndarray, own: Mask, above: np.ndarray, above_known: M
 
 
 def _and(one: Mask, other: Mask) -> Mask:
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
+    return one if other is None else _within(one, other)
+
+
+def _within(mask: Mask, rows: np.ndarray) -> np.ndarray:
+    return rows if mask is None else mask & rows

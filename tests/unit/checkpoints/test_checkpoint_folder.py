@@ -23,7 +23,7 @@ from mtlrec.data.order import Position
 from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError, CheckpointNotSaved
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.losses import Binary, LossReport, Regression, TaskLosses
 from mtlrec.metrics.task_metrics import TaskMetrics
 from mtlrec.models.train_module import StepOutput
@@ -230,7 +230,7 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
     targets[:, 2] = true[:, 2] + 0.1 * torch.randn(rows)
     report, batch = LossReport(zeros, zeros, zeros, zeros), batch_of(targets, group_ids=torch.arange(rows) % 50)
     for step, values in ((1, true), (2, torch.randn(rows, 3) + 1)):
-        log_p, log_not_p = chain(values, [None, 0, None])
+        log_p, log_not_p = ProbabilityChain([None, 0, None])(values)
         metrics = TaskMetrics(
             tasks, TaskLosses([Binary(), Binary(), Regression()]), [False, True, False], torch.device("cpu")
         )

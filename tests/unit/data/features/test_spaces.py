@@ -47,17 +47,18 @@ def test_a_number_outside_its_space_may_be_anything() -> None:
     assert torch.isfinite(labeled(spaces_of(False), labels, known, mask).targets).all()
 
 
-def test_what_every_row_has_is_no_array() -> None:
-    """A funnel whose labels are all known and consistent: no mask but the parent's."""
+def test_a_consistent_funnel_has_the_labels_of_its_columns() -> None:
+    """All are known: every row is in the entire space, and no row has a fault."""
     click, buy = np.float32([0, 1, 1, 0]), np.float32([0, 1, 0, 0])
     spaces = SampleSpaces([0, 1], [None, 0], [None, None], False, [None, None], [True, True])
     found = spaces(LabelColumns([click, buy], [None, None]))
     assert found.targets.tolist() == [click.tolist(), buy.tolist()]
-    assert (found.in_space, found.entire_space, found.weights) == (None, None, None)
-    assert (found.inconsistent, found.missing) == (None, None)
+    assert found.entire_space is found.in_space
+    assert found.in_space.all()
+    assert (found.weights == 1).all()
+    assert not found.has_faults
     conditional = dataclasses.replace(spaces, is_conditional=True)(LabelColumns([click, buy], [None, None]))
-    assert conditional.entire_space is None
-    assert conditional.in_space is not None
+    assert conditional.entire_space.all()
     assert conditional.in_space.tolist() == [[True] * 4, [False, True, True, False]]
 
 
