@@ -65,6 +65,8 @@ def compare(
     for split, files in (("valid", job.data.valid), ("test", job.data.test)):
         if not files:
             raise ConfigError(f"data.{split}: a comparison wants its files: the first chooses, the second judges")
+    if fusions is not None and not fusions:
+        raise ConfigError("--fusion: names no kind; leave it out for all that go with the job")
 
     import torch
 

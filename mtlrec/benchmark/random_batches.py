@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
-from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
-from mtlrec.data.task_labels import MaybeColumns, TaskLabels
+from mtlrec.data.features.spaces import SampleSpaces
+from mtlrec.data.labels import LabelColumns, TaskLabels
 
 SKEW = 3
 """An id is rows * u^3 for uniform u: few ids make most of the rows, as in logs."""
@@ -41,10 +40,10 @@ def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
             lengths=torch.cat(lengths),
             weights=torch.ones(len(ids)) if job.features.is_weighted else None,
         ),
-        targets=_stacked(labels.targets, rows),
-        in_space=_stacked(labels.in_space, rows).bool(),
-        entire_space=_stacked(labels.entire_space, rows).bool(),
-        sample_weights=_stacked(labels.weights, rows),
+        targets=torch.from_numpy(labels.targets).T,
+        in_space=torch.from_numpy(labels.in_space).T,
+        entire_space=torch.from_numpy(labels.entire_space).T,
+        sample_weights=torch.from_numpy(labels.weights).T,
         row_mask=torch.ones(rows),
         label_faults=torch.from_numpy(labels.faults(0, rows)),
         origin="random batches",
@@ -57,9 +56,3 @@ def _labels(job: JobConfig, generator: torch.Generator) -> TaskLabels:
         if column.rule == "flag":
             drawn[index] = (drawn[index] < 0.1).float()
     return SampleSpaces.of(job)(LabelColumns(list(drawn.numpy()), [None] * len(drawn)))
-
-
-def _stacked(columns: MaybeColumns, rows: int) -> torch.Tensor:
-    """[rows, T] float32."""
-    given = [np.ones(rows) if column is None else column for column in columns]
-    return torch.from_numpy(np.stack(given, axis=1).astype(np.float32))

@@ -69,7 +69,7 @@ def compare(
         result = api.compare(
             config,
             output,
-            fusions=_words(fusion) or None,
+            fusions=_words(fusion) if fusion else None,
             heads=_words(heads),
             weightings=_words(weighting),
             seeds=seeds,

@@ -14,7 +14,7 @@ from mtlrec.comparison.capacity import Capacity, Measure, capacity_of, matched
 from mtlrec.config import JobConfig
 from mtlrec.config.kinds.family import DOTTED
 from mtlrec.config.kinds.weighting import Weighting
-from mtlrec.config.model import FUSION, Heads
+from mtlrec.config.model import FUSION, HEAD
 from mtlrec.errors import ConfigError
 from mtlrec.io import one_line
 
@@ -48,7 +48,7 @@ def kinds_of(union: Any) -> list[str]:
     return [kind for member in members for kind in get_args(member.model_fields["kind"].annotation)]
 
 
-FUSIONS, HEADS, WEIGHTINGS = list(FUSION.kinds), kinds_of(Heads), kinds_of(Weighting)
+FUSIONS, HEADS, WEIGHTINGS = list(FUSION.kinds), list(HEAD.kinds), kinds_of(Weighting)
 
 
 def candidates(
@@ -95,7 +95,7 @@ def _candidate(job: JobConfig, name: str, fusion: str, head: str, weighting: str
     try:
         own = _with(
             job,
-            heads=_like(_keys_in(Heads, head), job.model.heads, head),
+            heads=_like(set(HEAD.config_class(head).model_fields), job.model.heads, head),
             weighting=_like(_keys_in(Weighting, weighting), job.loss.weighting, weighting),
         )
         keys = set(FUSION.config_class(fusion).model_fields)

@@ -15,10 +15,11 @@ from mtlrec.config.base import Name, Strict, listed
 from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
 from mtlrec.config.kinds.optimizers import OptimConfig
 from mtlrec.config.kinds.weighting import DecayWeighting, LossConfig
-from mtlrec.config.model import FUSION, ESCM2Heads, ESMMHeads, IndependentHeads, ModelConfig
+from mtlrec.config.model import FUSION, ModelConfig
 from mtlrec.config.tasks import TASK, LabelColumn, Task, check_columns, check_graph, check_options, label_columns
 from mtlrec.config.training import ShardingConfig, TrainConfig
 from mtlrec.errors import LocatedError
+from mtlrec.heads import Head
 from mtlrec.metrics import directions
 
 STATISTICS_TO_COME = "statistics_to_come"
@@ -141,13 +142,13 @@ class JobConfig(Strict):
             raise LocatedError(("data", "batch_size"), "model.fusion.norm: batch has no variance in one row; take more")
 
     def _check_heads(self) -> None:
-        heads = self.model.heads
-        if isinstance(heads, IndependentHeads | ESMMHeads | ESCM2Heads) and not getattr(heads, "entire_space", False):
+        self.model.heads.check(("model", "heads"), **self.head_arguments, input_dim=1)
+        if self._meta_head().corrects_parents:
             return
         parents = {task.given for task in self.tasks}
         for index, task in enumerate(self.tasks):
             if task.negative_sampling_rate < 1 and task.name in parents:
-                kind = "independent over the entire space" if isinstance(heads, IndependentHeads) else heads.kind
+                kind = self.model.heads.kind
                 message = f"model.heads {kind} learns tasks one by one, so its children cannot be corrected; take esmm"
                 raise LocatedError(("tasks", index, "negative_sampling_rate"), message)
 
@@ -204,6 +205,14 @@ class JobConfig(Strict):
         return {"dense_dim": len(self.features.dense), "embedding_dims": dims}
 
     @property
+    def head_arguments(self) -> dict[str, Any]:
+        """What the head is told of the tasks."""
+        names = [task.name for task in self.tasks]
+        parents = [None if task.given is None else names.index(task.given) for task in self.tasks]
+        rates = [task.negative_sampling_rate for task in self.tasks]
+        return {"tasks": names, "parents": parents, "sampling_rates": rates}
+
+    @property
     def label_columns(self) -> dict[str, LabelColumn]:
         """The columns that labels, spaces and weights need, each once, labels first."""
         return label_columns(self.tasks)
@@ -211,8 +220,15 @@ class JobConfig(Strict):
     @property
     def is_conditional(self) -> bool:
         """Whether a child is trained on the rows where its parent is 1 only."""
-        heads = self.model.heads
-        return isinstance(heads, IndependentHeads) and not heads.entire_space
+        return self._meta_head().conditional
+
+    def _meta_head(self) -> Head:
+        """The head without memory, for what it says of itself."""
+        import torch
+
+        with torch.device("meta"):
+            head: Head = self.model.heads.build(**self.head_arguments, input_dim=1)
+        return head
 
     def dump(self) -> dict[str, Any]:
         """Plain YAML types; `JobConfig.model_validate(job.dump()) == job`."""

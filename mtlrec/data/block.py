@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import fbgemm_gpu  # noqa: F401  (registers the operator)
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from mtlrec.data.features.spaces import SampleSpaces
+from mtlrec.data.labels import LabelColumns, TaskLabels, no_labels
 from mtlrec.data.memory import copied
-from mtlrec.data.task_labels import TaskLabels
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,17 @@ class Ids:
 class Block:
     """N rows, column by column.
 
-    dense: [N] float32 each; row_mask: [N] float32, or None where all are 1; group_ids: [N] int64, or None. Rows that
-    were left out, because of what `messages` say of files and columns, weigh nothing and have nothing in them. `table`
-    has the rows as Arrow, where they are wanted too.
+    dense: [N] float32 each; spaces: what `task_labels` are made with, None for rows to predict; row_mask: [N]
+    float32, or None where all are 1; group_ids: [N] int64, or None. Rows that were left out, because of what
+    `messages` say of files and columns, weigh nothing and have nothing in them. `table` has the rows as Arrow,
+    where they are wanted too.
     """
 
     num_rows: int
     dense: Sequence[np.ndarray]
-    labels: TaskLabels
+    labels: LabelColumns
     ids: Sequence[Ids]
+    spaces: SampleSpaces | None = None
     group_ids: np.ndarray | None = None
     files: tuple[str, ...] = ()
     row_mask: np.ndarray | None = None
@@ -78,6 +82,13 @@ class Block:
 
     def __len__(self) -> int:
         return self.num_rows
+
+    @cached_property
+    def task_labels(self) -> TaskLabels:
+        """Made when the first batch is cut: of the labels in their final order, as there are more masks to move."""
+        if self.spaces is None:
+            return no_labels(self.num_rows)
+        return self.spaces(self.labels, None if self.row_mask is None else self.row_mask > 0)
 
     def take(self, row_indices: np.ndarray) -> Block:
         """These rows, in their order."""

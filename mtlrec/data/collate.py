@@ -11,9 +11,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.data.block import Block, Ids
+from mtlrec.data.labels import TaskLabels
 from mtlrec.data.memory import concatenated, ones
 from mtlrec.data.sources.parquet import stacked
-from mtlrec.data.task_labels import MaybeColumns
 
 Cut = tuple[Block, int, int]
 """A block and which of its rows, [start, stop)."""
@@ -44,31 +44,45 @@ def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: b
     first = cuts[0][0]
     padding = rows - sum(stop - start for _, start, stop in cuts)
 
-    def filled(of: Callable[[Block], MaybeColumns], dtype: type[np.generic] = np.float32) -> torch.Tensor:
+    def filled(of: Callable[[Block], Sequence[np.ndarray | None]]) -> torch.Tensor:
         """[rows, columns], column-major; 1 where a block has no such column, 0 for the padding."""
         columns = [of(block) for block, _, _ in cuts]
         if not padding and all(column is None for of_block in columns for column in of_block):
-            return torch.from_numpy(ones(len(columns[0]) * rows, dtype)).view(-1, rows).T
+            return torch.from_numpy(ones(len(columns[0]) * rows, np.float32)).view(-1, rows).T
         parts = []
         for index in range(len(columns[0])):
             for (_, start, stop), of_block in zip(cuts, columns, strict=True):
                 column = of_block[index]
-                parts.append(np.ones(stop - start, dtype) if column is None else column[start:stop])
+                parts.append(np.ones(stop - start, np.float32) if column is None else column[start:stop])
             if padding:
-                parts.append(np.zeros(padding, dtype))
-        return torch.from_numpy(concatenated(parts, len(columns[0]) * rows, dtype)).view(-1, rows).T
+                parts.append(np.zeros(padding, np.float32))
+        return torch.from_numpy(concatenated(parts, len(columns[0]) * rows, np.float32)).view(-1, rows).T
 
-    in_space = filled(lambda block: block.labels.in_space, np.bool_)
-    are_one = all(block.labels.entire_space is block.labels.in_space for block, _, _ in cuts)
+    labels = [(block.task_labels, start, stop) for block, start, stop in cuts]
+    tasks = len(labels[0][0].targets)
+
+    def of_tasks(of: Callable[[TaskLabels], np.ndarray]) -> torch.Tensor:
+        """[rows, T], column-major; a view of the block where the batch is cut from one."""
+        parts = [of(of_block)[:, start:stop] for of_block, start, stop in labels]
+        if padding:
+            parts.append(np.zeros((tasks, padding), parts[0].dtype))
+        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)).T
+
+    in_space = of_tasks(lambda one: one.in_space)
+    are_one = all(one.entire_space is one.in_space for one, _, _ in labels)
+    faults = torch.zeros(2, tasks, dtype=torch.int64)
+    for of_block, start, stop in labels:
+        if of_block.has_faults:
+            faults += torch.from_numpy(of_block.faults(start, stop))
     return Batch(
         dense=filled(lambda block: block.dense),
         sparse=_sparse(cuts, rows, padding, names, is_weighted),
-        targets=filled(lambda block: block.labels.targets),
+        targets=of_tasks(lambda one: one.targets),
         in_space=in_space,
-        entire_space=in_space if are_one else filled(lambda block: block.labels.entire_space, np.bool_),
-        sample_weights=filled(lambda block: block.labels.weights),
+        entire_space=in_space if are_one else of_tasks(lambda one: one.entire_space),
+        sample_weights=of_tasks(lambda one: one.weights),
         row_mask=filled(lambda block: [block.row_mask])[:, 0],
-        label_faults=torch.from_numpy(sum(block.labels.faults(start, stop) for block, start, stop in cuts)),
+        label_faults=faults,
         origin=", ".join(dict.fromkeys(file for block, _, _ in cuts for file in block.files)),
         group_ids=None if first.group_ids is None else _groups(cuts, padding),
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Unpack
 
 from torch import Tensor
 
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.heads.head import Head
-from mtlrec.heads.towers import Towers
+from mtlrec.heads.towers import TowerOptions, Towers
+from mtlrec.layers.blocks.arguments import Widths
+from mtlrec.layers.blocks.axes import Axes, prefixed
 
 
 class ESMM(Head):
@@ -23,6 +26,7 @@ class ESMM(Head):
         input_dim: width of a fusion output
         tower_hidden: widths of each tower's hidden layers
         sampling_rates: the share of each task's negatives that training sees; of tasks without a parent
+        options: see `TowerOptions`
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
 
@@ -30,19 +34,29 @@ class ESMM(Head):
         ValueError: where the edges form a cycle.
     """
 
+    corrects_parents = True
+
     def __init__(
         self,
         tasks: Sequence[str],
         parents: Sequence[int | None],
         input_dim: int,
-        tower_hidden: Sequence[int] = (),
+        tower_hidden: Widths = (64,),
         sampling_rates: Sequence[float] | None = None,
+        **options: Unpack[TowerOptions],
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
-        self.towers = Towers(tasks, input_dim, tower_hidden)
+        self.chain = ProbabilityChain(parents)
+        self.towers = Towers(len(tasks), input_dim, tower_hidden, **options)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
         logits = self.towers(fused)
-        log_p, log_not_p = chain(self.as_sampled(logits), self.parents)
+        log_p, log_not_p = self.chain(self.as_sampled(logits))
         return HeadOutput(logits, log_p, log_not_p, log_p)
+
+    def axes(self, tasks: Sequence[Hashable]) -> Axes:
+        return prefixed("towers", self.towers.axes(tasks))
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        self.towers.logits.set_bias(values)

@@ -13,11 +13,11 @@ which stays finite, with finite gradients, for logits of +-100 (log(-expm1(log p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 
@@ -65,19 +65,51 @@ def sampling_shift(rates: Sequence[float] | None, num_tasks: int) -> Tensor:
     return -torch.tensor([1.0] * num_tasks if rates is None else list(rates)).log()
 
 
-def chain(logits: Tensor, parents: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+class ProbabilityChain(nn.Module):
     """Conditional logits [B, T] -> log p and log(1 - p) over all impressions, [B, T] each.
 
-    Raises ValueError where the edges form a cycle.
+    Tasks of the same depth are computed at once, the roots first.
+
+    Args:
+        parents: index of the task each one follows, or None
+
+    Raises:
+        ValueError: where the edges form a cycle.
     """
-    log_p: dict[int, Tensor] = {}
-    log_not_p: dict[int, Tensor] = {}
-    for task in topological_order(parents):
-        parent, logit = parents[task], logits[:, task]
-        if parent is None:
-            log_p[task], log_not_p[task] = logsigmoid(logit), logsigmoid(-logit)
-        else:
-            log_p[task] = log_p[parent] + logsigmoid(logit)
-            log_not_p[task] = torch.logaddexp(log_not_p[parent], log_p[parent] + logsigmoid(-logit))
-    tasks = range(len(parents))
-    return torch.stack([log_p[task] for task in tasks], 1), torch.stack([log_not_p[task] for task in tasks], 1)
+
+    def __init__(self, parents: Sequence[int | None]) -> None:
+        super().__init__()
+        depths: dict[int, int] = {}
+        for task in topological_order(parents):
+            parent = parents[task]
+            depths[task] = 0 if parent is None else depths[parent] + 1
+        self.max_depth = max(depths.values(), default=0)
+        for depth in range(1, self.max_depth + 1):
+            tasks = [task for task in range(len(parents)) if depths[task] == depth]
+            followed = [parent for task in tasks if (parent := parents[task]) is not None]
+            self.register_buffer(f"tasks_{depth}", torch.tensor(tasks), persistent=False)
+            self.register_buffer(f"parents_{depth}", torch.tensor(followed), persistent=False)
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        own, not_own = logsigmoid(logits), logsigmoid(-logits)
+        log_p, log_not_p = own, not_own
+        for tasks, parents in self._levels():
+            above = log_p.index_select(1, parents)
+            not_above = log_not_p.index_select(1, parents)
+            here = above + own.index_select(1, tasks)
+            not_here = torch.logaddexp(not_above, above + not_own.index_select(1, tasks))
+            log_p, log_not_p = log_p.index_copy(1, tasks, here), log_not_p.index_copy(1, tasks, not_here)
+        return log_p, log_not_p
+
+    def log_product(self, log_conditional: Tensor) -> Tensor:
+        """log p over all impressions, of log p(task | parent)."""
+        log_p = log_conditional
+        for tasks, parents in self._levels():
+            here = log_p.index_select(1, parents) + log_conditional.index_select(1, tasks)
+            log_p = log_p.index_copy(1, tasks, here)
+        return log_p
+
+    def _levels(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """From the roots' children on: tasks of a depth, and the parent of each."""
+        for depth in range(1, self.max_depth + 1):
+            yield getattr(self, f"tasks_{depth}"), getattr(self, f"parents_{depth}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Unpack
 
 from torch import Tensor
 
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.heads.head import Head
-from mtlrec.heads.towers import Towers
+from mtlrec.heads.towers import TowerOptions, Towers
+from mtlrec.layers.blocks.arguments import Widths
+from mtlrec.layers.blocks.axes import Axes, prefixed
 
 
 class Independent(Head):
@@ -22,9 +25,10 @@ class Independent(Head):
         parents: index of the task each one follows, or None
         input_dim: width of a fusion output
         tower_hidden: widths of each tower's hidden layers
-        entire_space: see above
+        entire_space: train every tower on p(task), on all rows, in place of p(task | parent) where the parent is 1
         sampling_rates: the share of each task's negatives that training sees; of tasks without a parent, and with
             `entire_space` without children
+        options: see `TowerOptions`
 
     Shapes: `[B, T, H] -> HeadOutput` of `[B, T]` each.
 
@@ -37,16 +41,25 @@ class Independent(Head):
         tasks: Sequence[str],
         parents: Sequence[int | None],
         input_dim: int,
-        tower_hidden: Sequence[int] = (),
+        tower_hidden: Widths = (64,),
         entire_space: bool = False,
         sampling_rates: Sequence[float] | None = None,
+        **options: Unpack[TowerOptions],
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
-        self.conditional = not entire_space
-        self.towers = Towers(tasks, input_dim, tower_hidden)
+        self.conditional = self.corrects_parents = not entire_space
+        self.chain = ProbabilityChain(parents)
+        self.towers = Towers(len(tasks), input_dim, tower_hidden, **options)
 
     def forward(self, fused: Tensor) -> HeadOutput:
         """fused [B, T, H]."""
-        logits = self.towers(fused)
-        outputs = self.over_impressions(logits)
-        return outputs._replace(log_entire_p=chain(logits, self.parents)[0]) if self.conditional else outputs
+        outputs = self.over_impressions(self.towers(fused))
+        if not self.conditional:
+            return outputs
+        return outputs._replace(log_entire_p=self.chain.log_product(outputs.log_entire_p))
+
+    def axes(self, tasks: Sequence[Hashable]) -> Axes:
+        return prefixed("towers", self.towers.axes(tasks))
+
+    def set_bias(self, values: Sequence[float]) -> None:
+        self.towers.logits.set_bias(values)

@@ -8,7 +8,6 @@ from mtlrec.losses.balancing import (
     decayed_weights,
 )
 from mtlrec.losses.binary import Binary
-from mtlrec.losses.funnel_terms import Counterfactual, ExpectationCalibrator
 from mtlrec.losses.multitask import LossReport, MultiTaskLoss
 from mtlrec.losses.regression import Regression
 from mtlrec.losses.task_loss import TaskLoss
@@ -22,9 +21,7 @@ __all__ = [
     "LOSSES",
     "Balancing",
     "Binary",
-    "Counterfactual",
     "DynamicWeightAverage",
-    "ExpectationCalibrator",
     "GradientBalancing",
     "LossReport",
     "MultiTaskLoss",

@@ -8,7 +8,7 @@ through a multiplication, never by leaving a task out: DDP wants the same graph 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,10 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlrec.heads.funnel import HeadOutput
+from mtlrec.heads.head import RowLosses
 from mtlrec.losses.balancing import Balancing, Totals
-from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.losses.task_loss import TaskLoss
 from mtlrec.losses.task_losses import TaskLosses
+
+AddTerms = Callable[[Tensor, HeadOutput, Tensor, RowLosses], Tensor]
 
 
 class LossReport(NamedTuple):
@@ -44,7 +46,7 @@ class MultiTaskLoss(nn.Module):
         losses: of each task
         weights: per task; `set_weights` changes them between steps
         balancing: what else multiplies the weighted losses in training, or None
-        funnel_term: what a head adds to its tasks' losses in training (`funnel_terms.py`)
+        add_terms: what a head adds to its tasks' losses in training (`Head.add_terms`)
     """
 
     task_weights: Tensor
@@ -54,12 +56,12 @@ class MultiTaskLoss(nn.Module):
         losses: Sequence[TaskLoss],
         weights: Sequence[float],
         balancing: Balancing | None = None,
-        funnel_term: FunnelTerm | None = None,
+        add_terms: AddTerms | None = None,
     ) -> None:
         super().__init__()
         self.losses = TaskLosses(losses)
         self.balancing = balancing
-        self.funnel_term = funnel_term
+        self.add_terms = add_terms
         self.register_buffer("task_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
     def set_weights(self, weights: Tensor) -> None:
@@ -100,9 +102,9 @@ class MultiTaskLoss(nn.Module):
 
     def _row_losses(self, outputs: HeadOutput, targets: Tensor) -> Tensor:
         rows = self.losses.row_losses(outputs, targets)
-        if self.funnel_term is None or not self.training:
+        if self.add_terms is None or not self.training:
             return rows
-        return self.funnel_term(rows, outputs, targets, self.losses)
+        return self.add_terms(rows, outputs, targets, self.losses.row_losses)
 
 
 def _sum_over_ranks(values: Tensor) -> tuple[Tensor, int]:

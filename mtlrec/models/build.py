@@ -6,16 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
-from mtlrec import config as cfg
-from mtlrec import heads, losses
 from mtlrec.config import JobConfig
 from mtlrec.config.kinds.family import located
 from mtlrec.errors import ConfigError, LocatedError
 from mtlrec.layers import FusionLayer
 from mtlrec.losses import MultiTaskLoss, TaskLosses
-from mtlrec.losses.funnel_terms import FunnelTerm
 from mtlrec.models.balancing import build_balancing
 from mtlrec.models.embeddings import PooledFeatures, embedding_tables
 from mtlrec.models.multitask import MultiTaskModel, OverArch, SlotInputs
@@ -29,13 +25,13 @@ def build_model(job: JobConfig, table_device: torch.device | None = None) -> Mul
     with config_errors("model.fusion"):
         fusion = job.model.fusion.build(input_dim=bottom.output_dim, num_tasks=len(job.tasks))
     with config_errors("model.heads"):
-        tower_heads = build_heads(job, fusion.output_dim)
+        heads = job.model.heads.build(**job.head_arguments, input_dim=fusion.output_dim)
     over_arch = OverArch(
         pooled=PooledFeatures(job.features.sparse),
         inputs=build_slot_inputs(job, fusion),
         bottom=bottom,
         fusion=fusion,
-        heads=tower_heads,
+        heads=heads,
     )
     tables = embedding_tables(job.tables, job.features.sparse, table_device or torch.device("meta"))
     return MultiTaskModel(tables, over_arch)
@@ -48,7 +44,7 @@ def build_train_module(job: JobConfig, table_device: torch.device | None = None)
             losses=[task.build() for task in job.tasks],
             weights=[task.weight for task in job.tasks],
             balancing=build_balancing(job.loss.weighting, len(job.tasks)),
-            funnel_term=build_funnel_term(job),
+            add_terms=model.over_arch.heads.add_terms,
         )
     return TrainModule(model, loss)
 
@@ -63,37 +59,10 @@ def config_errors(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {error}") from error
 
 
-def build_heads(job: JobConfig, input_dim: int) -> nn.Module:
-    names, parents = [task.name for task in job.tasks], task_parents(job)
-    rates = [task.negative_sampling_rate for task in job.tasks]
-    match job.model.heads:
-        case cfg.IndependentHeads(tower_hidden=hidden, entire_space=entire_space):
-            return heads.Independent(names, parents, input_dim, hidden, entire_space, rates)
-        case cfg.ESMMHeads(tower_hidden=hidden):
-            return heads.ESMM(names, parents, input_dim, hidden, rates)
-        case cfg.ESCM2Heads(kind=kind, tower_hidden=hidden):
-            return heads.ESCM2(names, parents, input_dim, hidden, kind == "escm2_dr", rates)
-        case cfg.AITMHeads(tower_hidden=hidden):
-            return heads.AITM(names, parents, input_dim, hidden, rates)
-        case cfg.DBMTLHeads(tower_hidden=hidden, relation_hidden=relation):
-            return heads.DBMTL(names, parents, input_dim, hidden, relation, rates)
-
-
 def build_task_losses(job: JobConfig) -> TaskLosses:
     """What makes predictions of a head's outputs."""
     with config_errors("tasks"):
         return TaskLosses([task.build() for task in job.tasks])
-
-
-def build_funnel_term(job: JobConfig) -> FunnelTerm | None:
-    parents = task_parents(job)
-    match job.model.heads:
-        case cfg.ESCM2Heads() as escm2:
-            weights = escm2.conditional_weight, escm2.entire_weight
-            return losses.Counterfactual(parents, escm2.kind == "escm2_dr", escm2.propensity_floor, *weights)
-        case cfg.AITMHeads(calibrator=alpha):
-            return losses.ExpectationCalibrator(parents, alpha)
-    return None
 
 
 def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
@@ -105,8 +74,3 @@ def build_slot_inputs(job: JobConfig, fusion: FusionLayer) -> SlotInputs:
         dense_masks=[[int(feature.name in slot) for feature in job.features.dense] for slot in slots],
         sparse_masks=[[int(feature.name in slot) for feature in job.features.sparse] for slot in slots],
     )
-
-
-def task_parents(job: JobConfig) -> list[int | None]:
-    names = [task.name for task in job.tasks]
-    return [None if task.given is None else names.index(task.given) for task in job.tasks]

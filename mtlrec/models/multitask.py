@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from mtlrec.heads import HeadOutput
+from mtlrec.heads import Head, HeadOutput
 from mtlrec.models.embeddings import PooledFeatures
 
 
@@ -41,7 +41,7 @@ class OverArch(nn.Module):
     """
 
     def __init__(
-        self, pooled: PooledFeatures, inputs: SlotInputs, bottom: nn.Module, fusion: nn.Module, heads: nn.Module
+        self, pooled: PooledFeatures, inputs: SlotInputs, bottom: nn.Module, fusion: nn.Module, heads: Head
     ) -> None:
         super().__init__()
         self.pooled = pooled

@@ -205,14 +205,16 @@ def test_warm_start_lists_what_was_loaded_grown_and_fresh(
     assert "model.over_arch.bottom.mlp.net.0.weight (87%)" in grown  # 26 of 30 columns
     assert "model.over_arch.fusion.levels.0.experts.layers.0.weight (75%)" in grown  # three of four tasks
     assert "model.tables.embedding_bags.hour.weight" in fresh
-    assert "by_task.task_share.1.weight" in fresh
-    assert "by_task.task_like.1.weight" in unused
+    assert "model.over_arch.heads.towers.logits.weight (75%)" in grown
+    assert not re.search("heads", fresh + unused)
     before, after = final_tensors(old), final_tensors(new)
     item = "model.model.tables.embedding_bags.item.weight"
     torch.testing.assert_close(after[item][:40], before[item], atol=1e-6, rtol=0)
     assert after[item][40:].abs().sum() > 0
-    tower = "model.model.over_arch.heads.towers.by_task.task_buy.1.weight"
-    torch.testing.assert_close(after[tower], before[tower], atol=1e-6, rtol=0)
+    logits = "model.model.over_arch.heads.towers.logits.weight"
+    for task in range(4):
+        is_equal = torch.allclose(after[logits][task], before[logits][task], atol=1e-6, rtol=0)
+        assert is_equal == (task != 2), "share is new in like's place"
 
 
 def test_warm_start_takes_batch_norm_statistics(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
-from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
-from mtlrec.data.task_labels import MaybeColumns
+from mtlrec.data.features.spaces import SampleSpaces
+from mtlrec.data.labels import LabelColumns
 
 
 def labeled(spaces: SampleSpaces, columns: Tensor, known: Tensor | None = None, mask: Tensor | None = None) -> Batch:
@@ -17,19 +17,15 @@ def labeled(spaces: SampleSpaces, columns: Tensor, known: Tensor | None = None, 
     knowns: list[np.ndarray | None] = [None] * len(values)
     if known is not None:
         knowns = [None if column.all() else column > 0 for column in known.numpy().T]
-    labels = spaces(LabelColumns(values, knowns))
-    if mask is not None:
-        labels = labels.blank(mask.numpy() == 0)
+    given, kept = LabelColumns(values, knowns), None if mask is None else mask.numpy() > 0
+    labels = spaces(given if kept is None else given.blank(~kept), kept)
     rows = len(columns)
 
-    def stacked(columns_: MaybeColumns) -> Tensor:
-        return torch.from_numpy(np.stack([np.ones(rows) if one is None else one for one in columns_], axis=1))
-
     return batch_of(
-        stacked(labels.targets).to(columns.dtype),
-        stacked(labels.in_space).bool(),
-        stacked(labels.entire_space).bool(),
-        stacked(labels.weights).to(columns.dtype),
+        torch.from_numpy(labels.targets).T.to(columns.dtype),
+        torch.from_numpy(labels.in_space).T,
+        torch.from_numpy(labels.entire_space).T,
+        torch.from_numpy(labels.weights).T.to(columns.dtype),
         label_faults=torch.from_numpy(labels.faults(0, rows)),
     )
 
@@ -42,7 +38,7 @@ def batch_of(
     label_faults: Tensor | None = None,
     group_ids: Tensor | None = None,
 ) -> Batch:
-    """By default every row is in every space and weighs 1."""
+    """By default every row is in either space and weighs 1."""
     rows, tasks = targets.shape
     everywhere = torch.ones(rows, tasks, dtype=torch.bool)
     in_space = everywhere if in_space is None else in_space.bool()
@@ -51,7 +47,7 @@ def batch_of(
         sparse=KeyedJaggedTensor.empty(),
         targets=targets,
         in_space=in_space,
-        entire_space=in_space if entire_space is None else entire_space.bool(),
+        entire_space=everywhere if entire_space is None else entire_space.bool(),
         sample_weights=everywhere.to(targets.dtype) if sample_weights is None else sample_weights,
         row_mask=torch.ones(rows),
         label_faults=torch.zeros(2, tasks, dtype=torch.int64) if label_faults is None else label_faults,

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Union, Unpack, get_args, get_origin, get_type
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from mtlrec.heads.towers import TowerOptions, Towers
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 
-OPTIONS: dict[Any, type] = {ExpertOptions: ExpertBank}
+OPTIONS: dict[Any, type] = {ExpertOptions: ExpertBank, TowerOptions: Towers}
 """Options that a constructor hands on as `**options`, and the class whose constructor has their defaults."""
 
 

@@ -22,13 +22,13 @@ from mtlrec.data.collate import collate
 from mtlrec.data.features.hashing import hash_text
 from mtlrec.data.features.ids import is_ids, read_ids
 from mtlrec.data.features.row_errors import FileRowErrors, RowErrors
-from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
+from mtlrec.data.features.spaces import SampleSpaces
 from mtlrec.data.features.vocabulary import Vocabulary, read_vocabulary
+from mtlrec.data.labels import LabelColumns
 from mtlrec.data.memory import copied
 from mtlrec.data.sources.arrow_types import is_number, is_text, plain
 from mtlrec.data.sources.dataset import ColumnUse, Dataset, OnError
 from mtlrec.data.sources.parquet import WindowTable
-from mtlrec.data.task_labels import TaskLabels
 from mtlrec.losses.task_loss import LabelRule
 
 
@@ -117,7 +117,8 @@ class Columns:
         block = Block(
             num_rows=table.num_rows,
             dense=[transformed(table[dense.source], dense, row_errors) for dense in self.features.dense],
-            labels=TaskLabels() if self.spaces is None else self.spaces(self._label_columns(table, row_errors)),
+            labels=self._label_columns(table, row_errors),
+            spaces=self.spaces,
             ids=[
                 read_ids(table, sparse, self.tables[sparse.table].rows, self.vocabularies.get(sparse.name), row_errors)
                 for sparse in self.features.sparse
@@ -128,7 +129,7 @@ class Columns:
 
     def _label_columns(self, table: pa.Table, row_errors: RowErrors) -> LabelColumns:
         columns = [_label(table[name], name, label.rule, row_errors) for name, label in self.labels.items()]
-        return LabelColumns(*zip(*columns, strict=True))
+        return LabelColumns([values for values, _ in columns], [known for _, known in columns])
 
     def batch(self, block: Block) -> Batch:
         """A block's rows, and nothing beside them."""

@@ -1,12 +1,12 @@
 """From label columns to targets and sample spaces: which rows each task's loss, and its metrics, may see.
 
 N rows, T tasks, C label columns. One computation serves the loss and the metrics: what the loss masks, the metric
-masks. Masks that are true everywhere are None, and nothing is computed with them: most jobs have few others.
+masks. A mask that is true everywhere is None until the end, and nothing is computed with it: most are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +14,9 @@ import numpy as np
 from mtlrec.config import JobConfig
 from mtlrec.config.expression import renamed
 from mtlrec.data.features.conditions import Condition, rows_where
-from mtlrec.data.task_labels import TaskLabels
+from mtlrec.data.labels import LabelColumns, Mask, TaskLabels
+from mtlrec.data.memory import empty
 from mtlrec.heads.funnel import topological_order
-
-Mask = np.ndarray | None
-"""[N] bool, or None: every row."""
-
-
-@dataclass(frozen=True)
-class LabelColumns:
-    """values: [N] float32 each, 0 where unknown; known: [N] bool each, or None where all are."""
-
-    values: Sequence[np.ndarray]
-    known: Sequence[Mask]
 
 
 @dataclass(frozen=True)
@@ -70,9 +60,10 @@ class SampleSpaces:
             is_flag=[task.is_binary for task in job.tasks],
         )
 
-    def __call__(self, columns: LabelColumns) -> TaskLabels:
-        """Both spaces are one object under `is_conditional=False`, and equal for a root."""
-        rows = _Rows(self, columns)
+    def __call__(self, columns: LabelColumns, kept: Mask = None) -> TaskLabels:
+        """`kept`: rows that count; the columns know nothing of the others. Both spaces are one array under
+        `is_conditional=False`, and equal for a root."""
+        rows = _Rows(self, columns, kept)
         order = topological_order(self.parents)
         for task in order:  # a condition may read any task's target
             rows.make_consistent(task)
@@ -84,8 +75,8 @@ class SampleSpaces:
 class _Rows:
     """The rows' columns by task, as far as they have been computed."""
 
-    def __init__(self, spaces: SampleSpaces, columns: LabelColumns) -> None:
-        self.spaces, self.columns = spaces, columns
+    def __init__(self, spaces: SampleSpaces, columns: LabelColumns, kept: Mask) -> None:
+        self.spaces, self.columns, self.kept = spaces, columns, kept
         self.targets: dict[int, np.ndarray] = {}
         self.known: dict[int, Mask] = {}
         self.is_one: dict[int, np.ndarray] = {}
@@ -93,7 +84,7 @@ class _Rows:
         self.inherited: dict[int, Mask] = {}
         self.entire: dict[int, Mask] = {}
         self.space: dict[int, Mask] = {}
-        self.missing: dict[int, Mask] = {}
+        self.missing: dict[int, np.ndarray] = {}
 
     def make_consistent(self, task: int) -> None:
         """The target, and where it is known; of a child also where its own label broke the funnel."""
@@ -115,7 +106,7 @@ class _Rows:
             inherited = _and(inherited, rows_where(condition, self._read))
         known = self.known[task]
         if parent is not None and known is not None:
-            self.missing[task] = _and(inherited, self._is_one(parent) & ~known)
+            self.missing[task] = _within(inherited, self._is_one(parent) & ~known)
         self.inherited[task] = _and(inherited, known)
         self.entire[task] = _and(self.inherited[task], None if weights is None else weights > 0)
         self.space[task] = self.entire[task]
@@ -124,17 +115,27 @@ class _Rows:
             self.space[task] = _and(_and(self.entire[task], own), self._is_one(parent))
 
     def labels(self) -> TaskLabels:
-        tasks = range(len(self.spaces.labels))
-        in_space = [self.space[task] for task in tasks]
-        broken = [self.broken.get(task) for task in tasks]
+        tasks, size = range(len(self.spaces.labels)), len(self.columns.values[0])
+        in_space = _stacked([self.space[task] for task in tasks], size, np.bool_)
+        entire = in_space
+        if self.spaces.is_conditional:
+            entire = _stacked([self.entire[task] for task in tasks], size, np.bool_)
+        broken = {task: _within(self.entire[task], rows) for task, rows in self.broken.items()}
         return TaskLabels(
-            targets=[self._target(task) for task in tasks],
+            targets=_stacked([self._target(task) for task in tasks], size, np.float32),
             in_space=in_space,
-            entire_space=[self.entire[task] for task in tasks] if self.spaces.is_conditional else in_space,
-            weights=[self._weights(task) for task in tasks],
-            inconsistent=[None if b is None else _and(self.entire[task], b) for task, b in enumerate(broken)],
-            missing=[self.missing.get(task) for task in tasks],
+            entire_space=entire,
+            weights=_stacked([self._row_weights(task) for task in tasks], size, np.float32),
+            inconsistent=self._faults(broken),
+            missing=self._faults(self.missing),
         )
+
+    def _faults(self, rows: Mapping[int, np.ndarray]) -> np.ndarray | None:
+        """[T, N] of those tasks that have any, or None."""
+        if not rows:
+            return None
+        nowhere = np.zeros(len(self.columns.values[0]), bool)
+        return np.stack([rows.get(task, nowhere) for task in range(len(self.spaces.labels))])
 
     def _target(self, task: int) -> np.ndarray:
         target, space = self.targets[task], self.space[task]
@@ -147,9 +148,15 @@ class _Rows:
         return self.columns.values[column], self.columns.known[column]
 
     def _weights(self, task: int) -> np.ndarray | None:
-        """0 where unknown, as all unknown values are."""
+        """Of its column: 0 where unknown, as all unknown values are."""
         column = self.spaces.row_weights[task]
         return None if column is None else self.columns.values[column]
+
+    def _row_weights(self, task: int) -> np.ndarray | None:
+        weights = self._weights(task)
+        if weights is None and self.kept is not None:
+            return self.kept.astype(np.float32)
+        return weights
 
     def _is_one(self, task: int) -> np.ndarray:
         if task not in self.is_one:
@@ -163,6 +170,14 @@ class _Rows:
         return self.columns.values[index], self.columns.known[index]
 
 
+def _stacked(columns: Sequence[np.ndarray | None], size: int, dtype: type[np.generic]) -> np.ndarray:
+    """[T, N]; 1 where a task has no column."""
+    stacked = empty(len(columns) * size, dtype).reshape(len(columns), size)
+    for row, column in zip(stacked, columns, strict=True):
+        row[:] = 1 if column is None else column
+    return stacked
+
+
 def _known_child(label: np.ndarray, own: Mask, above: np.ndarray, above_known: Mask) -> Mask:
     """Where both are known, or one is known to be 0."""
     if above_known is None:
@@ -173,6 +188,8 @@ def _known_child(label: np.ndarray, own: Mask, above: np.ndarray, above_known: M
 
 
 def _and(one: Mask, other: Mask) -> Mask:
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
+    return one if other is None else _within(one, other)
+
+
+def _within(mask: Mask, rows: np.ndarray) -> np.ndarray:
+    return rows if mask is None else mask & rows

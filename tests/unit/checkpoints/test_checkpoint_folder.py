@@ -24,7 +24,7 @@ from mtlrec.distributed.plans import Plan
 from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError, CheckpointNotSaved
 from mtlrec.evaluation.task_metrics import TaskMetrics
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.losses import Binary, LossReport, Regression, TaskLosses
 from mtlrec.metrics import JUDGES, directions
 from mtlrec.models.train_module import StepOutput
@@ -233,7 +233,7 @@ def test_the_best_is_the_better_model_by_every_metric(tmp_path: Path) -> None:
     targets[:, 2] = true[:, 2] + 0.1 * torch.randn(rows)
     report, batch = LossReport(zeros, zeros, zeros, zeros), batch_of(targets, group_ids=torch.arange(rows) % 50)
     for step, values in ((1, true), (2, torch.randn(rows, 3) + 1)):
-        log_p, log_not_p = chain(values, [None, 0, None])
+        log_p, log_not_p = ProbabilityChain([None, 0, None])(values)
         metrics = TaskMetrics(
             tasks,
             TaskLosses([Binary(), Binary(), Regression()]),

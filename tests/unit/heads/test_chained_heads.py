@@ -7,12 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtlrec.heads import AITM, DBMTL, ESCM2, ESMM, Independent
+from mtlrec.heads import AITM, DBMTL, ESCM2, ESMM, DoublyRobustESCM2, Independent
 from mtlrec.heads.funnel import HeadOutput
 
 NAMES = ["like", "review", "click", "share", "alone"]
 PARENTS = [2, 0, None, 2, None]  # click -> like -> review, click -> share; children before parents on purpose
 CHAIN = [f"step{i}" for i in range(6)], [None, 0, 1, 2, 3, 4]
+
+
+def tower(bank: Any, task: int, x: Tensor) -> Tensor:
+    """The hidden layers of one task's tower, which the bank keeps stacked."""
+    for layer in getattr(bank, "layers", []):
+        x = torch.relu(x @ layer.weight[task].T + layer.bias[task])
+    return x
+
+
+def logits_by_hand(logits: Any, features: list[Tensor]) -> Tensor:
+    return torch.cat([x @ logits.weight[task].T + logits.bias[task] for task, x in enumerate(features)], 1)
 
 
 def mlp(layers: nn.Module, x: Tensor) -> Tensor:
@@ -24,7 +35,7 @@ def mlp(layers: nn.Module, x: Tensor) -> Tensor:
 
 def aitm_by_hand(head: AITM, fused: Tensor) -> Tensor:
     def z(task: int) -> Tensor:
-        own = mlp(head.towers[f"task_{NAMES[task]}"], fused[:, task])
+        own = tower(head.towers, task, fused[:, task])
         parent = PARENTS[task]
         if parent is None:
             return own
@@ -37,17 +48,17 @@ def aitm_by_hand(head: AITM, fused: Tensor) -> Tensor:
             rows.append(attention[0] * transfer.value(p) + attention[1] * transfer.value(q))
         return torch.stack(rows)
 
-    return torch.cat([head.logits[f"task_{name}"](z(task)) for task, name in enumerate(NAMES)], 1)
+    return logits_by_hand(head.logits, [z(task) for task in range(5)])
 
 
 def dbmtl_by_hand(head: DBMTL, fused: Tensor) -> Tensor:
     def r(task: int) -> Tensor:
-        own = mlp(head.towers[f"task_{NAMES[task]}"], fused[:, task])
+        own = tower(head.towers, task, fused[:, task])
         parent = PARENTS[task]
         both = own if parent is None else torch.cat([own, r(parent)], 1)
         return mlp(head.relations[f"task_{NAMES[task]}"], both)
 
-    return torch.cat([head.logits[f"task_{name}"](r(task)) for task, name in enumerate(NAMES)], 1)
+    return logits_by_hand(head.logits, [r(task) for task in range(5)])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +95,7 @@ def test_a_child_s_loss_reaches_its_ancestors_and_no_sibling(kind: Any) -> None:
     [
         Independent(*CHAIN, 8, [6]),
         ESMM(*CHAIN, 8, [6]),
-        ESCM2(*CHAIN, 8, [6], doubly_robust=True),
+        DoublyRobustESCM2(*CHAIN, 8, [6]),
         AITM(*CHAIN, 8, [6]),
         DBMTL(*CHAIN, 8, [6]),
     ],

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtlrec.heads import ESMM, Independent
-from mtlrec.heads.funnel import chain, topological_order
+from mtlrec.heads.funnel import ProbabilityChain, topological_order
 from mtlrec.losses import Binary, Regression, TaskLosses
 
 # click -> long_view -> like, click -> share, and a root of its own; children before parents on purpose
@@ -28,7 +28,7 @@ def multiplied(logits: torch.Tensor, parents: list[int | None]) -> torch.Tensor:
 
 def test_chain_is_the_product_along_the_path() -> None:
     logits = torch.randn(200, 5) * 3
-    log_p, log_not_p = chain(logits, PARENTS)
+    log_p, log_not_p = ProbabilityChain(PARENTS)(logits)
     wanted = multiplied(logits, PARENTS)
     torch.testing.assert_close(log_p.exp().double(), wanted, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(log_not_p.exp().double(), 1 - wanted, rtol=1e-5, atol=1e-7)
@@ -38,7 +38,7 @@ def test_chain_is_the_product_along_the_path() -> None:
 @given(st.lists(st.floats(-100, 100), min_size=5, max_size=5))
 def test_child_never_exceeds_parent_and_all_is_finite(values: list[float]) -> None:
     logits = torch.tensor([values], requires_grad=True)
-    log_p, log_not_p = chain(logits, PARENTS)
+    log_p, log_not_p = ProbabilityChain(PARENTS)(logits)
     for task, parent in enumerate(PARENTS):
         if parent is not None:
             assert log_p[0, task] <= log_p[0, parent]

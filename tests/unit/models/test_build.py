@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from mtlrec.errors import ConfigError
-from mtlrec.losses import Binary, Counterfactual, Regression
-from mtlrec.models.build import build_funnel_term, build_heads, build_model, config_errors
+from mtlrec.heads import DoublyRobustESCM2
+from mtlrec.losses import Binary, Regression
+from mtlrec.models.build import build_model, build_train_module, config_errors
 from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
 
 
@@ -40,16 +41,17 @@ def test_options_of_a_task_reach_its_loss() -> None:
 
 def test_options_of_escm2_reach_its_risk() -> None:
     options = {"propensity_floor": 0.2, "conditional_weight": 0.7, "entire_weight": 0.3}
-    term = build_funnel_term(toy_job(model={"heads": {"kind": "escm2_dr", **options}}))
-    assert isinstance(term, Counterfactual)
-    assert (term.floor, term.conditional_weight, term.entire_weight) == (0.2, 0.7, 0.3)
-    assert term.doubly_robust
+    module = build_train_module(toy_job(model={"heads": {"kind": "escm2_dr", **options}}))
+    head = module.model.over_arch.heads
+    assert isinstance(head, DoublyRobustESCM2)
+    assert (head.propensity_floor, head.conditional_weight, head.entire_weight) == (0.2, 0.7, 0.3)
+    assert module.loss.multitask.add_terms == head.add_terms
 
 
 def test_logits_are_shifted_by_the_sampling_rates_in_training_alone() -> None:
     tree = toy_tree()
     tree["tasks"][0]["negative_sampling_rate"] = 0.25
-    heads = build_heads(toy_job(tasks=tree["tasks"]), 8)
+    heads = build_model(toy_job(tasks=tree["tasks"])).over_arch.heads
     fused = torch.randn(5, 4, 8)
     for in_training, odds in ((True, 4.0), (False, 1.0)):
         outputs = heads.train(in_training)(fused)

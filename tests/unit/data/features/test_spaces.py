@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mtlrec.data.features.conditions import rows_where
-from mtlrec.data.features.spaces import LabelColumns, SampleSpaces
+from mtlrec.data.features.spaces import SampleSpaces
+from mtlrec.data.labels import LabelColumns
 from tests.support.funnel import by_hand, rows, spaces_of
 from tests.support.labels import labeled
 from tests.support.toy import collated, toy_job, toy_table
@@ -46,37 +47,35 @@ def test_a_number_outside_its_space_may_be_anything() -> None:
     assert torch.isfinite(labeled(spaces_of(False), labels, known, mask).targets).all()
 
 
-def test_what_every_row_has_is_no_column() -> None:
-    """A funnel whose labels are all known and consistent: no mask but the parent's, and no copy of a label."""
+def test_a_consistent_funnel_has_the_labels_of_its_columns() -> None:
+    """All are known: every row is in the entire space, and no row has a fault."""
     click, buy = np.float32([0, 1, 1, 0]), np.float32([0, 1, 0, 0])
     spaces = SampleSpaces([0, 1], [None, 0], [None, None], False, [None, None], [True, True])
     found = spaces(LabelColumns([click, buy], [None, None]))
-    assert found.targets[0] is click
-    assert found.targets[1] is buy
+    assert found.targets.tolist() == [click.tolist(), buy.tolist()]
     assert found.entire_space is found.in_space
-    columns = (found.in_space, found.weights, found.inconsistent, found.missing)
-    assert all(column is None for group in columns for column in group)
+    assert found.in_space.all()
+    assert (found.weights == 1).all()
+    assert not found.has_faults
     conditional = dataclasses.replace(spaces, is_conditional=True)(LabelColumns([click, buy], [None, None]))
-    assert conditional.in_space[0] is None
-    assert conditional.in_space[1] is not None
-    assert conditional.in_space[1].tolist() == [False, True, True, False]
-    assert list(conditional.entire_space) == [None, None]
+    assert conditional.entire_space.all()
+    assert conditional.in_space.tolist() == [[True] * 4, [False, True, True, False]]
 
 
-def test_rows_are_taken_and_left_out() -> None:
+def test_rows_that_are_taken_or_left_out_have_the_labels_of_their_columns() -> None:
+    """Blocks are shuffled and cut before their spaces are computed."""
     labels, known, _ = rows(40)
+    columns = LabelColumns(list(labels.numpy().T), [column > 0 for column in known.numpy().T])
     spaces = spaces_of(True, [6, None, 6, None, None])
-    found = spaces(LabelColumns(list(labels.numpy().T), [column > 0 for column in known.numpy().T]))
-    order = np.random.default_rng(0).permutation(40)
-    taken = found.take(lambda column: column[order])
-    bad = np.arange(40) % 3 == 0
+    order, bad = np.random.default_rng(0).permutation(40), np.arange(40) % 3 == 0
+    found, taken = spaces(columns), spaces(columns.take(lambda column: column[order]))
+    kept = spaces(columns.blank(bad), ~bad)
     for name in ("targets", "in_space", "entire_space", "weights", "inconsistent", "missing"):
-        for before, after, kept in zip(*(getattr(one, name) for one in (found, taken, found.blank(bad))), strict=True):
-            if before is not None:
-                assert after is not None
-                np.testing.assert_array_equal(after, before[order])
-                np.testing.assert_array_equal(kept, np.where(bad, 0, before))
+        before, after, rest = (getattr(one, name) for one in (found, taken, kept))
+        np.testing.assert_array_equal(after, before[:, order])
+        np.testing.assert_array_equal(rest, np.where(bad, 0, before))
     assert found.faults(0, 40).sum() == taken.faults(0, 13).sum() + taken.faults(13, 40).sum()
+    assert found.faults(0, 40)[:, 1:3].min() > 0
 
 
 def test_spaces_of_a_job() -> None:
