@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
@@ -149,6 +149,22 @@ class SparseFeature(Strict):
         return self
 
 
+class Collection(NamedTuple):
+    """Features that are looked up together, in the config's order.
+
+    Attributes:
+        features: their names
+        places: their indices in `features.sparse`
+        tables: that they read, each once
+        is_weighted: whether all their ids have weights, 1 where a feature has none
+    """
+
+    features: list[str]
+    places: list[int]
+    tables: list[str]
+    is_weighted: bool
+
+
 class FeaturesConfig(Strict):
     dense: list[DenseFeature] = []
     sparse: Annotated[list[SparseFeature], Field(min_length=1)]
@@ -165,9 +181,21 @@ class FeaturesConfig(Strict):
         return list(dict.fromkeys([*sources, *weights]))
 
     @property
-    def is_weighted(self) -> bool:
-        """Whether any feature's ids have weights; the others' then weigh 1."""
-        return any(sparse.weights is not None for sparse in self.sparse)
+    def collections(self) -> dict[str, Collection]:
+        """The sparse features by what looks them up; a collection without features does not exist.
+
+        bags: tables whose features have no weights. weighted_bags: tables that serve a feature with weights. A table
+        is in one collection, with all its features.
+        """
+        weighted_tables = {sparse.table for sparse in self.sparse if sparse.weights is not None}
+        collections = {}
+        for name, is_weighted in (("bags", False), ("weighted_bags", True)):
+            places = [i for i, sparse in enumerate(self.sparse) if (sparse.table in weighted_tables) == is_weighted]
+            if places:
+                names = [self.sparse[i].name for i in places]
+                tables = list(dict.fromkeys(self.sparse[i].table for i in places))
+                collections[name] = Collection(names, places, tables, is_weighted)
+        return collections
 
 
 class MetricsConfig(Strict):

@@ -74,7 +74,7 @@ class MultiTaskLoss(nn.Module):
         targets: Tensor,
         in_space: Tensor,
         sample_weights: Tensor,
-        pooled: Tensor | None = None,
+        pooled: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, LossReport]:
         """targets, in_space and sample_weights [B, T] of a `Batch`; pooled, what balancing takes gradients of."""
         row_weights = in_space * sample_weights
@@ -88,7 +88,7 @@ class MultiTaskLoss(nn.Module):
         report = LossReport(totals.numerators / denominators, sums[2], coefficients, local_sums)
         return loss * world_size if world_size > 1 else loss, report
 
-    def _weighed(self, parts: Tensor, totals: Totals, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _weighed(self, parts: Tensor, totals: Totals, pooled: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
         """The sum of the parts by their coefficients, and what the tasks' losses are multiplied by in all [T]."""
         if self.balancing is None or not self._balances():
             return parts.sum(), self.task_weights.clone()

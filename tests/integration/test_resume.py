@@ -201,14 +201,14 @@ def test_warm_start_lists_what_was_loaded_grown_and_fresh(
     said = next(line for line in capsys.readouterr().err.splitlines() if "started from" in line)
     loaded, grown, fresh, unused = re.split("; (?:grown|fresh|unused): ", said)
     assert "parameters loaded" in loaded
-    assert "model.tables.embedding_bags.item.weight (40 -> 60 rows)" in grown
+    assert "model.sparse_arch.collections.bags.embedding_bags.item.weight (40 -> 60 rows)" in grown
     assert "model.over_arch.bottom.mlp.net.0.weight (87%)" in grown  # 26 of 30 columns
     assert "model.over_arch.fusion.levels.0.experts.layers.0.weight (75%)" in grown  # three of four tasks
-    assert "model.tables.embedding_bags.hour.weight" in fresh
+    assert "model.sparse_arch.collections.bags.embedding_bags.hour.weight" in fresh
     assert "model.over_arch.heads.towers.logits.weight (75%)" in grown
     assert not re.search("heads", fresh + unused)
     before, after = final_tensors(old), final_tensors(new)
-    item = "model.model.tables.embedding_bags.item.weight"
+    item = "model.model.sparse_arch.collections.bags.embedding_bags.item.weight"
     torch.testing.assert_close(after[item][:40], before[item], atol=1e-6, rtol=0)
     assert after[item][40:].abs().sum() > 0
     logits = "model.model.over_arch.heads.towers.logits.weight"
