@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
@@ -108,7 +108,15 @@ class SparseFeature(Strict):
 
     name: Name
     column: Column | None = Field(None, description="where it is not the feature's name")
-    table: Name
+    table: Name = Field(
+        "", description="one of `tables`, which features may share; or leave it out and give rows and dim"
+    )
+    rows: PositiveInt | None = Field(
+        None, description="of a table of the feature's own, which is called like the feature"
+    )
+    dim: PositiveInt | None = Field(None, multiple_of=4, description="of its own table, as in `tables`")
+    lr: Positive | None = Field(None, description="of its own table, as in `tables`")
+    init_std: Positive | None = Field(None, description="of its own table, as in `tables`")
     pooling: Literal["sum", "mean"] = Field("sum", description="mean divides by the number of ids, weighted or not")
     transform: Literal["none", "modulo", "hash", "vocabulary", "bucketize"] = "none"
     seed: NonNegativeInt = Field(0, description="of hash")
@@ -134,6 +142,23 @@ class SparseFeature(Strict):
     def weight_column(self) -> str | None:
         """Beside the ids' column."""
         return self.weights if self.weight_field is None else None
+
+    @property
+    def own_table(self) -> dict[str, Any]:
+        """What the feature says of a table of its own, as keys of `tables`; empty where it names a table."""
+        keys = ("rows", "dim", "lr", "init_std")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    @model_validator(mode="after")
+    def _has_one_table(self) -> SparseFeature:
+        if self.table and self.own_table:
+            key = next(iter(self.own_table))
+            raise LocatedError((key,), f"belongs to tables.{self.table}, which the feature names; give it there")
+        for key in ("rows", "dim"):
+            if not self.table and key not in self.own_table:
+                message = "is missing: give rows and dim for a table of the feature's own, or table: NAME of `tables`"
+                raise LocatedError((key,), message)
+        return self
 
     @model_validator(mode="after")
     def _options_belong_to_their_transform(self) -> SparseFeature:
