@@ -34,6 +34,13 @@ def with_weights() -> JobConfig:
     return JobConfig.model_validate(tree)
 
 
+def with_weighted_tables_alone() -> JobConfig:
+    """There is no collection of unweighted ones."""
+    tree = with_weights().dump()
+    del tree["tables"]["user"], tree["features"]["sparse"][0]
+    return JobConfig.model_validate(tree)
+
+
 def with_features_of_tasks() -> JobConfig:
     tree = toy_tree(model={"fusion": FUSIONS["asymmetric"]})
     tree["tasks"][0]["features"] = ["user_id", "age"]
@@ -49,6 +56,7 @@ def with_watch_time_and_wide_tables() -> JobConfig:
 
 JOBS = {name: toy_job(model=model) for name, model in MODELS.items()} | {
     "weights": with_weights(),
+    "weights_alone": with_weighted_tables_alone(),
     "features_of_tasks": with_features_of_tasks(),
     "watch_time": with_watch_time_and_wide_tables(),
 }
