@@ -55,6 +55,8 @@ JOBS: dict[str, dict[str, Any]] = {
     **{f"fusion_{kind}": {"model": {"fusion": fusion}} for kind, fusion in FUSIONS.items()},
     "dot": {"model": {"bottom": {"kind": "dot", "hidden": [16]}}},
     "cross": {"model": {"bottom": {"kind": "cross", "rank": 4}}},
+    "masknet": {"model": {"bottom": {"kind": "masknet", "block_dim": 16}}},
+    "masknet_serial": {"model": {"bottom": {"kind": "masknet", "block_dim": 16, "mode": "serial", "hidden": [16]}}},
     "independent": {"model": {"heads": {"kind": "independent"}}},
     "independent_entire_space": {"model": {"heads": {"kind": "independent", "entire_space": True}}},
     "aitm": {"model": {"heads": {"kind": "aitm", "tower_hidden": [8, 8]}}},

@@ -19,6 +19,8 @@ BOTTOMS: dict[str, dict[str, Any]] = {
     "dot_no_hidden": {"kind": "dot", "hidden": []},
     "cross": {"kind": "cross"},
     "cross_low_rank": {"kind": "cross", "rank": 3},
+    "masknet": {"kind": "masknet", "block_dim": 12},
+    "masknet_serial": {"kind": "masknet", "block_dim": 12, "mode": "serial", "hidden": [10]},
 }
 CASES = [(fusion, "concat") for fusion in FUSIONS] + [("adatt_sp", bottom) for bottom in BOTTOMS]
 
