@@ -5,8 +5,8 @@ widths (`output_dim` of one is `input_dim` of the next):
 
 - bottoms (`Concat`, `Dot`, `Cross`, `MaskNet`): dense features and pooled embeddings -> `[B, D]`;
 - fusion layers (`SingleTask`, `SharedBottom`, `AsymmetricBottom`, `CrossStitch`, `CustomizedSharing`, `MMoE`, `PLE`,
-  `AdaTTSp`, `AdaTT`): `[B, D]` -> `[B, T, H]`, a vector per task. Those whose `num_slots` is not None also take
-  `[B, num_slots, D]`, an input per module;
+  `AdaTTSp`, `AdaTT`, `HoME`): `[B, D]` -> `[B, T, H]`, a vector per task. Those whose `num_slots` is not None also
+  take `[B, num_slots, D]`, an input per module;
 - what they are made of (`MLP`, `BatchedLinear`, `ExpertBank`, `GateBank`, `GatedLevel`), `from_adatt_reference` and
   `to_adatt_reference` for the public reference's weights, and `diagnose`.
 
@@ -63,6 +63,7 @@ from mtlrec.layers.fusions.cross_stitch import CrossStitch
 from mtlrec.layers.fusions.customized import CustomizedSharing
 from mtlrec.layers.fusions.fusion import ExpertFusion, FusionLayer
 from mtlrec.layers.fusions.gated import GatedFusion
+from mtlrec.layers.fusions.home import HoME
 from mtlrec.layers.fusions.mmoe import MMoE
 from mtlrec.layers.fusions.ple import PLE
 from mtlrec.layers.fusions.shared_bottom import SharedBottom
@@ -80,6 +81,7 @@ FUSIONS: dict[str, type[FusionLayer]] = {
     "ple": PLE,
     "adatt_sp": AdaTTSp,
     "adatt": AdaTT,
+    "home": HoME,
 }
 """The kinds of `model.fusion`."""
 
@@ -105,6 +107,7 @@ __all__ = [
     "GateBank",
     "GatedFusion",
     "GatedLevel",
+    "HoME",
     "LevelDiagnostics",
     "MMoE",
     "MaskNet",
