@@ -72,14 +72,14 @@ def candidates(
     _check_known("heads", heads, HEADS)
     _check_known("weighting", weightings, WEIGHTINGS)
     found = []
-    tried = dict.fromkeys([job.model.fusion.kind, *FUSIONS] if fusions is None else fusions)
+    tried = dict.fromkeys([*FUSIONS, job.model.fusion.kind] if fusions is None else fusions)
     for fusion, head, weighting in itertools.product(tried, dict.fromkeys(heads), dict.fromkeys(weightings)):
         further = [head] * (len(heads) > 1) + [weighting] * (len(weightings) > 1)
         name = "+".join([fusion.rpartition(":")[2], *further])
         try:
             found.append(_candidate(job, name, fusion, head, weighting, match))
         except ConfigError as error:
-            if fusions is not None:
+            if fusions is not None or fusion == job.model.fusion.kind:
                 raise
             logger.info(f"left out of the comparison: {error}")
     return found
