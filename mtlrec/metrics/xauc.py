@@ -70,7 +70,7 @@ class GroupedXAUC(Metric):
 
 
 def concordance(labels: np.ndarray, predictions: np.ndarray) -> tuple[float, int]:
-    """[N] each: how many pairs of different labels are ordered alike, ties counting one half; and how many there are."""
+    """[N] each: how many pairs of different labels are ordered alike, ties by one half; how many there are."""
     by_prediction = np.lexsort((labels, predictions))
     labels, predictions = labels[by_prediction], predictions[by_prediction]
     pairs = _pairs_of_other_labels(labels)

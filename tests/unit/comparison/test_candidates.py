@@ -63,3 +63,10 @@ def test_by_default_the_kinds_that_go_with_the_job_are_compared(logged: list[str
     assert names == [kind for kind in FUSIONS if kind not in ("asymmetric", "home")]
     assert [line.partition(":")[2].split(":")[0].strip() for line in logged] == ["asymmetric", "home"]
     assert "two tasks or more" in logged[0]
+
+
+def test_what_the_job_leaves_at_its_default_is_the_kinds_own_default() -> None:
+    job = load_config("kuairand", ["model.fusion.dropout=0.1"])
+    ple, home = (candidate.job.model.fusion.arguments for candidate in candidates(job, ["ple", "home"]))
+    assert (ple["activation"], ple["norm"], ple["dropout"]) == ("relu", None, 0.1)
+    assert (home["activation"], home["norm"], home["dropout"]) == ("silu", "batch", 0.1)
