@@ -60,6 +60,8 @@ MISTAKES = {
     "tasks.like.pos_weight=0": ["tasks.2.pos_weight = 0", "greater than 0"],
     "tasks.like.label_smoothing=1": ["tasks.2.label_smoothing = 1", "less than 1"],
     "tasks.like.negative_sampling_rate=0": ["tasks.2.negative_sampling_rate = 0", "greater than 0"],
+    "tasks.click.prior=1.5": ["tasks.0.prior = 1.5", "lies between 0 and 1"],
+    "tasks.buy.prior=0.1": ["model.heads", "the prior of 'buy' wants one of 'click' above it"],
     "tasks.ratio.negative_sampling_rate=0.1": ["tasks.3.negative_sampling_rate = 0.1", "is for binary tasks; 'ratio'"],
     "tasks.buy.negative_sampling_rate=0.1": ["tasks.1.negative_sampling_rate = 0.1", "give those kept a sample_weight"],
     "model.heads={kind: aitm, tower_hidden: []}": ["model.heads.tower_hidden = []", "must not be empty"],
