@@ -33,7 +33,7 @@ class Task(PartConfig):
     weight: NonNegative = 1.0
     prior: float | None = Field(
         None,
-        description="mean of its label in the training files, where its tower starts; of a funnel's child over all rows",
+        description="mean of its label in the training files, where its tower starts; of a child over all rows",
     )
     sample_weight: str | None = Field(None, description="a column of weights >= 0; null leaves the task's space")
     negative_sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
