@@ -41,7 +41,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks import report
 from benchmarks.jobs import recipe
@@ -160,9 +159,10 @@ def as_on_a_gpu() -> Iterator[None]:
 def _parts(batch: Batch) -> list[Tensor]:
     parts: list[Tensor] = []
     for value in vars(batch).values():
-        if isinstance(value, KeyedJaggedTensor):
-            parts += [value.values(), value.lengths(), value.offsets()]
-            parts += [value.weights()] if value.weights_or_none() is not None else []
+        if isinstance(value, dict):
+            for ids in value.values():
+                parts += [ids.values(), ids.lengths(), ids.offsets()]
+                parts += [ids.weights()] if ids.weights_or_none() is not None else []
         elif isinstance(value, Tensor):
             parts.append(value)
     return parts
@@ -175,7 +175,7 @@ def _parts(batch: Batch) -> list[Tensor]:
 def stages_told(counter: OperatorCounter, take_step: TrainingStep) -> Iterator[None]:
     model, loss = take_step.model.network, take_step.model.module.module.loss
     over_arch = model.over_arch
-    parts: dict[str, nn.Module] = {"features": over_arch.pooled, "bottom": over_arch.inputs}
+    parts: dict[str, nn.Module] = {"features": model.sparse_arch.vectors, "bottom": over_arch.inputs}
     parts |= {"fusion": over_arch.fusion, "heads": over_arch.heads, "loss": loss}
     labeled: set[Any] = set()
     undo: list[Callable[[], None]] = []
@@ -221,7 +221,7 @@ def stages_told(counter: OperatorCounter, take_step: TrainingStep) -> Iterator[N
     def tables_start(*_: Any) -> None:
         counter.stage, counter.part = "forward", "tables"
 
-    undo.append(model.tables.register_forward_pre_hook(tables_start).remove)
+    undo.append(model.sparse_arch.register_forward_pre_hook(tables_start).remove)
     for part, module in parts.items():
         undo.append(module.register_forward_pre_hook(enter(part), prepend=True).remove)
         undo.append(module.register_forward_hook(leave(part)).remove)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -39,6 +40,7 @@ from mtlrec.compat.quiet import quiet_libraries
 from mtlrec.config import JobConfig
 from mtlrec.config.file import load_config
 from mtlrec.distributed.estimate import estimate
+from mtlrec.models.train_module import TrainModule
 from mtlrec.training.sharded import unsharded
 
 ROWS, DIM = 100_000, 16
@@ -106,14 +108,17 @@ def sent_mb(communicated: dict[str, float], world: int) -> float:
     return sum(size * times[kind] for kind, size in communicated.items())
 
 
+def dense_parameters(module: TrainModule) -> list[nn.Parameter]:
+    table_of = module.model.sparse_arch.table_of
+    return [parameter for name, parameter in module.named_parameters() if table_of(name) is None]
+
+
 def least_mb(job: JobConfig, world: int) -> float:
     """Of whole tables spread evenly; an id is 8 bytes, a length 4."""
     batch, tables = job.data.batch_size, len(job.features.sparse)
     ids = batch * tables * 12
     pooled = 2 * batch * tables * DIM * 4
-    dense = 4 * sum(
-        p.numel() for name, p in unsharded(job, torch.device("cpu")).named_parameters() if ".tables." not in name
-    )
+    dense = 4 * sum(p.numel() for p in dense_parameters(unsharded(job, torch.device("cpu"))))
     return ((ids + pooled) * (world - 1) / world + dense * 2 * (world - 1) / world) / 1e6
 
 
@@ -121,7 +126,7 @@ def extrapolated(recipe: str, gpus: tuple[int, ...]) -> list[dict[str, float]]:
     """ESTIMATES: the embedding part by TorchRec's planner, beside the dense part and its all-reduce."""
     job = load_config(recipe, [])
     module = unsharded(job, torch.device("cuda"))
-    weights = [p for name, p in module.named_parameters() if ".tables." not in name]
+    weights = dense_parameters(module)
     multiplied = sum(p.numel() for p in weights if p.dim() >= 2)
     dense_ms = 1e3 * 6 * multiplied * job.data.batch_size / (1e12 * GPU["tflops"])
     rows = []

@@ -4,7 +4,8 @@ B rows, F dense features, T tasks. What depends on labels alone is computed in t
 (`data/features/spaces.py`): the device multiplies by it and derives nothing from it.
 
 dense           [B, F] float32   transformed; columns of `features.dense`, in the config's order
-sparse          KJT              one key per `features.sparse`: int64 ids; keys in the config's order
+sparse          dict of KJT      int64 ids by collection (`features.collections`), a key per feature in the config's
+                                 order; only ids of `weighted_bags` have weights
 targets         [B, T] float32   consistent with the funnel. Outside its task's space a number is 0; a flag (0 or 1)
                                  may be read there
 in_space        [B, T] bool      rows that the task's loss is taken over
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 NO_GROUP = -(2**63)
@@ -35,7 +36,7 @@ NO_GROUP = -(2**63)
 @dataclass
 class Batch(Pipelineable):
     dense: Tensor
-    sparse: KeyedJaggedTensor
+    sparse: dict[str, KeyedJaggedTensor]
     targets: Tensor
     in_space: Tensor
     entire_space: Tensor
@@ -45,12 +46,17 @@ class Batch(Pipelineable):
     group_ids: Tensor | None = None
     origin: str = ""
 
+    def ids(self) -> dict[str, JaggedTensor]:
+        """By feature, whatever its collection."""
+        return {name: ids for keyed in self.sparse.values() for name, ids in keyed.to_dict().items()}
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
     def record_stream(self, stream: torch.Stream) -> None:
         for part in self._parts().values():
-            part.record_stream(stream)
+            for each in part.values() if isinstance(part, dict) else (part,):
+                each.record_stream(stream)
 
     def pin_memory(self) -> Batch:
         return self._each(lambda part: part.pin_memory())
@@ -59,10 +65,13 @@ class Batch(Pipelineable):
         return self.row_mask.shape[0]
 
     def _each(self, change: Callable[[Any], Any]) -> Batch:
-        changed = {name: change(part) for name, part in self._parts().items()}
+        changed: dict[str, Any] = {
+            name: {key: change(ids) for key, ids in part.items()} if isinstance(part, dict) else change(part)
+            for name, part in self._parts().items()
+        }
         return Batch(**changed, origin=self.origin)
 
     def _parts(self) -> dict[str, Any]:
-        """Tensors and the jagged tensor, by name."""
+        """Tensors and the jagged tensors, by name."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if part is not None and name != "origin"}

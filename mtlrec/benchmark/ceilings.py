@@ -75,7 +75,7 @@ def synchronize(device: torch.device) -> None:
 def lookup_bytes(batch: Batch, job: JobConfig, replicated: Set[str]) -> int:
     """Of the rows of tables that a batch's ids move: read for every id, and each distinct one read and written by the
     fused update, which `replicated` tables do not have."""
-    by_feature = batch.sparse.to_dict()
+    by_feature = batch.ids()
     moved = 0
     for name, table in job.tables.items():
         ids = [by_feature[one.name].values() for one in job.features.sparse if one.table == name]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import resource
 
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.compat.dcp.sharded_tensor import ShardedTensor
-from mtlrec.models.embeddings import is_table_parameter
 from mtlrec.training.step import TrainingStep
 
 
@@ -22,7 +22,8 @@ def memory_gb(take_step: TrainingStep, batches: int, batch: Batch) -> dict[str, 
     """
     device, state = take_step.ranks.device, take_step.optimizers.state()
     parameters = dict(take_step.model.module.named_parameters())
-    dense = {name: p for name, p in parameters.items() if not is_table_parameter(name)}
+    table_of = take_step.model.network.sparse_arch.table_of
+    dense = {name: p for name, p in parameters.items() if table_of(name) is None}
     tables = [p for name, p in parameters.items() if name not in dense]
     states = {part: _bytes(state.get(part, {})) for part in ("tables", "dense")}
     parts = {
@@ -53,7 +54,8 @@ def _bytes(held: object) -> int:
         case list() | tuple():
             return sum(map(_bytes, held))
         case Batch():
-            of_ids = [held.sparse.values(), held.sparse.lengths(), held.sparse.weights_or_none()]
             labels = [held.targets, held.in_space, held.entire_space, held.sample_weights]
-            return _bytes([held.dense, *labels, held.row_mask, held.group_ids, *of_ids])
+            return _bytes([held.dense, held.sparse, *labels, held.row_mask, held.group_ids])
+        case KeyedJaggedTensor():
+            return _bytes([held.values(), held.lengths(), held.weights_or_none()])
     return 0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.data.features.spaces import SampleSpaces
 from mtlrec.data.labels import LabelColumns, TaskLabels
+from mtlrec.models.sparse_arch import unit_weighted
 
 SKEW = 3
 """An id is rows * u^3 for uniform u: few ids make most of the rows, as in logs."""
@@ -24,22 +24,16 @@ def random_batches(job: JobConfig, count: int, seed: int) -> list[Batch]:
 def _batch(job: JobConfig, generator: torch.Generator) -> Batch:
     rows = job.data.batch_size
     labels = _labels(job, generator)
-    lengths, values = [], []
+    lengths, values = {}, {}
     for feature in job.features.sparse:
         most = feature.max_length
         length = torch.ones(rows) if most is None else torch.randint(0, most + 1, (rows,), generator=generator)
-        lengths.append(length.int())
+        lengths[feature.name] = length.int()
         drawn = torch.rand(int(length.sum()), generator=generator)
-        values.append((job.tables[feature.table].rows * drawn.double() ** SKEW).long())
-    ids = torch.cat(values)
+        values[feature.name] = (job.tables[feature.table].rows * drawn.double() ** SKEW).long()
     return Batch(
         dense=torch.randn(rows, len(job.features.dense), generator=generator),
-        sparse=KeyedJaggedTensor(
-            keys=[feature.name for feature in job.features.sparse],
-            values=ids,
-            lengths=torch.cat(lengths),
-            weights=torch.ones(len(ids)) if job.features.is_weighted else None,
-        ),
+        sparse=unit_weighted(job.features, values, lengths),
         targets=torch.from_numpy(labels.targets).T,
         in_space=torch.from_numpy(labels.in_space).T,
         entire_space=torch.from_numpy(labels.entire_space).T,

@@ -1,6 +1,7 @@
 """`--init-from RUN`: yesterday's weights in today's job, where tasks, features or rows may have been added.
 
-A table with more rows than before takes the old rows and keeps its fresh ones behind them. A dense parameter takes
+A table with more rows than before takes the old rows and keeps its fresh ones behind them, whatever collection had it
+before. A dense parameter takes
 every entry that means the same in both jobs (`models/axes.py`): with a task more, the other tasks' experts and gates
 stay; with a feature more, the other features' columns. What has no counterpart stays fresh. The report says which is
 which.
@@ -28,7 +29,6 @@ from mtlrec.errors import CheckpointError
 from mtlrec.layers.blocks.axes import Axes, Labels
 from mtlrec.models.axes import parameter_axes
 from mtlrec.models.build import build_model
-from mtlrec.models.embeddings import is_table_parameter
 
 MODEL = "model."
 """Stands before the model's names in the train module's state, and before that state's names in a checkpoint."""
@@ -64,19 +64,22 @@ def warm_start(model: DistributedModelParallel, job: JobConfig, run: Path, ranks
     saved = {
         name.removeprefix(MODEL): size for name, size in saved_shapes(checkpoint).items() if name.startswith(prefix)
     }
-    old_axes, new_axes = _axes(_job_of(checkpoint)), _axes(job)
+    (old_axes, old_tables), (new_axes, new_tables) = _named(_job_of(checkpoint)), _named(job)
     ours = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(MODEL)}
-    report = WarmStart(unused=sorted(set(saved) - set(ours)))
+    table_of = {name: table for table, name in new_tables.items()}
+    saved_as = {name: old_tables.get(table_of[name], name) if name in table_of else name for name in ours}
+    report = WarmStart(unused=sorted(set(saved) - set(saved_as.values())))
     wanted: dict[str, Tensor | ShardedTensor] = {}
     for name, tensor in ours.items():
-        if name not in saved:
+        before = saved_as[name]
+        if before not in saved:
             report.fresh.append(name)
-        elif not is_table_parameter(name):
-            wanted[name] = torch.empty(saved[name], dtype=tensor.dtype, device=tensor.device)
-        else:
-            _plan_table(name, tensor, saved[name], wanted, report)
+        elif name not in table_of:
+            wanted[before] = torch.empty(saved[before], dtype=tensor.dtype, device=tensor.device)
+        elif _fits(name, tensor, saved[before], report):
+            wanted[before] = _first_rows(tensor, saved[before][0])
     load_tensors({"model": wanted}, checkpoint)
-    for name in (name for name in wanted if not is_table_parameter(name)):
+    for name in (name for name in ours if name in wanted and name not in table_of):
         filled = transplant(wanted[name], old_axes[name], ours[name].detach(), new_axes[name])
         group = {0.0: report.fresh, 1.0: report.loaded}.get(filled, report.grown)
         group.append(name if filled in (0.0, 1.0) else f"{name} ({filled:.0%})")
@@ -92,28 +95,26 @@ def _job_of(checkpoint: Path) -> JobConfig:
         raise CheckpointError(f"{checkpoint}: its config is of another version ({where}: {first['msg']})") from None
 
 
-def _axes(job: JobConfig) -> Axes:
+def _named(job: JobConfig) -> tuple[Axes, dict[str, str]]:
+    """The axes of the dense parameters by their names, and the names of the tables' parameters by table."""
     with torch.device("meta"):
-        return {MODEL + name: labels for name, labels in parameter_axes(build_model(job), job).items()}
+        model = build_model(job)
+    axes = {MODEL + name: labels for name, labels in parameter_axes(model, job).items()}
+    tables = ((model.sparse_arch.table_of(name), MODEL + name) for name in model.state_dict())
+    return axes, {table: name for table, name in tables if table is not None}
 
 
-def _plan_table(
-    name: str,
-    tensor: Tensor | ShardedTensor,
-    old: torch.Size,
-    wanted: dict[str, Tensor | ShardedTensor],
-    report: WarmStart,
-) -> None:
+def _fits(name: str, tensor: Tensor | ShardedTensor, old: torch.Size, report: WarmStart) -> bool:
     """A table of the same size, or with rows to come, is filled in place as far as the old one goes."""
     new = tensor.size()
     if old[1] != new[1] or old[0] > new[0]:
         report.fresh.append(f"{name} (was {old[0]} x {old[1]}, is {new[0]} x {new[1]})")
-        return
-    wanted[name] = _first_rows(tensor, old[0])
+        return False
     if old == new:
         report.loaded.append(name)
     else:
         report.grown.append(f"{name} ({old[0]} -> {new[0]} rows)")
+    return True
 
 
 def _first_rows(tensor: Tensor | ShardedTensor, rows: int) -> Tensor | ShardedTensor:

@@ -11,10 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from mtlrec.benchmark.random_batches import random_batches
 from mtlrec.config import JobConfig
 from mtlrec.config.kinds.family import PartConfig
 from mtlrec.errors import ConfigError
@@ -47,13 +44,11 @@ def capacity_of(job: JobConfig) -> Capacity:
     return Capacity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // rows)
 
 
-def model_and_inputs(job: JobConfig, rows: int) -> tuple[OverArch, tuple[Tensor, KeyedTensor, KeyedJaggedTensor]]:
+def model_and_inputs(job: JobConfig, rows: int) -> tuple[OverArch, tuple[Tensor, dict[str, Tensor]]]:
     """What follows the lookup, freshly drawn, and something to call it with; the tables are not made."""
-    (batch,) = random_batches(
-        job.model_copy(update={"data": job.data.model_copy(update={"batch_size": rows})}), 1, seed=0
-    )
-    model = build_model(job).eval()
-    return model.over_arch, (batch.dense, _pooled(model.tables, rows), batch.sparse)
+    dense = torch.randn(rows, len(job.features.dense))
+    pooled = {feature.name: torch.zeros(rows, job.tables[feature.table].dim) for feature in job.features.sparse}
+    return build_model(job).eval().over_arch, (dense, pooled)
 
 
 def matched(job: JobConfig, fusion: PartConfig, target: Capacity, by: Measure) -> tuple[JobConfig, Capacity]:
@@ -101,10 +96,3 @@ def with_fusion(job: JobConfig, fusion: PartConfig) -> JobConfig:
 def _scaled(fusion: PartConfig, factor: float) -> PartConfig:
     levels = [[max(1, round(factor * width)) for width in widths] for widths in fusion.arguments["expert_hidden"]]
     return fusion.model_copy(update={"expert_hidden": levels})
-
-
-def _pooled(tables: EmbeddingBagCollection, rows: int) -> KeyedTensor:
-    """What a lookup would give, without the tables, which may not fit here."""
-    configs = [(name, table.embedding_dim) for table in tables.embedding_bag_configs() for name in table.feature_names]
-    names, dims = zip(*configs, strict=True)
-    return KeyedTensor(keys=list(names), length_per_key=list(dims), values=torch.zeros(rows, sum(dims)))

@@ -1,6 +1,7 @@
 """What a job may say. `file.py` reads it, `errors.py` words its mistakes, a file for every section beside them."""
 
 from mtlrec.config.data import (
+    Collection,
     DataConfig,
     DenseFeature,
     FeaturesConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "TASK",
     "Bottom",
     "CAGradWeighting",
+    "Collection",
     "DWAWeighting",
     "DataConfig",
     "DecayWeighting",

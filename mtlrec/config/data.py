@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints, field_validator, model_validator
 
@@ -108,7 +108,15 @@ class SparseFeature(Strict):
 
     name: Name
     column: Column | None = Field(None, description="where it is not the feature's name")
-    table: Name
+    table: Name = Field(
+        "", description="one of `tables`, which features may share; or leave it out and give rows and dim"
+    )
+    rows: PositiveInt | None = Field(
+        None, description="of a table of the feature's own, which is called like the feature"
+    )
+    dim: PositiveInt | None = Field(None, multiple_of=4, description="of its own table, as in `tables`")
+    lr: Positive | None = Field(None, description="of its own table, as in `tables`")
+    init_std: Positive | None = Field(None, description="of its own table, as in `tables`")
     pooling: Literal["sum", "mean"] = Field("sum", description="mean divides by the number of ids, weighted or not")
     transform: Literal["none", "modulo", "hash", "vocabulary", "bucketize"] = "none"
     seed: NonNegativeInt = Field(0, description="of hash")
@@ -135,6 +143,23 @@ class SparseFeature(Strict):
         """Beside the ids' column."""
         return self.weights if self.weight_field is None else None
 
+    @property
+    def own_table(self) -> dict[str, Any]:
+        """What the feature says of a table of its own, as keys of `tables`; empty where it names a table."""
+        keys = ("rows", "dim", "lr", "init_std")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    @model_validator(mode="after")
+    def _has_one_table(self) -> SparseFeature:
+        if self.table and self.own_table:
+            key = next(iter(self.own_table))
+            raise LocatedError((key,), f"belongs to tables.{self.table}, which the feature names; give it there")
+        for key in ("rows", "dim"):
+            if not self.table and key not in self.own_table:
+                message = "is missing: give rows and dim for a table of the feature's own, or table: NAME of `tables`"
+                raise LocatedError((key,), message)
+        return self
+
     @model_validator(mode="after")
     def _options_belong_to_their_transform(self) -> SparseFeature:
         for option, step in (("seed", "hash"), ("vocabulary", "vocabulary"), ("boundaries", "bucketize")):
@@ -147,6 +172,22 @@ class SparseFeature(Strict):
         if self.too_long == "error" and self.max_length is None:
             raise LocatedError(("too_long",), "is for max_length")
         return self
+
+
+class Collection(NamedTuple):
+    """Features that are looked up together, in the config's order.
+
+    Attributes:
+        features: their names
+        places: their indices in `features.sparse`
+        tables: that they read, each once
+        is_weighted: whether all their ids have weights, 1 where a feature has none
+    """
+
+    features: list[str]
+    places: list[int]
+    tables: list[str]
+    is_weighted: bool
 
 
 class FeaturesConfig(Strict):
@@ -165,9 +206,21 @@ class FeaturesConfig(Strict):
         return list(dict.fromkeys([*sources, *weights]))
 
     @property
-    def is_weighted(self) -> bool:
-        """Whether any feature's ids have weights; the others' then weigh 1."""
-        return any(sparse.weights is not None for sparse in self.sparse)
+    def collections(self) -> dict[str, Collection]:
+        """The sparse features by what looks them up; a collection without features does not exist.
+
+        bags: tables whose features have no weights. weighted_bags: tables that serve a feature with weights. A table
+        is in one collection, with all its features.
+        """
+        weighted_tables = {sparse.table for sparse in self.sparse if sparse.weights is not None}
+        collections = {}
+        for name, is_weighted in (("bags", False), ("weighted_bags", True)):
+            places = [i for i, sparse in enumerate(self.sparse) if (sparse.table in weighted_tables) == is_weighted]
+            if places:
+                names = [self.sparse[i].name for i in places]
+                tables = list(dict.fromkeys(self.sparse[i].table for i in places))
+                collections[name] = Collection(names, places, tables, is_weighted)
+        return collections
 
 
 class MetricsConfig(Strict):

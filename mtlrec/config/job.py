@@ -44,7 +44,7 @@ class JobConfig(Strict):
 
     name: Annotated[str, StringConstraints(pattern=r"^[\w.-]+$")]
     data: DataConfig = DataConfig()
-    tables: Annotated[dict[Name, TableConfig], Field(min_length=1)]
+    tables: dict[Name, TableConfig] = {}
     features: FeaturesConfig
     tasks: Annotated[list[Annotated[Task, TASK]], Field(min_length=1)]
     model: ModelConfig
@@ -62,6 +62,23 @@ class JobConfig(Strict):
             if name in names[:index]:
                 raise LocatedError((index, "name"), f"task '{name}' is declared twice; task names are unique")
         return tasks
+
+    @model_validator(mode="after")
+    def _move_own_tables_to_tables(self) -> JobConfig:
+        """A table that a feature declares in place becomes one of `tables`; the resolved job has it there alone."""
+        tables, sparse = dict(self.tables), []
+        for index, feature in enumerate(self.features.sparse):
+            own = feature.own_table
+            if own and feature.name in self.tables:
+                message = f"declares a table that tables.{feature.name} declares too; give it in one place"
+                raise LocatedError(("features", "sparse", index, "rows"), message)
+            if own:
+                tables[feature.name] = TableConfig(**own)
+                feature = feature.model_copy(update={"table": feature.name} | dict.fromkeys(own))
+            sparse.append(feature)
+        object.__setattr__(self, "tables", tables)
+        object.__setattr__(self, "features", self.features.model_copy(update={"sparse": sparse}))
+        return self
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> JobConfig:

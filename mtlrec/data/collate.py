@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.batch import Batch
+from mtlrec.config.data import Collection
 from mtlrec.data.block import Block, Ids
 from mtlrec.data.labels import TaskLabels
 from mtlrec.data.memory import concatenated, ones
@@ -33,13 +34,12 @@ def cut(blocks: Iterator[Block], sizes: Iterable[int], nothing: Callable[[], Blo
         yield cuts or [(nothing(), 0, 0)]
 
 
-def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: bool) -> Batch:
+def collate(cuts: Sequence[Cut], rows: int, collections: Mapping[str, Collection]) -> Batch:
     """A batch of `rows` rows: those of the cuts, then padding of weight 0.
 
     Args:
         cuts: at least one, perhaps of no rows
-        names: of the sparse features, in the blocks' order
-        is_weighted: whether any of them has weights
+        collections: of the blocks' sparse features
     """
     first = cuts[0][0]
     padding = rows - sum(stop - start for _, start, stop in cuts)
@@ -76,7 +76,7 @@ def collate(cuts: Sequence[Cut], rows: int, names: Sequence[str], is_weighted: b
             faults += torch.from_numpy(of_block.faults(start, stop))
     return Batch(
         dense=filled(lambda block: block.dense),
-        sparse=_sparse(cuts, rows, padding, names, is_weighted),
+        sparse={name: _sparse(cuts, rows, padding, each) for name, each in collections.items()},
         targets=of_tasks(lambda one: one.targets),
         in_space=in_space,
         entire_space=in_space if are_one else of_tasks(lambda one: one.entire_space),
@@ -93,25 +93,25 @@ def _groups(cuts: Sequence[Cut], padding: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([*known, np.zeros(padding, np.int64)]))
 
 
-def _sparse(cuts: Sequence[Cut], rows: int, padding: int, names: Sequence[str], is_weighted: bool) -> KeyedJaggedTensor:
+def _sparse(cuts: Sequence[Cut], rows: int, padding: int, collection: Collection) -> KeyedJaggedTensor:
     """Features in turn, within each the cuts, then the padding, which has no ids."""
     places = [
-        (ids, ids.span(start, stop), start, stop)
-        for of_feature in zip(*(block.ids for block, _, _ in cuts), strict=True)
-        for ids, (_, start, stop) in zip(of_feature, cuts, strict=True)
+        (block.ids[place], block.ids[place].span(start, stop), start, stop)
+        for place in collection.places
+        for block, start, stop in cuts
     ]
     size = sum(span.stop - span.start for _, span, _, _ in places)
     weights = None
-    if is_weighted:
+    if collection.is_weighted:
         of_ids = [
             np.ones(span.stop - span.start, np.float32) if ids.weights is None else ids.weights[span]
             for ids, span, _, _ in places
         ]
         weights = torch.from_numpy(concatenated(of_ids, size, np.float32))
     return KeyedJaggedTensor(
-        keys=list(names),
+        keys=list(collection.features),
         values=torch.from_numpy(concatenated([ids.values[span] for ids, span, _, _ in places], size, np.int64)),
-        lengths=_lengths(places, len(cuts), len(names) * rows, padding),
+        lengths=_lengths(places, len(cuts), len(collection.features) * rows, padding),
         weights=weights,
     )
 

@@ -63,7 +63,7 @@ class Loader:
             world_size, data.batch_size, shuffle, data.shuffle_buffer if shuffle == "rows" else 1, seed
         )
         self._groups = [group.rows for group in dataset.row_groups]
-        self._names = [feature.name for feature in columns.features.sparse]
+        self._collections = columns.features.collections
         self._has_table = keep is None or bool(keep)
         read = None if keep is None else list(dict.fromkeys([*columns.column_uses, *keep]))
         check = columns.block if data.on_error == "skip_file" else None  # which raises, whatever window is read
@@ -136,7 +136,7 @@ class Loader:
             blocks.close()
 
     def batch(self, cuts: list[Cut], rows: int) -> Batch:
-        batch = collate(cuts, rows, self._names, self.columns.features.is_weighted)
+        batch = collate(cuts, rows, self._collections)
         return batch.pin_memory() if self._pin_memory else batch
 
     def _blocks(self, windows: list[Window]) -> Generator[Block]:

@@ -150,9 +150,9 @@ def diagnose_batches(
                     for name, seen in diagnose(network, batch.dense, batch.sparse).items():
                         sums.setdefault(name, LevelSums(seen)).add(seen, real)
                     after_batch(probe(model, batch))
-                lookups.add(batch.sparse)
+                lookups.add(batch)
                 ranks.liveness.tick()
-            uses = table_uses(network.tables, lookups.compute(together), job, ranks)
+            uses = table_uses(network.sparse_arch, lookups.compute(together), job, ranks)
     finally:
         network.train(training)
     norms, cosines = gradients.compute()

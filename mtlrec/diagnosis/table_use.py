@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import Tensor
 
+from mtlrec.batch import Batch
 from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import Ranks
 from mtlrec.metrics.grouped_auc import rows_of_all_ranks
+from mtlrec.models.sparse_arch import SparseArch, unit_weighted
 
 HOT = 0.01
 """The share of a table's rows that are its hot ones: those looked up most."""
@@ -66,10 +67,10 @@ class LookupCounts:
         nothing = np.empty(0, np.int64), np.empty(0, np.int64)
         self._counts: dict[str, Counts] = dict.fromkeys(job.tables, nothing)
 
-    def add(self, ids: KeyedJaggedTensor) -> None:
-        of_features = ids.to_dict()
+    def add(self, batch: Batch) -> None:
+        ids = batch.ids()
         for feature in self._job.features.sparse:
-            values = of_features[feature.name].values().cpu().numpy()
+            values = ids[feature.name].values().cpu().numpy()
             before = self._counts[feature.table]
             self._counts[feature.table] = _added(before, np.unique(values, return_counts=True))
 
@@ -93,11 +94,11 @@ def _summed(rows: np.ndarray, often: np.ndarray) -> Counts:
     return distinct, np.bincount(place, often, minlength=len(distinct)).astype(np.int64)
 
 
-def table_uses(tables: nn.Module, found: Mapping[str, Counts], job: JobConfig, ranks: Ranks) -> list[TableUse]:
+def table_uses(sparse_arch: SparseArch, found: Mapping[str, Counts], job: JobConfig, ranks: Ranks) -> list[TableUse]:
     """Collective. The norms are of what the sharded tables give for an id alone; each rank may look up its own."""
     generator = np.random.default_rng(0)
     kinds = {name: _kinds(rows, job.tables[name].rows, generator) for name, (rows, _) in found.items()}
-    norms = _norms(tables, {name: np.concatenate(of) for name, of in kinds.items()}, job, ranks.device)
+    norms = _norms(sparse_arch, {name: np.concatenate(of) for name, of in kinds.items()}, job, ranks.device)
     uses = []
     for name, (_, often) in found.items():
         table = job.tables[name]
@@ -127,17 +128,17 @@ def _kinds(seen: np.ndarray, rows: int, generator: np.random.Generator) -> list[
 
 
 @torch.no_grad()
-def _norms(tables: nn.Module, ids: Mapping[str, np.ndarray], job: JobConfig, device: torch.device) -> dict[str, Tensor]:
+def _norms(
+    sparse_arch: SparseArch, ids: Mapping[str, np.ndarray], job: JobConfig, device: torch.device
+) -> dict[str, Tensor]:
     """[ids] of each table, looked up through one of its features, each id as a row of its own."""
-    features = {table: next(one.name for one in job.features.sparse if one.table == table) for table in ids}
+    features = {next(one.name for one in job.features.sparse if one.table == table): table for table in ids}
     size = 3 * SAMPLE  # the same on every rank
-    names = [feature.name for feature in job.features.sparse]
-    by_feature = {feature: ids[table] for table, feature in features.items()}
-    lengths = torch.zeros(len(names), size, dtype=torch.int32)
-    for index, name in enumerate(names):
-        lengths[index, : len(by_feature.get(name, ()))] = 1
-    values = torch.from_numpy(np.concatenate([by_feature[name] for name in names if name in by_feature]))
-    weights = torch.ones(len(values)) if job.features.is_weighted else None
-    rows = KeyedJaggedTensor(keys=names, values=values, lengths=lengths.view(-1), weights=weights).to(device)
-    looked_up = tables(rows).to_dict()
-    return {table: looked_up[name][: len(ids[table])].norm(dim=1).cpu() for table, name in features.items()}
+    values, lengths = {}, {}
+    for feature in job.features.sparse:
+        of_feature = ids[features[feature.name]] if feature.name in features else np.empty(0, np.int64)
+        values[feature.name] = torch.from_numpy(of_feature)
+        lengths[feature.name] = (torch.arange(size) < len(of_feature)).int()
+    sparse = unit_weighted(job.features, values, lengths)
+    looked_up = sparse_arch({name: rows.to(device) for name, rows in sparse.items()})
+    return {table: looked_up[name][: len(ids[table])].norm(dim=1).cpu() for name, table in features.items()}

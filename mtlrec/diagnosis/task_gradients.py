@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.losses.balancing import Balancing, Coefficients, Totals, gradients_on
@@ -25,7 +24,7 @@ class TaskGradients(Balancing):
         self.gram = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
         self.batches = 0
 
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
+    def forward(self, totals: Totals, parts: Tensor, pooled: Sequence[Tensor] | None) -> Coefficients:
         assert pooled is not None
         gradients = gradients_on(pooled, parts)
         self.gram += gradients @ gradients.T
@@ -55,21 +54,21 @@ def in_place_of_balancing(model: ShardedModel, gradients: TaskGradients) -> Iter
 
 
 def probe(model: ShardedModel, batch: Batch) -> StepOutput:
-    """Shows the loss the pooled embeddings as a leaf, so that nothing reaches the tables; returns what an evaluation's
+    """Shows the loss the pooled vectors as leaves, so that nothing reaches the tables; returns what an evaluation's
     step does. The model is in evaluation mode; its heads alone also run as in training, for the losses: they then give
     what these are taken of (among the negatives that sampling has kept; imputed errors)."""
     network = model.network
     heads = network.over_arch.heads
     with torch.no_grad():
-        pooled = network.tables(batch.sparse)
+        pooled = network.sparse_arch(batch.sparse)
     with torch.enable_grad():
-        leaf = pooled.values().detach().requires_grad_()
-        shown = KeyedTensor(keys=pooled.keys(), length_per_key=pooled.length_per_key(), values=leaf)
-        fused = network.over_arch.fused(batch.dense, shown, batch.sparse)
+        leaves = {name: vector.detach().requires_grad_() for name, vector in pooled.items()}
+        fused = network.over_arch.fused(batch.dense, leaves)
         outputs = heads(fused.detach())
         heads.train()
         try:
-            _, report = model.loss(heads(fused), batch.targets, batch.in_space, batch.sample_weights, leaf)
+            labels = batch.targets, batch.in_space, batch.sample_weights
+            _, report = model.loss(heads(fused), *labels, list(leaves.values()))
         finally:
             heads.eval()
     return StepOutput(outputs.detach(), report, batch)

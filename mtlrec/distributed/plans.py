@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchrec.distributed.types import (
     CacheParams,
     EmbeddingModuleShardingPlan,
     ModuleSharder,
+    ModuleShardingPlan,
     ParameterSharding,
     ShardingPlan,
 )
@@ -135,17 +137,22 @@ class Plan(Strict):
         return self.model_dump_json(indent=1, exclude_none=True) + "\n"
 
     def of_module(
-        self, module: nn.Module, sharder: ModuleSharder[nn.Module], device: str, local_world_size: int
+        self, module: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], device: str, local_world_size: int
     ) -> ShardingPlan:
-        """As TorchRec wants it: by the path of the collection that has the tables, which `sharder` knows.
+        """As TorchRec wants it: by the path of each collection of tables.
 
         Args:
+            sharders: a kind of collection each
             device: cpu or cuda; of CUDA, each rank has the one with its number on its node
         """
-        path, collection = next((p, m) for p, m in module.named_modules() if type(m) is sharder.module_type)
-        wanted = sharder.shardable_parameters(collection)
-        shardings = {name: _sharding(self.tables[name], device, local_world_size) for name in wanted}
-        return ShardingPlan(plan={path: EmbeddingModuleShardingPlan(shardings)})
+        by_type = {sharder.module_type: sharder for sharder in sharders}
+        plan: dict[str, ModuleShardingPlan] = {}
+        for path, part in module.named_modules():
+            if type(part) in by_type:
+                tables = by_type[type(part)].shardable_parameters(part)
+                shardings = {name: _sharding(self.tables[name], device, local_world_size) for name in tables}
+                plan[path] = EmbeddingModuleShardingPlan(shardings)
+        return ShardingPlan(plan)
 
 
 def _described(sharding: ParameterSharding) -> TablePlan:

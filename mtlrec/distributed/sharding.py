@@ -41,8 +41,7 @@ def plan_sharding(module: nn.Module, job: JobConfig, ranks: Ranks) -> ShardingPl
             reason = _refused(job, name, size, ranks.device.type).get(table.sharding_type)
             if reason is not None:
                 raise ConfigError(f"sharding.plan: {path}: {name}: {reason}")
-        (sharder,) = sharders(job, ranks.device)
-        return plan.of_module(module, sharder, ranks.device.type, ranks.local_world_size)
+        return plan.of_module(module, sharders(job, ranks.device), ranks.device.type, ranks.local_world_size)
     topology = Topology(
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
@@ -114,7 +113,10 @@ def shard(module: nn.Module, plan: ShardingPlan, job: JobConfig, ranks: Ranks) -
 
 
 def sharders(job: JobConfig, device: torch.device) -> list[ModuleSharder[nn.Module]]:
-    """With what pooled embeddings travel as. TorchRec takes fp16 for bf16 on gloo, which has no bf16."""
+    """One for each kind of collection, with what pooled embeddings travel as.
+
+    TorchRec takes fp16 for bf16 on gloo, which has no bf16.
+    """
     communication = job.sharding.communication
     travel = QCommsConfig(CommType(communication.forward), CommType(communication.backward))
     codecs = get_qcomm_codecs_registry(travel, device=device)

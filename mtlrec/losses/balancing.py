@@ -10,7 +10,7 @@ part and none through the tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,12 +32,12 @@ Coefficients = tuple[Tensor, Tensor | float]
 class Balancing(nn.Module):
     """Base: `forward(totals, parts, pooled) -> (c [T], what is added to the loss)`.
 
-    `totals` are the global batch's losses; `parts` [T] is this rank's share of each, with its graph; `pooled` is the
-    tensor of pooled embeddings they were computed from. Parameters are trained with the dense part, buffers are saved
-    with it.
+    `totals` are the global batch's losses; `parts` [T] is this rank's share of each, with its graph; `pooled` are
+    the features' pooled vectors that they were computed from. Parameters are trained with the dense part, buffers are
+    saved with it.
     """
 
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
+    def forward(self, totals: Totals, parts: Tensor, pooled: Sequence[Tensor] | None) -> Coefficients:
         raise NotImplementedError
 
 
@@ -55,7 +55,7 @@ class Uncertainty(Balancing):
         super().__init__()
         self.log_variances = nn.Parameter(torch.zeros(num_tasks))
 
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
+    def forward(self, totals: Totals, parts: Tensor, pooled: Sequence[Tensor] | None) -> Coefficients:
         has_loss = totals.numerators != 0
         return 0.5 * torch.exp(-self.log_variances), 0.5 * (self.log_variances * has_loss).sum()
 
@@ -83,7 +83,7 @@ class DynamicWeightAverage(Balancing):
         self.register_buffer("means", torch.full((2, num_tasks), math.nan, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
+    def forward(self, totals: Totals, parts: Tensor, pooled: Sequence[Tensor] | None) -> Coefficients:
         coefficients = self.coefficients()
         self.sums += torch.stack([totals.numerators, totals.denominators])
         self.steps += 1
@@ -108,11 +108,11 @@ def decayed_weights(initial: Tensor, rate: Tensor, time: int) -> Tensor:
     return initial * rate.pow(time)
 
 
-def gradients_on(pooled: Tensor, parts: Tensor) -> Tensor:
-    """[T, numbers in pooled] float64: of each task's loss, backward from it to the pooled embeddings and no further; 0
-    for a task that reads none of them."""
-    gradients = [torch.autograd.grad(part, pooled, retain_graph=True, materialize_grads=True)[0] for part in parts]
-    return torch.stack([gradient.flatten().double() for gradient in gradients])
+def gradients_on(pooled: Sequence[Tensor], parts: Tensor) -> Tensor:
+    """[T, numbers in pooled] float64: of each task's loss, backward from it to the pooled vectors and no further; 0 for
+    a task that reads none of them."""
+    gradients = [torch.autograd.grad(part, pooled, retain_graph=True, materialize_grads=True) for part in parts]
+    return torch.stack([torch.cat([of.flatten() for of in gradient]).double() for gradient in gradients])
 
 
 class GradientBalancing(Balancing):
@@ -136,7 +136,7 @@ class GradientBalancing(Balancing):
         super().__init__()
         self.weighting, self.of_mean = weighting, of_mean
 
-    def forward(self, totals: Totals, parts: Tensor, pooled: Tensor | None) -> Coefficients:
+    def forward(self, totals: Totals, parts: Tensor, pooled: Sequence[Tensor] | None) -> Coefficients:
         if pooled is None:
             raise ValueError("balancing on gradients needs the pooled embeddings that the losses were computed from")
         gradients = gradients_on(pooled, parts)

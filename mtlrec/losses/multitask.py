@@ -74,7 +74,7 @@ class MultiTaskLoss(nn.Module):
         targets: Tensor,
         in_space: Tensor,
         sample_weights: Tensor,
-        pooled: Tensor | None = None,
+        pooled: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, LossReport]:
         """targets, in_space and sample_weights [B, T] of a `Batch`; pooled, what balancing takes gradients of."""
         row_weights = in_space * sample_weights
@@ -87,7 +87,9 @@ class MultiTaskLoss(nn.Module):
         loss, coefficients = self._weighed(parts, totals, pooled, world_size)
         return loss, LossReport(totals.numerators / denominators, sums[2], coefficients, local_sums)
 
-    def _weighed(self, parts: Tensor, totals: Totals, pooled: Tensor | None, world_size: int) -> tuple[Tensor, Tensor]:
+    def _weighed(
+        self, parts: Tensor, totals: Totals, pooled: Sequence[Tensor] | None, world_size: int
+    ) -> tuple[Tensor, Tensor]:
         """The sum of the parts by their coefficients, and what the tasks' losses are multiplied by in all [T].
 
         What balancing adds is the same on all ranks, so the mean of its gradients is right as it is.

@@ -13,8 +13,8 @@ from mtlrec.errors import ConfigError, LocatedError
 from mtlrec.layers import FusionLayer
 from mtlrec.losses import MultiTaskLoss, TaskLosses
 from mtlrec.models.balancing import build_balancing
-from mtlrec.models.embeddings import PooledFeatures, embedding_tables
 from mtlrec.models.multitask import MultiTaskModel, OverArch, SlotInputs
+from mtlrec.models.sparse_arch import SparseArch
 from mtlrec.models.train_module import TrainModule
 
 
@@ -29,14 +29,13 @@ def build_model(job: JobConfig, table_device: torch.device | None = None) -> Mul
         if any(task.prior is not None for task in job.tasks):
             job.start(heads)
     over_arch = OverArch(
-        pooled=PooledFeatures(job.features.sparse),
         inputs=build_slot_inputs(job, fusion),
         bottom=bottom,
         fusion=fusion,
         heads=heads,
     )
-    tables = embedding_tables(job.tables, job.features.sparse, table_device or torch.device("meta"))
-    return MultiTaskModel(tables, over_arch)
+    sparse_arch = SparseArch(job.features, job.tables, table_device or torch.device("meta"))
+    return MultiTaskModel(sparse_arch, over_arch)
 
 
 def build_train_module(job: JobConfig, table_device: torch.device | None = None) -> TrainModule:

@@ -1,62 +1,57 @@
-"""The model: tables, bottom, fusion, heads.
+"""The model: sparse arch, bottom, fusion, heads.
 
-B batch, F dense features, D bottom width, T tasks, H fusion width. Everything after the tables sits in one submodule
-without an `EmbeddingBagCollection`: TorchRec's pipeline traces what holds the tables and leaves the rest alone.
+B batch, F dense features, D bottom width, T tasks, H fusion width. Everything after the vectors sits in one submodule
+without tables: TorchRec's pipeline traces what holds tables and leaves the rest alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.heads import Head, HeadOutput
-from mtlrec.models.embeddings import PooledFeatures
+from mtlrec.models.sparse_arch import SparseArch
 
 
 class MultiTaskModel(nn.Module):
-    """dense [B, F], ids (KJT) -> HeadOutput, [B, T] each."""
+    """dense [B, F], ids by collection -> HeadOutput, [B, T] each."""
 
-    def __init__(self, tables: EmbeddingBagCollection, over_arch: OverArch) -> None:
+    def __init__(self, sparse_arch: SparseArch, over_arch: OverArch) -> None:
         super().__init__()
-        self.tables = tables
+        self.sparse_arch = sparse_arch
         self.over_arch = over_arch
 
-    def forward(self, dense: Tensor, ids: KeyedJaggedTensor) -> HeadOutput:
-        return self.over_arch(dense, self.tables(ids), ids)
+    def forward(self, dense: Tensor, sparse: dict[str, KeyedJaggedTensor]) -> HeadOutput:
+        pooled = self.sparse_arch(sparse)
+        return self.over_arch(dense, pooled)
 
 
 class OverArch(nn.Module):
-    """What follows the lookup.
+    """What follows the lookup: dense [B, F], {feature: [B, dim]} in the config's order -> HeadOutput, [B, T] each.
 
     Args:
-        pooled: takes the pooled embeddings by feature name
         inputs: which features each slot of the fusion layer reads
         bottom: [B, F], embeddings -> [B, D]
         fusion: [B, D] or [B, slots, D] -> [B, T, H]
         heads: [B, T, H] -> HeadOutput
     """
 
-    def __init__(
-        self, pooled: PooledFeatures, inputs: SlotInputs, bottom: nn.Module, fusion: nn.Module, heads: Head
-    ) -> None:
+    def __init__(self, inputs: SlotInputs, bottom: nn.Module, fusion: nn.Module, heads: Head) -> None:
         super().__init__()
-        self.pooled = pooled
         self.inputs = inputs
         self.bottom = bottom
         self.fusion = fusion
         self.heads = heads
 
-    def forward(self, dense: Tensor, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> HeadOutput:
-        return self.heads(self.fused(dense, pooled, ids))
+    def forward(self, dense: Tensor, pooled: Mapping[str, Tensor]) -> HeadOutput:
+        return self.heads(self.fused(dense, pooled))
 
-    def fused(self, dense: Tensor, pooled: KeyedTensor, ids: KeyedJaggedTensor) -> Tensor:
+    def fused(self, dense: Tensor, pooled: Mapping[str, Tensor]) -> Tensor:
         """[B, T, H]: what the heads read."""
-        embeddings = self.pooled(pooled, ids)
-        slots = self.inputs(self.bottom, dense, embeddings)
+        slots = self.inputs(self.bottom, dense, list(pooled.values()))
         return self.fusion(slots)
 
 

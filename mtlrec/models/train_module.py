@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec.batch import Batch
 from mtlrec.heads import HeadOutput
@@ -29,14 +29,15 @@ class LossModule(nn.Module):
         super().__init__()
         self.multitask = loss
 
-    def forward(self, outputs: HeadOutput, pooled: KeyedTensor, batch: Batch) -> tuple[Tensor, StepOutput]:
+    def forward(self, outputs: HeadOutput, pooled: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, StepOutput]:
+        labels = batch.targets, batch.in_space, batch.sample_weights
         with torch.profiler.record_function("mtlrec::loss"):
-            loss, report = self.multitask(outputs, batch.targets, batch.in_space, batch.sample_weights, pooled.values())
+            loss, report = self.multitask(outputs, *labels, list(pooled.values()))
         return loss, StepOutput(outputs.detach(), report, batch)
 
 
 class TrainModule(nn.Module):
-    """The model's own path, with the pooled embeddings shown to the loss: some balancing takes gradients of them."""
+    """The model's own path, with the pooled vectors shown to the loss: some balancing takes gradients of them."""
 
     def __init__(self, model: MultiTaskModel, loss: MultiTaskLoss) -> None:
         super().__init__()
@@ -44,6 +45,6 @@ class TrainModule(nn.Module):
         self.loss = LossModule(loss)
 
     def forward(self, batch: Batch) -> tuple[Tensor, StepOutput]:
-        pooled = self.model.tables(batch.sparse)
-        outputs = self.model.over_arch(batch.dense, pooled, batch.sparse)
+        pooled = self.model.sparse_arch(batch.sparse)
+        outputs = self.model.over_arch(batch.dense, pooled)
         return self.loss(outputs, pooled, batch)

@@ -25,7 +25,7 @@ from mtlrec.evaluation.calibration import Calibration
 from mtlrec.evaluation.fused_score import FusedScore
 from mtlrec.models.build import build_task_losses, build_train_module
 from mtlrec.models.train_module import TrainModule
-from mtlrec.serving.lookup import FrozenTables, Precision
+from mtlrec.serving.lookup import FrozenSparseArch, Precision
 from mtlrec.serving.manifest import (
     MANIFEST,
     MODEL,
@@ -84,7 +84,7 @@ def export(
         columns, rows = first_rows(job, split, ranks, state)
         logger.info(f"{checkpoint.name} read; exporting and compiling, which takes some tens of seconds")
         program = serving_program(module, job, precision, ranks.device)
-        compiled(exported(program, example_of(columns, rows, ranks.device)), folder / MODEL)
+        compiled(exported(program, example_of(columns, ranks.device)), folder / MODEL)
         function = loaded(folder / MODEL)
         module.to(ranks.device)
         found = compare(
@@ -112,14 +112,16 @@ def export(
 def whole_model(job: JobConfig, checkpoint: Path) -> TrainModule:
     """The checkpoint's weights, whatever ranks and plan saved them, in one process and in eager mode on the CPU."""
     module = build_train_module(job.model_copy(update={"loss": LossConfig()}))
-    module.model.tables.to_empty(device="cpu")
+    module.model.sparse_arch.to_empty(device="cpu")
     load_tensors({"model": module.state_dict()}, checkpoint)
     return module.eval()
 
 
 def serving_program(module: TrainModule, job: JobConfig, precision: Precision, device: torch.device) -> ServingProgram:
-    tables = FrozenTables(module.model.tables, job.features.sparse, precision, device)
-    return ServingProgram(tables, module.model.over_arch.to(device), build_task_losses(job)).eval()
+    sparse_arch = FrozenSparseArch(module.model.sparse_arch, job.features, job.tables, precision, device)
+    return ServingProgram(
+        sparse_arch, job.features.collections, module.model.over_arch.to(device), build_task_losses(job)
+    ).eval()
 
 
 @contextmanager

@@ -151,11 +151,15 @@ def checksum(path: Path) -> str:
 
 
 def input_specs(columns: Columns) -> list[TensorSpec]:
-    dense, sparse = columns.features.dense, columns.features.sparse
-    specs = [
-        TensorSpec(name="dense", shape=["B", len(dense)], dtype="float32", columns=[one.name for one in dense]),
-        TensorSpec(name="values", shape=["N"], dtype="int64"),
-        TensorSpec(name="lengths", shape=[len(sparse), "B"], dtype="int32", columns=[one.name for one in sparse]),
-    ]
-    weights = TensorSpec(name="weights", shape=["N"], dtype="float32")
-    return [*specs, weights] if columns.features.is_weighted else specs
+    """The tensors that the program takes, in their order (`program.py`)."""
+    dense = [feature.name for feature in columns.features.dense]
+    specs = [TensorSpec(name="dense", shape=["B", len(dense)], dtype="float32", columns=dense)]
+    for name, collection in columns.features.collections.items():
+        features, count = collection.features, f"N_{name}"
+        specs += [
+            TensorSpec(name=f"{name}.values", shape=[count], dtype="int64"),
+            TensorSpec(name=f"{name}.lengths", shape=[len(features), "B"], dtype="int32", columns=features),
+        ]
+        if collection.is_weighted:
+            specs.append(TensorSpec(name=f"{name}.weights", shape=[count], dtype="float32"))
+    return specs

@@ -1,11 +1,15 @@
 """The model as one file that runs without mtlrec and TorchRec: exported, compiled ahead of time, and loaded again.
 
-B rows, F dense features, S sparse features, N ids, T tasks. The file's function takes tensors in this order:
+B rows, F dense features, T tasks; S sparse features and N ids of a collection. The file's function takes tensors in
+this order:
 
-    dense    [B, F] float32   `features.dense`, transformed
-    values   [N]    int64     the ids of the first feature, row after row, then those of the second, ...
-    lengths  [S, B] int32     how many ids each feature has in each row
-    weights  [N]    float32   of the ids; only where a feature of the job has weights
+    dense         [B, F] float32   `features.dense`, transformed
+
+and for each collection of the job (`features.collections`: bags, weighted_bags)
+
+    NAME.values   [N]    int64     the ids of its first feature, row after row, then those of its second, ...
+    NAME.lengths  [S, B] int32     how many ids each of its features has in each row
+    NAME.weights  [N]    float32   of the ids; of weighted_bags alone
 
 and gives a dict of [B, T] float32: `predictions` (p(task) over all impressions, a regression's value, a watch time in
 its label's unit), and what metrics and the fused score are made of, `HeadOutput`'s value, log_p, log_not_p and
@@ -14,7 +18,7 @@ log_entire_p. B is 1 or more. Ids are not checked: one that is not below its tab
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,13 +28,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtlrec.batch import Batch
 from mtlrec.compat.aot_inductor import CompilerFailed, compile_package, load_package
 from mtlrec.compat.quiet import quiet_export, quiet_keyed_jagged_tensors
+from mtlrec.config import Collection
 from mtlrec.errors import ArtifactError
 from mtlrec.heads import HeadOutput
 from mtlrec.io import one_line
 from mtlrec.losses import MultiTaskLoss, TaskLosses
 from mtlrec.models.multitask import OverArch
 from mtlrec.models.train_module import StepOutput
-from mtlrec.serving.lookup import FrozenTables
+from mtlrec.serving.lookup import FrozenSparseArch
 
 quiet_keyed_jagged_tensors()  # a server makes one for every request
 
@@ -42,31 +47,52 @@ Function = Callable[..., Outputs]
 class ServingProgram(nn.Module):
     """What is exported: the model's own path behind frozen tables."""
 
-    def __init__(self, tables: FrozenTables, over_arch: OverArch, losses: TaskLosses) -> None:
+    def __init__(
+        self,
+        sparse_arch: FrozenSparseArch,
+        collections: Mapping[str, Collection],
+        over_arch: OverArch,
+        losses: TaskLosses,
+    ) -> None:
         super().__init__()
-        self.tables, self.over_arch, self.losses = tables, over_arch, losses
+        self.sparse_arch, self.over_arch, self.losses = sparse_arch, over_arch, losses
+        self._collections = dict(collections)
 
-    def forward(self, dense: Tensor, values: Tensor, lengths: Tensor, weights: Tensor | None = None) -> Outputs:
-        flat = lengths.flatten()
-        offsets = nn.functional.pad(flat.cumsum(0), (1, 0))
-        ids = KeyedJaggedTensor(keys=self.tables.keys, values=values, lengths=flat, weights=weights)
-        outputs = self.over_arch(dense, self.tables(values, offsets, weights), ids)
+    def forward(self, dense: Tensor, *ids: Tensor) -> Outputs:
+        pooled = self.sparse_arch(self._by_collection(ids))
+        outputs = self.over_arch(dense, pooled)
         return {"predictions": self.losses.predictions(outputs)} | {part: getattr(outputs, part) for part in PARTS}
+
+    def _by_collection(self, ids: tuple[Tensor, ...]) -> dict[str, KeyedJaggedTensor]:
+        """From the tensors in the order of `arguments`."""
+        tensors = iter(ids)
+        return {
+            name: KeyedJaggedTensor(
+                keys=collection.features,
+                values=next(tensors),
+                lengths=next(tensors).flatten(),
+                weights=next(tensors) if collection.is_weighted else None,
+            )
+            for name, collection in self._collections.items()
+        }
 
 
 def arguments(batch: Batch) -> tuple[Tensor, ...]:
     """A batch as the function takes it."""
-    ids, rows = batch.sparse, len(batch)
-    tensors = (batch.dense.contiguous(), ids.values(), ids.lengths().view(-1, rows))
-    return tensors if ids.weights_or_none() is None else (*tensors, ids.weights())
+    tensors = [batch.dense.contiguous()]
+    for ids in batch.sparse.values():
+        weights = ids.weights_or_none()
+        tensors += [ids.values(), ids.lengths().view(-1, len(batch))] + ([] if weights is None else [weights])
+    return tuple(tensors)
 
 
 def exported(program: ServingProgram, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
     """For any number of rows and ids. `example` has several of each."""
     some = torch.export.Dim.DYNAMIC
-    axes: list[dict[int, object]] = [{0: some}, {0: some}, {1: some}, {0: some}]
+    dense, *ids = example
+    axes = tuple({tensor.dim() - 1: some} for tensor in ids)  # [N], and lengths [S, B]
     with torch.no_grad(), quiet_export():
-        found = torch.export.export(program, example, dynamic_shapes=(*axes[: len(example)],))
+        found = torch.export.export(program, (dense, *ids), dynamic_shapes=({0: some}, axes))
     narrow = [f"{name} in [{limits.lower}, {limits.upper}]" for name, limits in found.range_constraints.items()]
     assert all(limits.lower <= 2 and limits.upper > 2**31 for limits in found.range_constraints.values()), narrow
     return found

@@ -44,12 +44,16 @@ def inputs_of(columns: Columns, table: pa.Table, device: torch.device) -> tuple[
     return arguments(columns.batch(block).to(device))
 
 
-def example_of(columns: Columns, rows: pa.Table, device: torch.device) -> tuple[Tensor, ...]:
+def example_of(columns: Columns, device: torch.device) -> tuple[Tensor, ...]:
     """Several rows with several ids: tracing takes what it sees one of for a constant."""
-    tensors = inputs_of(columns, rows if len(rows) > 1 else pa.concat_tables([rows, rows]), device)
-    if len(tensors[1]) < 2:
-        raise ArtifactError("data: the first batch has no ids, to trace the model with; name another --split")
-    return tensors
+    rows, length = 7, 2
+    tensors = [torch.zeros(rows, len(columns.features.dense))]
+    for collection in columns.features.collections.values():
+        features = len(collection.features)
+        count = rows * length * features
+        tensors += [torch.zeros(count, dtype=torch.int64), torch.full((features, rows), length, dtype=torch.int32)]
+        tensors += [torch.ones(count)] if collection.is_weighted else []
+    return tuple(tensor.to(device) for tensor in tensors)
 
 
 def write_sample(columns: Columns, rows: pa.Table, folder: Path, function: Function, device: torch.device) -> Sample:

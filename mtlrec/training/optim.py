@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
@@ -26,7 +25,7 @@ from mtlrec.compat.fbgemm.optimizer_states import ColumnRanges, columns_of, fuse
 from mtlrec.compat.optimizer_in_backward import apply_optimizer_in_backward
 from mtlrec.config import TABLE_OPTIMIZERS, DenseOptimizer, JobConfig, Optimizer, TableOptimizer
 from mtlrec.errors import ConfigError
-from mtlrec.models.embeddings import is_table_parameter, table_name
+from mtlrec.models.sparse_arch import SparseArch
 
 TABLE_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -42,7 +41,7 @@ DENSE_CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def fuse_sparse_optimizer(tables: EmbeddingBagCollection, job: JobConfig, device: torch.device) -> None:
+def fuse_sparse_optimizer(sparse_arch: SparseArch, job: JobConfig, device: torch.device) -> None:
     """Before sharding: ask for the job's optimizer inside the backward of every table.
 
     What only FBGEMM knows (decay, clipping, betas) is told to the sharder: `distributed/sharding.py`.
@@ -55,9 +54,9 @@ def fuse_sparse_optimizer(tables: EmbeddingBagCollection, job: JobConfig, device
         raise ConfigError(f"optim.sparse.kind = {sparse.kind!r}: FBGEMM has none on {device.type}. Use {usable}.")
     if getattr(sparse, "weight_decay", 0) and device.type not in sparse.decays_on:
         raise ConfigError(f"optim.sparse.weight_decay: FBGEMM has none on {device.type}. Set it to 0.")
-    for name, bag in tables.embedding_bags.items():
-        options = _table_options(sparse) | {"lr": job.tables[name].lr or sparse.lr}
-        apply_optimizer_in_backward(TABLE_CLASSES[sparse.kind], bag.parameters(), options)
+    for table, parameter in sparse_arch.table_parameters():
+        options = _table_options(sparse) | {"lr": job.tables[table].lr or sparse.lr}
+        apply_optimizer_in_backward(TABLE_CLASSES[sparse.kind], [parameter], options)
 
 
 def _table_options(sparse: TableOptimizer) -> dict[str, Any]:
@@ -102,8 +101,9 @@ class Optimizers:
         self._sparse, self._dense = job.optim.sparse, job.optim.dense
         replicated: dict[str, nn.Parameter] = {}
         dense: dict[str, nn.Parameter] = {}
+        self._table_of: Callable[[str], str | None] = model.module.model.sparse_arch.table_of
         for name, parameter in in_backward_optimizer_filter(model.named_parameters()):
-            (replicated if is_table_parameter(name) else dense)[name] = parameter
+            (dense if self._table_of(name) is None else replicated)[name] = parameter
         self.fused = model.fused_optimizer
         self.replicated = self._replicated(replicated) if replicated else None
         self.dense = dense_optimizer(self._dense, dense, undecayed(model))
@@ -126,9 +126,9 @@ class Optimizers:
     def _groups_of_tables(self) -> Iterator[tuple[dict[str, Any], list[str]]]:
         """The parameter groups of all tables, and the names of the tables in each."""
         for optimizer in filter(None, (self.fused, self.replicated)):
-            names = {id(table): table_name(str(key)) for key, table in optimizer.params.items()}
+            names = {id(table): self._table_of(str(key)) for key, table in optimizer.params.items()}
             for group in optimizer.param_groups:
-                yield group, [names[id(table)] for table in group["params"]]
+                yield group, [name for table in group["params"] if (name := names[id(table)]) is not None]
 
     def set_learning_rates(self, step: int) -> None:
         """For the step with this number (from 0); call it before the step."""

@@ -77,7 +77,7 @@ def unsharded(job: JobConfig, device: torch.device) -> TrainModule:
     """Tables on meta, which take no memory, with their optimizer in backward; the rest drawn from the job's seed."""
     torch.manual_seed(job.train.seed)
     module = build_train_module(job)
-    fuse_sparse_optimizer(module.model.tables, job, device)
+    fuse_sparse_optimizer(module.model.sparse_arch, job, device)
     return module
 
 

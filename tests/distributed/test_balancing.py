@@ -40,7 +40,7 @@ def train_alone(job: JobConfig) -> tuple[dict[str, torch.Tensor], list[list[floa
     torch.manual_seed(0)
     module = build_train_module(job, torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    sparse = torch.optim.Adagrad(module.model.tables.parameters(), lr=0.1, eps=1e-8)
+    sparse = torch.optim.Adagrad(module.model.sparse_arch.parameters(), lr=0.1, eps=1e-8)
     dense = [*module.model.over_arch.parameters(), *module.loss.parameters()]
     adam = torch.optim.Adam(dense, lr=0.01)
     losses, coefficients = [], []

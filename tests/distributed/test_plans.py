@@ -14,22 +14,29 @@ from mtlrec.distributed.plans import TablePlan
 from mtlrec.training.sharded import unsharded
 from tests.support.jobs import curve, final_tensors, write_job
 from tests.support.ranks import run_cli, run_ranks
-from tests.support.toy import toy_job, toy_tree, write_toy
+from tests.support.toy import ITEMS, toy_job, toy_tree, write_toy
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+RECENT = {"name": "recent_items", "table": "recent", "weights": "recent_weights", "max_length": 5}
+SECTIONS: dict[str, Any] = {
+    "tables": {"recent": {"rows": ITEMS, "dim": 8}},
+    "features": {"sparse": [{"name": "user_id", "table": "user"}, {"name": "item_id", "table": "item"}, RECENT]},
+    "optim": {"sparse": {"kind": "adagrad"}},
+}
+"""The table of the weighted feature is in a collection of its own."""
 MIXED = {"sharding": {"constraints": {"user": {"types": ["row_wise"]}, "item": {"types": ["column_wise"]}}}}
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plans")
-    return write_job(folder / "job.yaml", write_toy(folder / "data"), optim={"sparse": {"kind": "adagrad"}})
+    return write_job(folder / "job.yaml", write_toy(folder / "data"), **SECTIONS)
 
 
 @pytest.fixture(scope="module")
 def constrained(job: Path) -> tuple[Path, Path]:
     """The job with constraints, and a run of it on two ranks."""
-    config = write_job(job.parent / "mixed.yaml", job.parent / "data", optim={"sparse": {"kind": "adagrad"}}, **MIXED)
+    config = write_job(job.parent / "mixed.yaml", job.parent / "data", **SECTIONS, **MIXED)
     run = job.parent / "constrained"
     assert run_ranks(2, run_cli, "train", config, "-o", run) == [0, 0]
     return config, run

@@ -1,6 +1,7 @@
 """Saved by some ranks under one plan, loaded by others under another: the same states, the same further steps.
 
-Plans mix sharding types over the tables; every rank count and plan trains on the same global batches.
+Plans mix sharding types over the tables, of which one is of weighted ids, in a collection of its own. Every rank count
+and plan trains on the same global batches.
 """
 
 from pathlib import Path
@@ -49,7 +50,7 @@ def job_of(plan: Plan, sparse: str, root: Path) -> JobConfig:
             "sparse": [
                 {"name": "user_id", "table": "user"},
                 {"name": "item_id", "table": "item"},
-                {"name": "recent_items", "table": "recent", "pooling": "mean"},
+                {"name": "recent_items", "table": "recent", "pooling": "mean", "weights": "recent_weights"},
             ]
         },
         optim={"sparse": {"kind": sparse, "lr": 0.1}, "dense": {"kind": "adam", "lr": 0.002}},

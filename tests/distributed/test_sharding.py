@@ -75,7 +75,7 @@ def train_unsharded(job: JobConfig) -> tuple[dict[str, torch.Tensor], list[list[
     torch.manual_seed(0)
     module = build_train_module(job, torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    tables = {name: list(bag.parameters()) for name, bag in module.model.tables.embedding_bags.items()}
+    tables = {name: [table] for name, table in module.model.sparse_arch.table_parameters()}
     dense = dict(module.model.over_arch.named_parameters())
     kinds: dict[str, Any] = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
     kind = job.optim.sparse.kind
@@ -88,7 +88,8 @@ def train_unsharded(job: JobConfig) -> tuple[dict[str, torch.Tensor], list[list[
     losses: list[list[float]] = []
     clipped: list[float] = []
     limit = job.optim.sparse.clip_value
-    module.model.tables.register_forward_hook(lambda *call: clip(call[2].values(), limit, clipped))
+    for collection in module.model.sparse_arch.collections.values():
+        collection.register_forward_hook(lambda *call: clip(call[2].values(), limit, clipped))
     for step, batch in enumerate(batches(job, 0, 1)):
         for group, factor in zip(sparse.param_groups, (USER_LR, 1.0), strict=True):
             group["lr"] = factor * learning_rate(job.optim.sparse, step, STEPS)

@@ -143,7 +143,9 @@ def test_a_warm_start_reaches_every_shard(trained: Path, tmp_path: Path) -> None
     (tmp_path / "new.yaml").write_text(yaml.safe_dump(tree))
     assert on_two_ranks("train", tmp_path / "new.yaml", "-o", tmp_path / "new", "--init-from", trained) == [0, 0]
     before, after = final_tensors(trained), final_tensors(tmp_path / "new")
-    user, item = (f"model.model.tables.embedding_bags.{table}.weight" for table in ("user", "item"))
+    user, item = (
+        f"model.model.sparse_arch.collections.bags.embedding_bags.{table}.weight" for table in ("user", "item")
+    )
     np.testing.assert_allclose(after[user][:50], before[user], atol=1e-6)
     np.testing.assert_allclose(after[item], before[item], atol=1e-6)
     assert (after[user][50:] != 0).any(dim=1).all()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from mtlrec import layers
 from mtlrec.config.file import job_of
@@ -75,12 +74,11 @@ def test_gradients_add_up_to_that_of_the_whole_loss(run: Path, capsys: pytest.Ca
         model = load_run(job, run, ranks)
         (batch,) = loader_of(job, "valid", ranks).epoch()
         network = model.network.eval()
-        pooled = network.tables(batch.sparse)
-        leaf = pooled.values().detach().requires_grad_()
-        shown = KeyedTensor(keys=pooled.keys(), length_per_key=pooled.length_per_key(), values=leaf)
-        outputs = network.over_arch(batch.dense, shown, batch.sparse)
-        loss, _ = model.loss.eval()(outputs, batch.targets, batch.in_space, batch.sample_weights, leaf)
-        (whole,) = torch.autograd.grad(loss, leaf)
+        pooled = network.sparse_arch(batch.sparse)
+        leaves = {name: vector.detach().requires_grad_() for name, vector in pooled.items()}
+        outputs = network.over_arch(batch.dense, leaves)
+        loss, _ = model.loss.eval()(outputs, batch.targets, batch.in_space, batch.sample_weights)
+        whole = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(leaves.values()))])
     norms = np.array(found["gradient_norm"])
     cosines = np.array(found["gradient_cosine"])
     np.testing.assert_allclose(np.diag(cosines), 1.0, atol=1e-9)
@@ -94,14 +92,15 @@ def test_it_changes_nothing_and_can_look_at_less(run: Path, capsys: pytest.Captu
         model = load_run(job, run, ranks)
         before = {name: tensor.clone() for name, tensor in model.network.over_arch.state_dict().items()}
         ids = next(iter(loader_of(job, "valid", ranks).epoch())).sparse
-        looked_up = model.network.tables(ids).values().clone()
+        looked_up = {name: vector.clone() for name, vector in model.network.sparse_arch(ids).items()}
         from mtlrec.diagnosis.diagnosis import diagnose_run
 
         balancing = model.loss.balancing
         found = diagnose_run(model, loader_of(job, "train", ranks), job, ranks, most_batches=2)
         assert found.rows == 400
         assert model.loss.balancing is balancing
-        assert torch.equal(model.network.tables(ids).values(), looked_up)
+        again = model.network.sparse_arch(ids)
+        assert all(torch.equal(again[name], vector) for name, vector in looked_up.items())
         after = model.network.over_arch.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
@@ -121,7 +120,11 @@ def test_tables_are_counted_and_measured(run: Path, capsys: pytest.CaptureFixtur
         )
         ((hottest, often),) = mine.most_common(1)  # a hundredth of so few rows is one
         assert use["hot_share"] == pytest.approx(often / len(ids[use["name"]]))
-        norms = weights[f"model.model.tables.embedding_bags.{use['name']}.weight"].double().norm(dim=1)
+        norms = (
+            weights[f"model.model.sparse_arch.collections.bags.embedding_bags.{use['name']}.weight"]
+            .double()
+            .norm(dim=1)
+        )
         assert use["hot_norm"] in [pytest.approx(norms[row].item(), rel=1e-4) for row, n in mine.items() if n == often]
         rest = [row for row in mine if row != hottest]
         if list(mine.values()).count(often) == 1:
@@ -316,7 +319,7 @@ def test_lookups_of_a_look_are_no_iterations(run: Path) -> None:
         diagnose_run(model, loader_of(job, "valid", ranks), job, ranks)
         evaluate(model.module, loader_of(job, "valid", ranks), job, ranks)
         assert [(part.iter.item(), part.iter_cpu.item()) for part in lookups] == [(7, 7)] * len(lookups)
-        model.network.tables(next(iter(loader_of(job, "valid", ranks).epoch())).sparse)
+        model.network.sparse_arch(next(iter(loader_of(job, "valid", ranks).epoch())).sparse)
         assert [part.iter_cpu.item() for part in lookups] == [8] * len(lookups), "any other counts"
 
 

@@ -202,20 +202,38 @@ def test_warm_start_lists_what_was_loaded_grown_and_fresh(
     loaded, grown, fresh = re.split("; (?:grown|fresh): ", said)
     assert "unused" not in fresh
     assert "parameters loaded" in loaded
-    assert "model.tables.embedding_bags.item.weight (40 -> 60 rows)" in grown
+    assert "model.sparse_arch.collections.bags.embedding_bags.item.weight (40 -> 60 rows)" in grown
     assert "model.over_arch.bottom.mlp.net.0.weight (87%)" in grown  # 26 of 30 columns
     assert "model.over_arch.fusion.levels.0.experts.layers.0.weight (75%)" in grown  # three of four tasks
-    assert "model.tables.embedding_bags.hour.weight" in fresh
+    assert "model.sparse_arch.collections.bags.embedding_bags.hour.weight" in fresh
     assert "model.over_arch.heads.towers.logits.weight (75%)" in grown
     assert "heads" not in fresh
     before, after = final_tensors(old), final_tensors(new)
-    item = "model.model.tables.embedding_bags.item.weight"
+    item = "model.model.sparse_arch.collections.bags.embedding_bags.item.weight"
     torch.testing.assert_close(after[item][:40], before[item], atol=1e-6, rtol=0)
     assert after[item][40:].abs().sum() > 0
     logits = "model.model.over_arch.heads.towers.logits.weight"
     for task in range(4):
         is_equal = torch.allclose(after[logits][task], before[logits][task], atol=1e-6, rtol=0)
         assert is_equal == (task != 2), "share is new in like's place"
+
+
+def test_warm_start_takes_a_table_whose_ids_now_have_weights(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is in another collection than before."""
+    old, new, stop = tmp_path / "old", tmp_path / "new", {"max_steps": 1}
+    assert run_cli("train", write_job(tmp_path / "old.yaml", data, train=stop), "-o", old) == 0
+    tree = toy_tree(data, train=stop, optim={"sparse": {"lr": 1e-12}, "dense": {"lr": 1e-12}})
+    tree["features"]["sparse"][2]["weights"] = "recent_weights"
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(tree))
+    capsys.readouterr()
+    assert run_cli("train", tmp_path / "new.yaml", "-o", new, "--init-from", old) == 0
+    said = next(line for line in capsys.readouterr().err.splitlines() if "started from" in line)
+    assert not re.search("grown|fresh|unused", said)
+    name = "model.model.sparse_arch.collections.{}.embedding_bags.item.weight"
+    before, after = final_tensors(old)[name.format("bags")], final_tensors(new)[name.format("weighted_bags")]
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
 
 
 def test_warm_start_takes_batch_norm_statistics(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

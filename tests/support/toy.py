@@ -153,8 +153,7 @@ def collated(table: pa.Table, rows: int | None = None, job: JobConfig | None = N
     """The table's rows as a batch, padded to `rows`."""
     job = job or toy_job()
     block = Columns.of(job, with_groups=True).block(rows_of(table))
-    names = [feature.name for feature in job.features.sparse]
-    return collate([(block, 0, len(block))], rows or len(block), names, job.features.is_weighted)
+    return collate([(block, 0, len(block))], rows or len(block), job.features.collections)
 
 
 def loader_of(job: JobConfig, rank: int = 0, world_size: int = 1, split: str = "train", **options: Any) -> Loader:

@@ -133,8 +133,7 @@ class Columns:
 
     def batch(self, block: Block) -> Batch:
         """A block's rows, and nothing beside them."""
-        names = [feature.name for feature in self.features.sparse]
-        return collate([(block, 0, len(block))], len(block), names, self.features.is_weighted)
+        return collate([(block, 0, len(block))], len(block), self.features.collections)
 
 
 def _label(

@@ -40,7 +40,6 @@ class Proposal:
 
 def propose(report: Report, path: str, name: str) -> Proposal:
     root, pattern = split_root(path)
-    tables: dict[str, Any] = {}
     dense, sparse, tasks = [], list[dict[str, Any]](), list[dict[str, Any]]()
     keys, left, outcomes = list[str](), list[str](), list[str]()
     columns = {column.name: column for column in report.columns}
@@ -61,9 +60,9 @@ def propose(report: Report, path: str, name: str) -> Proposal:
             dense.append({"name": column.name} | _dense_transform(column))
         else:
             rows, transform = _table(column)
-            tables[column.name] = {"rows": rows, "dim": next((dim for most, dim in DIM_OF if rows <= most), 64)}
+            table = {"rows": rows, "dim": next((dim for most, dim in DIM_OF if rows <= most), 64)}
             lists = {} if column.max_length is None else {"pooling": "mean", "max_length": max(column.max_length, 1)}
-            sparse.append({"name": column.name, "table": column.name} | transform | lists)
+            sparse.append({"name": column.name} | table | transform | lists)
     for column in report.columns:
         ids = _ids_of(column, columns)
         for feature in sparse:
@@ -72,7 +71,6 @@ def propose(report: Report, path: str, name: str) -> Proposal:
     tree = {
         "name": re.sub(r"^(?=\d)|[^A-Za-z0-9_]+", "_", name),
         "data": {"root": without_secrets(root), **_splits(pattern, report)} | ({"keys": keys} if keys else {}),
-        "tables": tables,
         "features": {"dense": dense, "sparse": sparse},
         "tasks": tasks,
         "model": {"fusion": {"kind": "mmoe", "expert_hidden": [[128, 64]], "num_experts": 4}},
@@ -161,8 +159,6 @@ def render(proposal: Proposal) -> str:
     lines += [f"name: {flow(tree['name'])}", f"data: {flow(tree['data'])}"]
     if not tree["data"]["valid"]:
         lines.append("# nothing is evaluated: give data.valid and data.test files of their own")
-    lines.append("tables:" if tree["tables"] else "tables: {}")
-    lines += [f"  {flow(name)}: {flow(table)}" for name, table in tree["tables"].items()]
     lines.append("features:")
     for section in ("dense", "sparse"):
         lines.append(f"  {section}:" if tree["features"][section] else f"  {section}: []")

@@ -29,7 +29,7 @@ STEP_ON_CPU = [
     main("## start_sparse_data_dist 1 ##", 800, 1500),
     main("## all2all_data:kjt splits ##", 900, 1100),
     main("## forward 1 ##", 2000, 5000),
-    main("[lookup]_[model.tables]_[table_wise]", 2100, 2600),
+    main("[lookup]_[model.sparse_arch.collections.bags]_[table_wise]", 2100, 2600),
     main("## PooledEmbeddingsAwaitable wait() ##", 2700, 3000),
     main("aten::addmm", 3000, 4000),
     main("mtlrec::loss", 4000, 4800),

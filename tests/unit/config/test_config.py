@@ -95,6 +95,19 @@ MISTAKES = {
     "features.sparse.item_id.too_long=error": ["features.sparse.1.too_long = 'error'", "is for max_length"],
     "features.sparse.item_id={name: i, table: item, transform: bucketize, boundaries: [2, 2]}": ["do not rise"],
     "data.on_error=skip": ["data.on_error = 'skip'", "'fail', 'skip_file' or 'skip_row'"],
+    "features.sparse.item_id.rows=5": ["features.sparse.1.rows = 5", "belongs to tables.item, which the feature names"],
+    "features.sparse.item_id={name: i, dim: 4}": [
+        "features.sparse.1.rows",
+        "is missing: give rows and dim",
+        "table: NAME",
+    ],
+    "features.sparse.item_id={name: i, rows: 5}": ["features.sparse.1.dim", "is missing: give rows and dim"],
+    "features.sparse.item_id={name: i, rows: 5, dim: 6}": ["features.sparse.1.dim = 6", "multiple of 4"],
+    "features.sparse.item_id={name: user, rows: 5, dim: 4}": [
+        "features.sparse.1.rows = 5",
+        "declares a table that tables.user declares too",
+    ],
+    "features.sparse.recent_items={name: user_id, rows: 5, dim: 4}": ["features.sparse.2.name", "declared twice"],
     "tables.spare={rows: 5, dim: 4}": ["tables.spare", "no feature reads this table"],
     "tables.user.dim=6": ["tables.user.dim = 6", "multiple of 4"],
     "model.fusion.expert_hidden=[]": ["model.fusion.expert_hidden = []", "must not be empty"],
@@ -368,3 +381,26 @@ class TestStatistics:
         with pytest.raises(ConfigError, match=message) as caught:
             parse_config(yaml.safe_dump(self.tree()), overrides=[f"data.statistics={file}"])
         assert "\n" not in str(caught.value)
+
+
+def test_a_table_declared_in_place_is_one_of_the_tables() -> None:
+    """The resolved job has it there, named after its feature, and is a job."""
+    named, in_place = toy_tree(), toy_tree()
+    named["tables"] = {
+        "item": {"rows": 40, "dim": 8},
+        "user_id": {"rows": 50, "dim": 8, "lr": 0.3, "init_std": 0.01},
+    }
+    named["features"]["sparse"][0] = {"name": "user_id", "table": "user_id", "transform": "hash"}
+    in_place["tables"] = {"item": {"rows": 40, "dim": 8}}
+    own = {"rows": 50, "dim": 8, "lr": 0.3, "init_std": 0.01}
+    in_place["features"]["sparse"][0] = {"name": "user_id", "transform": "hash"} | own
+    job = JobConfig.model_validate(in_place)
+    assert job == JobConfig.model_validate(named)
+    assert JobConfig.model_validate(job.dump()) == job
+
+
+def test_tables_may_be_left_out() -> None:
+    tree = toy_tree()
+    del tree["tables"]
+    tree["features"]["sparse"] = [{"name": name, "rows": 50, "dim": 8} for name in ("user_id", "item_id")]
+    assert list(parse_config(yaml.safe_dump(tree)).tables) == ["user_id", "item_id"]

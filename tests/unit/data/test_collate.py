@@ -33,7 +33,7 @@ def test_columns_become_tensors(start: int) -> None:
         assert batch.sample_weights[index].tolist() == [1, 1, 1, 1]
         for task, name in enumerate(["is_click", "is_buy", "is_like", "watch_ratio"]):
             assert batch.targets[index, task].item() == pytest.approx(float(row[name] or 0))
-    ids = batch.sparse.to_dict()
+    ids = batch.ids()
     lists = {name: [one.tolist() for one in jagged.to_dense()[: len(rows)]] for name, jagged in ids.items()}
     assert lists["user_id"] == [[] if row["user_id"] is None else [row["user_id"]] for row in rows]
     assert lists["item_id"] == [[row["item_id"]] for row in rows]
@@ -49,8 +49,8 @@ def test_columns_become_tensors(start: int) -> None:
 def test_no_rows_at_all_is_padding_only() -> None:
     batch = collated(toy_table(5).slice(0, 0), 3)
     assert batch.row_mask.tolist() == [0, 0, 0]
-    assert batch.sparse.values().numel() == 0
-    assert batch.sparse.values().dtype == torch.int64
+    assert batch.sparse["bags"].values().numel() == 0
+    assert batch.sparse["bags"].values().dtype == torch.int64
 
 
 def test_null_and_nan_labels_are_unknown() -> None:
@@ -76,17 +76,17 @@ def test_faults_are_counted_in_each_batch() -> None:
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.int8()))
     job = toy_job()
     block = Columns.of(job).block(rows_of(table))
-    names = [feature.name for feature in job.features.sparse]
-    faults = [collate([(block, *cut)], 4, names, is_weighted=False).label_faults for cut in ((0, 3), (3, 6))]
+    collections = job.features.collections
+    faults = [collate([(block, *cut)], 4, collections).label_faults for cut in ((0, 3), (3, 6))]
     assert [one[:, 1].tolist() for one in faults] == [[1, 1], [1, 0]]
-    both = collate([(block, 0, 2), (block, 4, 6)], 4, names, is_weighted=False)
+    both = collate([(block, 0, 2), (block, 4, 6)], 4, collections)
     assert both.label_faults.tolist() == [[0, 2, 0, 0], [0, 0, 0, 0]]
 
 
 def test_null_lists_are_empty() -> None:
     batch = collated(changed("recent_items", pa.array([[1, 2], None, [], [3]], pa.list_(pa.int64()))))
-    assert batch.sparse["recent_items"].lengths().tolist() == [2, 0, 0, 1]
-    assert batch.sparse["recent_items"].values().tolist() == [1, 2, 3]
+    assert batch.ids()["recent_items"].lengths().tolist() == [2, 0, 0, 1]
+    assert batch.ids()["recent_items"].values().tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -172,11 +172,11 @@ def test_a_batch_of_several_cuts_is_that_of_its_rows_together() -> None:
     """The last batch of a rank: what two blocks have left, then padding."""
     job, table = toy_job(), toy_table(30)
     block = Columns.of(job).block(rows_of(table))
-    names = [feature.name for feature in job.features.sparse]
-    found = collate([(block, 2, 5), (block, 20, 24)], 10, names, is_weighted=False)
+    found = collate([(block, 2, 5), (block, 20, 24)], 10, job.features.collections)
     expected = collated(table.take([2, 3, 4, 20, 21, 22, 23]), 10, job)
     for part in ("dense", "targets", "in_space", "entire_space", "sample_weights", "row_mask"):
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
-    assert torch.equal(found.sparse.values(), expected.sparse.values())
-    assert torch.equal(found.sparse.lengths(), expected.sparse.lengths())
+    for name, ids in expected.ids().items():
+        assert torch.equal(found.ids()[name].values(), ids.values())
+        assert torch.equal(found.ids()[name].lengths(), ids.lengths())
     assert found.row_mask.tolist() == [1.0] * 7 + [0.0] * 3

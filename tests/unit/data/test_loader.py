@@ -31,8 +31,10 @@ ROW_JOB = {
 def equal(one: Batch, other: Batch) -> bool:
     pairs = [(one.dense, other.dense), (one.targets, other.targets), (one.in_space, other.in_space)]
     pairs += [(one.entire_space, other.entire_space), (one.sample_weights, other.sample_weights)]
-    pairs += [(one.row_mask, other.row_mask), (one.sparse.values(), other.sparse.values())]
-    return all(torch.equal(a, b) for a, b in [*pairs, (one.sparse.lengths(), other.sparse.lengths())])
+    pairs += [(one.row_mask, other.row_mask)]
+    for name, ids in one.ids().items():
+        pairs += [(ids.values(), other.ids()[name].values()), (ids.lengths(), other.ids()[name].lengths())]
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def shuffled(root: Path, rank: int = 0, world_size: int = 1) -> Loader:
@@ -98,8 +100,8 @@ def test_every_row_once_through_the_files(
             assert loader.steps_left(position) == left
             batches = loader.epoch(position)
             for batch, _ in zip(batches, range(taken), strict=False):
-                seen += batch.sparse.values().tolist()
-                assert batch.sparse.values().numel() == batch.row_mask.sum()
+                seen += batch.sparse["bags"].values().tolist()
+                assert batch.sparse["bags"].values().numel() == batch.row_mask.sum()
             batches.close()
         position = loaders[0].after(position, taken) if taken else position
         if position.epoch:
@@ -249,11 +251,7 @@ def test_what_is_broken_is_left_out_counted_and_said_once(
     assert not torch.cat([batch.dense for batch in batches])[weightless].any()
     for part in ("targets", "in_space", "entire_space", "sample_weights"):
         assert not torch.cat([getattr(batch, part) for batch in batches])[weightless].any()
-    assert all(
-        batch.sparse.to_dict()[key].lengths()[batch.row_mask == 0].sum() == 0
-        for batch in batches
-        for key in ["item_id"]
-    )
+    assert all(batch.ids()[key].lengths()[batch.row_mask == 0].sum() == 0 for batch in batches for key in ["item_id"])
     assert loader.skipped.rows == counted
     job = toy_job(tmp_path, data={"on_error": on_error, "max_skipped": counted - 1})
     with pytest.raises(DataError, match=rf"{counted} rows were left out, data\.max_skipped allows.*{said}"):

@@ -42,7 +42,9 @@ def step(loss: MultiTaskLoss, pooled: torch.Tensor, weight: torch.Tensor, labels
     weight = weight.clone().requires_grad_()
     clicked = labels[:, :1] > 0
     in_space = torch.cat([torch.ones_like(clicked).expand(-1, 2), clicked], dim=1)  # the third task's rows are clicks
-    total, report = loss(outputs_of(torch.tanh(pooled) @ weight), *loss_parts(batch_of(labels, in_space)), pooled)
+    features = pooled.split([2, 3], dim=1)
+    logits = torch.tanh(torch.cat(features, dim=1)) @ weight
+    total, report = loss(outputs_of(logits), *loss_parts(batch_of(labels, in_space)), features)
     total.backward()
     return (total.detach(), pooled.grad, weight.grad), report
 
@@ -189,7 +191,7 @@ def test_pcgrad_matches_the_paper_for_two_tasks() -> None:
 def test_gradients_that_do_not_conflict_are_left_alone(kind: str) -> None:
     pooled = torch.randn(4, 3, requires_grad=True)
     parts = pooled.sum(0)  # a column each: orthogonal, of equal length
-    coefficients, _ = weighting(kind)(Totals(parts.detach(), torch.ones(3)), parts, pooled)
+    coefficients, _ = weighting(kind)(Totals(parts.detach(), torch.ones(3)), parts, [pooled])
     np.testing.assert_allclose(coefficients, [1, 1, 1], rtol=1e-3)
 
 
@@ -201,7 +203,7 @@ def test_small_gradients_are_weighed_like_large_ones(kind: str) -> None:
     for scale in (1.0, 1e-6):
         pooled = torch.zeros(7, dtype=torch.float64, requires_grad=True)
         parts = scale * (gradients @ pooled)
-        coefficients.append(weighting(kind)(Totals(parts.detach(), torch.ones(TASKS)), parts, pooled)[0])
+        coefficients.append(weighting(kind)(Totals(parts.detach(), torch.ones(TASKS)), parts, [pooled])[0])
     np.testing.assert_allclose(coefficients[0], coefficients[1], rtol=1e-4)
 
 
@@ -209,7 +211,7 @@ def test_a_negative_weight_becomes_zero() -> None:
     pooled = torch.randn(5, dtype=torch.float64, requires_grad=True)
     parts = torch.randn(TASKS, 5, dtype=torch.float64) @ pooled
     balancing = GradientBalancing(lambda gram: torch.tensor([-0.5, 0.25, 2.0], dtype=torch.float64))
-    assert balancing(Totals(parts.detach(), torch.ones(TASKS)), parts, pooled)[0].tolist() == [0.0, 0.25, 2.0]  # type: ignore[union-attr]
+    assert balancing(Totals(parts.detach(), torch.ones(TASKS)), parts, [pooled])[0].tolist() == [0.0, 0.25, 2.0]  # type: ignore[union-attr]
 
 
 def test_cagrad_goes_on_where_a_loss_is_in_another_unit() -> None:
@@ -218,7 +220,7 @@ def test_cagrad_goes_on_where_a_loss_is_in_another_unit() -> None:
     torch.manual_seed(0)
     parts = torch.tensor([1.0, 1.0, 1e5], dtype=torch.float64) * (torch.randn(TASKS, 9, dtype=torch.float64) @ pooled)
     balancing = build_balancing(CAGradWeighting(kind="cagrad"), TASKS)
-    coefficients, _ = balancing(Totals(parts.detach(), torch.ones(TASKS)), parts, pooled)
+    coefficients, _ = balancing(Totals(parts.detach(), torch.ones(TASKS)), parts, [pooled])
     assert isinstance(coefficients, torch.Tensor)
     assert (coefficients > 0).all()
 
@@ -294,7 +296,7 @@ def test_a_job_s_method_leaves_gradients_alone_that_do_not_conflict(kind: str) -
     pooled = torch.randn(4, 3, requires_grad=True)
     parts = pooled.sum(0)  # a column each: orthogonal, of equal length
     job = toy_job(loss={"weighting": {"kind": kind}})
-    coefficients, _ = build_balancing(job.loss.weighting, 3)(Totals(parts.detach(), torch.ones(3)), parts, pooled)
+    coefficients, _ = build_balancing(job.loss.weighting, 3)(Totals(parts.detach(), torch.ones(3)), parts, [pooled])
     np.testing.assert_allclose(coefficients, coefficients[0], rtol=1e-3)  # type: ignore[index]
     if kind != "cagrad":  # which goes beyond the mean
         np.testing.assert_allclose(coefficients, [1, 1, 1], rtol=1e-3)

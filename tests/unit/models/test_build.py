@@ -64,8 +64,7 @@ def test_logits_are_shifted_by_the_sampling_rates_in_training_alone() -> None:
 def test_rows_of_a_table_are_drawn_alike_whatever_their_number(rows: int) -> None:
     job = toy_job(tables={"item": {"rows": rows, "dim": 64}})
     torch.manual_seed(0)
-    tables = build_model(job, torch.device("cpu")).tables
-    weight = tables.embedding_bags["item"].weight.detach()
+    weight = dict(build_model(job, torch.device("cpu")).sparse_arch.table_parameters())["item"].detach()
     assert weight.shape == (rows, 64)
     assert float(weight.std()) == pytest.approx(0.05, rel=0.1)
     assert float(weight.mean()) == pytest.approx(0.0, abs=0.01)

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtlrec.config import JobConfig
 from mtlrec.models.build import build_task_losses, build_train_module
 from mtlrec.serving.export import serving_program
-from mtlrec.serving.lookup import FrozenTables, Precision
+from mtlrec.serving.lookup import FrozenSparseArch, Precision
 from mtlrec.serving.program import PARTS, arguments, exported
 from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
 
@@ -91,21 +92,23 @@ def test_rows_without_ids_pool_to_zero() -> None:
     dense, _, lengths = arguments(collated(toy_table(3)))
     nothing = function(dense, torch.zeros(0, dtype=torch.int64), torch.zeros_like(lengths))
     assert torch.isfinite(nothing["predictions"]).all()
-    pooled = program.tables(torch.zeros(0, dtype=torch.int64), torch.zeros(10, dtype=torch.int64), None)
-    assert not pooled.values().any()
+    ids = KeyedJaggedTensor(
+        job.features.collections["bags"].features, torch.zeros(0, dtype=torch.int64), lengths=torch.zeros(9).int()
+    )
+    assert not any(vector.any() for vector in program.sparse_arch({"bags": ids}).values())
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("fp16", 1e-3), ("int8", 5e-3)])
 def test_quantized_rows_are_near_their_own(precision: Precision, most: float) -> None:
-    """A sum of rows, weighted, against the same by hand from the float32 table; int8 is no better than its steps."""
+    """Sums of rows, some weighted, against those of the float32 tables; int8 is no better than its steps."""
     job = with_weights()
-    tables = build_train_module(job, CPU).model.tables
-    frozen = FrozenTables(tables, job.features.sparse, precision, CPU)
+    sparse_arch = build_train_module(job, CPU).model.sparse_arch
+    frozen = FrozenSparseArch(sparse_arch, job.features, job.tables, precision, CPU)
     batch = collated(toy_table(50), job=job)
-    ids = batch.sparse
-    offsets = torch.nn.functional.pad(ids.lengths().cumsum(0), (1, 0))
+    assert list(batch.sparse) == ["bags", "weighted_bags"]
     with torch.no_grad():
-        found, expected = frozen(ids.values(), offsets, ids.weights()).to_dict(), tables(ids).to_dict()
+        found, expected = frozen(batch.sparse), sparse_arch(batch.sparse)
+    assert list(found) == list(expected)
     apart = max(float((found[name] - expected[name]).detach().abs().max()) for name in expected)
     assert apart <= most
     assert precision == "fp32" or apart > 0
@@ -113,9 +116,12 @@ def test_quantized_rows_are_near_their_own(precision: Precision, most: float) ->
 
 def test_int8_rows_have_four_bytes_beside_their_values() -> None:
     job = toy_job()
-    tables = build_train_module(job, CPU).model.tables
+    sparse_arch = build_train_module(job, CPU).model.sparse_arch
     sizes = {
-        precision: FrozenTables(tables, job.features.sparse, precision, CPU)._kernels[0].weights_host.numel()
+        precision: FrozenSparseArch(sparse_arch, job.features, job.tables, precision, CPU)
+        .collections["bags"]
+        ._kernels[0]
+        .weights_host.numel()
         for precision in ("fp32", "fp16", "int8")
     }
     rows = sum(table.rows for table in job.tables.values())

@@ -1,14 +1,16 @@
 """What a step takes from the job: its learning rate, its tasks' weights, how far its gradients may go."""
 
 from typing import Any
+from unittest import TestCase
 
 import pytest
 import torch
 
+from mtlrec.config import JobConfig
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.optim import learning_rate
 from mtlrec.training.step import TrainingStep
-from tests.support.toy import collated, toy_job, toy_table
+from tests.support.toy import ITEMS, collated, toy_job, toy_table, toy_tree
 
 STEPS, STEPS_PER_EPOCH = 6, 2
 
@@ -30,6 +32,22 @@ def train(**sections: Any) -> list[dict[str, Any]]:
                 {"rate": rate, "weights": report.coefficients, "change": torch.cat([c.flatten() for c in change])}
             )
     return taken
+
+
+def test_all_collections_are_pipelined() -> None:
+    """TorchRec must see that their inputs come straight from the batch; it looks up what it does not see in turn."""
+    tree = toy_tree()
+    tree["tables"]["recent"] = {"rows": ITEMS, "dim": 8}
+    tree["features"]["sparse"][2] |= {"table": "recent", "weights": "recent_weights"}
+    job = JobConfig.model_validate(tree)
+    with process_group("cpu", 60) as ranks:
+        take_step = TrainingStep(job, ranks, STEPS, STEPS_PER_EPOCH)
+        with TestCase().assertNoLogs("torchrec", "WARNING"):
+            take_step(iter([collated(toy_table(64, step), job=job) for step in range(2)]), 0)
+        collections = take_step.model.network.sparse_arch.collections
+        pipelined = {id(module) for module in take_step.pipeline._pipelined_modules}
+    assert list(collections) == ["bags", "weighted_bags"]
+    assert pipelined == {id(collection) for collection in collections.values()}
 
 
 def test_the_first_step_has_the_first_learning_rate() -> None:

@@ -12,7 +12,7 @@ from tests.support.toy import toy_job
 def test_tables_are_sharded_tensors_of_a_private_package() -> None:
     with process_group("cpu") as ranks:
         state = build_sharded(toy_job(), ranks).module.state_dict()
-    tables = [tensor for name, tensor in state.items() if ".tables." in name]
+    tables = [tensor for name, tensor in state.items() if ".embedding_bags." in name]
     assert tables
     assert all(type(table) is ShardedTensor for table in tables), "compat/dcp/sharded_tensor.py can be deleted"
     public = [module for module in (torch, dist, dist.tensor) if hasattr(module, "ShardedTensor")]
@@ -22,7 +22,7 @@ def test_tables_are_sharded_tensors_of_a_private_package() -> None:
 def test_other_shards_take_the_same_memory() -> None:
     with process_group("cpu") as ranks:
         state = build_sharded(toy_job(), ranks).module.state_dict()
-        table = next(tensor for name, tensor in state.items() if ".tables." in name)
+        table = next(tensor for name, tensor in state.items() if ".embedding_bags." in name)
         rows, columns = table.size()
         halves = [
             ShardMetadata([first, 0], [rows // 2, columns], table.metadata().shards_metadata[0].placement)

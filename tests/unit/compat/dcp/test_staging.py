@@ -18,7 +18,7 @@ from tests.support.toy import toy_job
 def tables() -> Iterator[dict[str, ShardedTensor]]:
     with process_group("cpu") as ranks:
         state = build_sharded(toy_job(), ranks).module.state_dict()
-        yield {name: tensor for name, tensor in state.items() if ".tables." in name}
+        yield {name: tensor for name, tensor in state.items() if ".embedding_bags." in name}
 
 
 def addresses(staged: Any) -> list[int]:

@@ -12,6 +12,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 from torchrec.distributed import batched_embedding_kernel
 
+from mtlrec.compat.fbgemm.fused_lookups import fused_lookups
 from mtlrec.compat.fbgemm.halved_lookup import WIDEST, HalvedLookup
 from mtlrec.distributed.process_group import process_group
 from mtlrec.training.sharded import build_sharded
@@ -112,8 +113,7 @@ def updated(features: list[int], dim: int) -> Tensor:
 def test_only_row_wise_adagrad_is_looked_up_by_halves(kind: str) -> None:
     job = toy_job(optim={"sparse": {"kind": kind}})
     with process_group("cpu") as ranks:
-        tables = build_sharded(job, ranks).network.tables
-        found = [group.emb_module for lookup in tables._lookups for group in lookup._emb_modules]
+        found = fused_lookups(build_sharded(job, ranks).network)
     assert found
     assert all(isinstance(module, HalvedLookup) == (kind == "rowwise_adagrad") for module in found)
     assert batched_embedding_kernel.SplitTableBatchedEmbeddingBagsCodegen is SplitTableBatchedEmbeddingBagsCodegen

@@ -42,11 +42,11 @@ def job_of(
 def batch_of(job: JobConfig, x: Any, **more: Any) -> Batch:
     table = pa.table({"x": x, "number": pa.array([0.5] * len(x)), "click": pa.array([1] * len(x))} | more)
     block = Columns.of(job).block(rows_of(table))
-    return collate([(block, 0, len(block))], len(block), ["x"], job.features.is_weighted)
+    return collate([(block, 0, len(block))], len(block), job.features.collections)
 
 
 def ids_of(batch: Batch) -> list[list[int]]:
-    return [row.tolist() for row in batch.sparse["x"].to_dense()]
+    return [row.tolist() for row in batch.ids()["x"].to_dense()]
 
 
 def takes(job: JobConfig, kind: pa.DataType) -> bool:
@@ -190,7 +190,7 @@ def test_weighted_ids(array: pa.Array, weights: str, max_length: int | None) -> 
     batch = batch_of(job, array, w=pa.array(WEIGHTS))
     most = max_length or 3
     assert ids_of(batch) == [row[-most:] if row else [] for row in LISTS]
-    assert batch.sparse.weights().tolist() == [w for row in WEIGHTS for w in (row or [])[-most:]]
+    assert batch.ids()["x"].weights().tolist() == [w for row in WEIGHTS for w in (row or [])[-most:]]
 
 
 def test_ids_without_weights_weigh_one_beside_those_that_have_them() -> None:
@@ -199,9 +199,29 @@ def test_ids_without_weights_weigh_one_beside_those_that_have_them() -> None:
     job = JobConfig.model_validate(tree)
     table = pa.table({"x": LISTS, "w": WEIGHTS, "plain": [1, None, 2, 3], "number": [0.0] * 4, "click": [0] * 4})
     block = Columns.of(job).block(rows_of(table))
-    sparse = collate([(block, 0, 4)], 4, ["x", "plain"], True).sparse
-    assert sparse["x"].weights().tolist() == [0.5, 1.0, 2.0, 0.25]
-    assert sparse["plain"].weights().tolist() == [1.0, 1.0, 1.0]
+    sparse = collate([(block, 0, 4)], 4, job.features.collections).sparse
+    assert list(sparse) == ["weighted_bags"]
+    assert sparse["weighted_bags"]["x"].weights().tolist() == [0.5, 1.0, 2.0, 0.25]
+    assert sparse["weighted_bags"]["plain"].weights().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_only_ids_of_tables_with_a_weighted_feature_have_weights() -> None:
+    """The keys of a collection are in the config's order."""
+    tree = job_of({"weights": "w"}).dump()
+    tree["tables"]["others"] = {"rows": 10, "dim": 4}
+    first, last = ({"name": name, "table": "others"} for name in ("first", "last"))
+    shared = {"name": "shared", "table": "ids"}
+    tree["features"]["sparse"] = [first, *tree["features"]["sparse"], last, shared]
+    job = JobConfig.model_validate(tree)
+    more = {"first": [1, 2, 3, 4], "last": [5, None, 6, 7], "shared": [8, 9, 9, 8]}
+    batch = batch_of(job, LISTS, w=WEIGHTS, **more)
+    assert {name: ids.keys() for name, ids in batch.sparse.items()} == {
+        "bags": ["first", "last"],
+        "weighted_bags": ["x", "shared"],
+    }
+    assert batch.sparse["bags"].weights_or_none() is None
+    assert batch.sparse["bags"].values().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert batch.sparse["weighted_bags"].weights().tolist() == [0.5, 1.0, 2.0, 0.25, *[1.0] * 4]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +320,7 @@ def test_weights_with_more_digits_than_float32(weights: str) -> None:
         batch = batch_of(job, pa.array([[3]]), w=pa.array([[2**24 + 1]]))
     else:
         batch = batch_of(job, pa.array([[{"id": 3, "w": 2**24 + 1}]]))
-    assert batch.sparse["x"].weights().tolist() == [2.0**24]
+    assert batch.ids()["x"].weights().tolist() == [2.0**24]
 
 
 def test_more_items_than_32_bit_offsets_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def epoch(root: str | Path, **data: object) -> list[Batch]:
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a.dense, b.dense) and torch.equal(a.sparse.values(), b.sparse.values())
+        torch.equal(a.dense, b.dense) and torch.equal(a.sparse["bags"].values(), b.sparse["bags"].values())
         for a, b in zip(one, other, strict=True)
     )
 
