@@ -105,7 +105,8 @@ class JobConfig(Strict):
                     raise LocatedError((*path, "name"), f"feature '{feature.name}' is declared twice")
                 seen.add(feature.name)
                 if section == "sparse" and feature.table not in self.tables:
-                    raise LocatedError((*path, "table"), f"no such table; tables are {listed(self.tables)}")
+                    known = f"tables are {listed(self.tables)}" if self.tables else "the job declares none"
+                    raise LocatedError((*path, "table"), f"no such table; {known}")
         for index, name in enumerate(self.data.keys):
             if name in self.data.keys[:index]:
                 raise LocatedError(("data", "keys", index), f"'{name}' is named twice")

@@ -247,7 +247,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "data_parallel does not go with optim.sparse.clip_value",
     ),
     "dot with two widths": (["--set", "model.bottom={kind: dot}", "--set", "tables.item.dim=16"], "dim"),
-    "a table that torch cannot name": (["--set", "tables.type={rows: 9, dim: 4}", *TYPE], "call the table type_id"),
+    "a table that torch cannot name": (["--set", "tables.type={rows: 9, dim: 4}", *TYPE], "tables.type_id"),
     "impossible plan": (["--set", "sharding={ddr_gb: 1e-9}"], "sharding: no plan"),
     "a kernel that CPUs lack": (
         ["--set", "sharding.constraints={item: {types: [row_wise], kernels: [fused_uvm]}}"],

@@ -326,6 +326,13 @@ def test_dump_is_plain_yaml() -> None:
     assert JobConfig.model_validate(yaml.safe_load(yaml.safe_dump(job.dump()))) == job
 
 
+def test_named_table_is_missing_where_the_job_declares_none() -> None:
+    tree = toy_tree()
+    del tree["tables"]
+    with pytest.raises(ConfigError, match=r"features\.sparse\.0\.table = 'user': no such table; the job declares none"):
+        parse_config(yaml.safe_dump(tree))
+
+
 def test_more_buckets_than_rows_are_refused() -> None:
     tree = toy_tree()
     tree["features"]["sparse"].append(

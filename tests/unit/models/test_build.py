@@ -106,3 +106,14 @@ def test_the_prior_of_sampled_files_is_that_of_the_files() -> None:
     for in_training, rate in ((True, 1 / 3), (False, 1 / 5)):
         outputs = heads.train(in_training)(torch.zeros(1, 1, 8))
         assert outputs.log_p.exp().item() == pytest.approx(rate)
+
+
+def test_table_in_place_that_torch_cannot_name_is_declared_under_another_name() -> None:
+    tree = toy_tree()
+    tree["features"]["sparse"].append({"name": "type", "column": "item_id", "rows": 40, "dim": 8})
+    with pytest.raises(ConfigError, match=r"tables\.type: .*tables\.type_id, and name that.*\(table: type_id\)"):
+        build_model(JobConfig.model_validate(tree))
+    del tree["features"]["sparse"][-1]["rows"], tree["features"]["sparse"][-1]["dim"]
+    tree["features"]["sparse"][-1]["table"] = "type_id"
+    tree["tables"]["type_id"] = {"rows": 40, "dim": 8}
+    build_model(JobConfig.model_validate(tree))
