@@ -12,7 +12,8 @@ operator as a backend would get it: a composite operator as its parts. Counts ar
 - Beside it stand `gradients` (DDP's copies of each parameter's gradient), the pipeline, the optimizer, and the checks.
 - `views` (a slice, a transpose) launch nothing and are counted apart from all of these.
 
-Where code branches on the device, the branch of a GPU is taken: experts are mixed by a formula, tables are FBGEMM's.
+Where code branches on the device, the branch of a GPU is taken: experts are mixed by a formula, tables are FBGEMM's,
+and a step's losses are looked at one step later.
 `host_syncs` are counted in forward, loss, backward and checks, but not in tables, c10d and DDP: their counters lie on
 the host.
 - `_local_scalar_dense` (`.item()`, `bool()`, `.tolist()`), `equal`, and operators whose result's shape depends on data
@@ -55,7 +56,8 @@ from mtlrec.training.step import TrainingStep
 RESULTS = Path(__file__).parent / "results" / "operators.json"
 RECIPES = ("kuairand/ple", "kuairand/adatt_sp", "census/ple", "census/mmoe", "feed/adatt", "ali_ccp/ple")
 HEADS = ("independent", "aitm", "dbmtl", "escm2_dr")
-"""Other heads than the recipe's, of the feed's PLE."""
+"""Other heads than the recipe's, of the feed's PLE; so are the weightings and the features of a task."""
+WEIGHTINGS = ("uncertainty", "dwa", "decay")
 WARM_UP = 2
 COUNTED = ("forward", "loss", "backward")
 STAGES = (*COUNTED, "gradients", "pipeline", "optimizer", "checks")
@@ -129,7 +131,7 @@ def measure(job: JobConfig) -> OperatorCounter:
     job = job.model_copy(update={"tables": tables})
     batches = random_batches(job, WARM_UP + 4, seed=0)
     with process_group("cpu") as ranks, as_on_a_gpu():
-        take_step = TrainingStep(job, ranks, total_steps=1000, steps_per_epoch=100)
+        take_step = TrainingStep(job, ranks, total_steps=1000, steps_per_epoch=100, lag=1)
         module = take_step.model.module
         module.train()
         held = [part for batch in batches for part in _parts(batch)]
@@ -244,8 +246,11 @@ def summary(counter: OperatorCounter) -> Counts:
 
 
 def default_jobs() -> dict[str, JobConfig]:
-    heads = {f"feed/ple, {head}": recipe("feed/ple", [f"model.heads.kind={head}"]) for head in HEADS}
-    return {name: recipe(name) for name in RECIPES} | heads
+    changes = {head: f"model.heads.kind={head}" for head in HEADS}
+    changes |= {kind: f"loss.weighting.kind={kind}" for kind in WEIGHTINGS}
+    changes["features of a task"] = "tasks.share.features=[user_id, item_id, duration_s]"
+    changed = {f"feed/ple, {name}": recipe("feed/ple", [change]) for name, change in changes.items()}
+    return {name: recipe(name) for name in RECIPES} | changed
 
 
 def count_all() -> dict[str, Counts]:

@@ -59,7 +59,7 @@ class Batch(Pipelineable):
                 each.record_stream(stream)
 
     def pin_memory(self) -> Batch:
-        return self._each(lambda part: part.pin_memory())
+        return self._each(lambda part: (compact(part) if isinstance(part, Tensor) else part).pin_memory())
 
     def __len__(self) -> int:
         return self.row_mask.shape[0]
@@ -75,3 +75,8 @@ class Batch(Pipelineable):
         """Tensors and the jagged tensors, by name."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in parts.items() if part is not None and name != "origin"}
+
+
+def compact(part: Tensor) -> Tensor:
+    """The tensor without gaps. A view of a block's columns would take as much pinned memory as the block."""
+    return part if part.is_contiguous() or part.T.is_contiguous() else part.contiguous()

@@ -26,6 +26,7 @@ RANKS = (
     "tests/integration/test_rank_metric",
     "tests/unit/losses/",
     "tests/unit/evaluation/",
+    "tests/unit/metrics/",
     "tests/unit/support/",
 )
 """Tests that start ranks. One worker gets them all, so that two sets of ranks do not compete."""

@@ -60,10 +60,10 @@ def candidates(
 ) -> list[Candidate]:
     """Every fusion kind with every kind of heads and of weighting; by default the job's own of these two.
 
-    By default the fusion kinds are all that go with the job. A kind takes from the job's own section what it has in
-    common with it, its defaults for the rest. Under `match` the experts' widths are chosen so that as many parameters,
-    or as much arithmetic, follow the lookup as in the job's own model with the same heads; without, the widths are the
-    job's.
+    By default the fusion kinds are all that go with the job. A kind takes from the job's own section the keys that it
+    has too and that are not left at their defaults, and its own defaults for the rest. Under `match` the experts'
+    widths are chosen so that as many parameters, or as much arithmetic, follow the lookup as in the job's own model
+    with the same heads; without, the widths are the job's.
 
     Raises ConfigError, naming the kind, for one that is unknown, does not go with the job's tasks, or has no such size.
     """
@@ -72,14 +72,14 @@ def candidates(
     _check_known("heads", heads, HEADS)
     _check_known("weighting", weightings, WEIGHTINGS)
     found = []
-    tried = dict.fromkeys([job.model.fusion.kind, *FUSIONS] if fusions is None else fusions)
+    tried = dict.fromkeys([*FUSIONS, job.model.fusion.kind] if fusions is None else fusions)
     for fusion, head, weighting in itertools.product(tried, dict.fromkeys(heads), dict.fromkeys(weightings)):
         further = [head] * (len(heads) > 1) + [weighting] * (len(weightings) > 1)
         name = "+".join([fusion.rpartition(":")[2], *further])
         try:
             found.append(_candidate(job, name, fusion, head, weighting, match))
         except ConfigError as error:
-            if fusions is not None:
+            if fusions is not None or fusion == job.model.fusion.kind:
                 raise
             logger.info(f"left out of the comparison: {error}")
     return found
@@ -111,8 +111,8 @@ def _candidate(job: JobConfig, name: str, fusion: str, head: str, weighting: str
 
 
 def _like(keys: Collection[str], section: Any, kind: str) -> dict[str, Any]:
-    """A section of this kind, with what `section` gives for the kind's keys."""
-    given = section.model_dump(mode="json")
+    """A section of this kind, with what `section` gives for the kind's keys beside its own kind's defaults."""
+    given = section.model_dump(mode="json", exclude_defaults=True)
     return {key: value for key, value in given.items() if key in keys} | {"kind": kind}
 
 

@@ -99,7 +99,7 @@ def pairs_worth_drawing(comparison: Comparison, most: int = 4) -> list[tuple[str
 
 
 def gates_heatmap(level: Level) -> go.Figure:
-    """Gates down, experts across: what the gates give, with deviations; beside it, where the native residual adds
+    """Gates down, experts across: what the gates give, with deviations; beside it, where the residual adds
     something, what the experts are weighed with in the end."""
     shown = [("gates", level.gate)]
     if any(
@@ -107,7 +107,7 @@ def gates_heatmap(level: Level) -> go.Figure:
         for before, after in zip(level.gate, level.weight, strict=True)
         for a, b in zip(before, after, strict=True)
     ):
-        shown.append(("with the native residual", level.weight))
+        shown.append(("with the residual", level.weight))
     figure = make_subplots(rows=1, cols=len(shown), subplot_titles=[title for title, _ in shown], shared_yaxes=True)
     for column, (_, means) in enumerate(shown, 1):
         figure.add_heatmap(

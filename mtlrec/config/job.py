@@ -7,12 +7,14 @@ declared. Nothing here imports torch: a config can be checked on a login node in
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from mtlrec.config.base import Name, Strict, listed
 from mtlrec.config.data import DataConfig, FeaturesConfig, MetricsConfig, TableConfig
+from mtlrec.config.kinds.family import located
 from mtlrec.config.kinds.optimizers import OptimConfig
 from mtlrec.config.kinds.weighting import DecayWeighting, LossConfig
 from mtlrec.config.model import FUSION, ModelConfig
@@ -103,7 +105,8 @@ class JobConfig(Strict):
                     raise LocatedError((*path, "name"), f"feature '{feature.name}' is declared twice")
                 seen.add(feature.name)
                 if section == "sparse" and feature.table not in self.tables:
-                    raise LocatedError((*path, "table"), f"no such table; tables are {listed(self.tables)}")
+                    known = f"tables are {listed(self.tables)}" if self.tables else "the job declares none"
+                    raise LocatedError((*path, "table"), f"no such table; {known}")
         for index, name in enumerate(self.data.keys):
             if name in self.data.keys[:index]:
                 raise LocatedError(("data", "keys", index), f"'{name}' is named twice")
@@ -160,7 +163,11 @@ class JobConfig(Strict):
 
     def _check_heads(self) -> None:
         self.model.heads.check(("model", "heads"), **self.head_arguments, input_dim=1)
-        if self._meta_head().corrects_parents:
+        head = self._meta_head()
+        if any(task.prior is not None for task in self.tasks):
+            with located(("model", "heads")):
+                self.start(head)
+        if head.corrects_parents:
             return
         parents = {task.given for task in self.tasks}
         for index, task in enumerate(self.tasks):
@@ -238,6 +245,24 @@ class JobConfig(Strict):
     def is_conditional(self) -> bool:
         """Whether a child is trained on the rows where its parent is 1 only."""
         return self._meta_head().conditional
+
+    def start(self, head: Head) -> None:
+        """Set the biases of the head's towers so that each task starts at its prior, and at 0 without one.
+
+        Raises ValueError for a head without biases, and for a child whose prior is not below its parent's.
+        """
+        biases = [0.0 if task.prior is None else self._bias(task, head) for task in self.tasks]
+        head.set_bias(biases)
+
+    def _bias(self, task: Task, head: Head) -> float:
+        """Of files with sampled negatives the log-odds are too high: a head adds that in training alone."""
+        assert task.prior is not None
+        if task.given is None or not head.multiplies:
+            return float(task.build().initial_value(task.prior)) + math.log(task.negative_sampling_rate)
+        parent = next(other for other in self.tasks if other.name == task.given)
+        if parent.prior is None or not task.prior < parent.prior:
+            raise ValueError(f"the prior of '{task.name}' wants one of '{parent.name}' above it")
+        return float(task.build().initial_value(task.prior / parent.prior))
 
     def _meta_head(self) -> Head:
         """The head without memory, for what it says of itself."""

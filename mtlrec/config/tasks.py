@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mtlrec.config import expression
 from mtlrec.config.base import Name, NonNegative, listed
-from mtlrec.config.kinds.family import Family, PartConfig
+from mtlrec.config.kinds.family import Family, PartConfig, located
 from mtlrec.errors import LocatedError
 from mtlrec.losses import LOSSES, TaskLoss
 from mtlrec.losses.task_loss import LabelRule
@@ -31,6 +31,10 @@ class Task(PartConfig):
     given: Name | None = None
     space: str | None = Field(None, description="tasks and columns under and, or, not, and comparisons with numbers")
     weight: NonNegative = 1.0
+    prior: float | None = Field(
+        None,
+        description="mean of its label in the training files, where its tower starts; of a child over all rows",
+    )
     sample_weight: str | None = Field(None, description="a column of weights >= 0; null leaves the task's space")
     negative_sampling_rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
@@ -56,6 +60,9 @@ def check_options(tasks: Sequence[Task]) -> None:
     """Raises LocatedError for an option that a task of this kind has no use for, or one that its loss refuses."""
     for index, task in enumerate(tasks):
         task.check(("tasks", index))
+        if task.prior is not None:
+            with located(("tasks", index, "prior")):
+                task.build().initial_value(task.prior)
         for option in ("given", "negative_sampling_rate"):
             if not task.is_binary and getattr(task, option) != Task.model_fields[option].default:
                 raise LocatedError(("tasks", index, option), f"is for binary tasks; '{task.name}' is {task.kind}")

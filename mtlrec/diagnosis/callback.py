@@ -37,6 +37,7 @@ class PeriodicDiagnosis(Callback):
         if self._batch is None:
             with closing(self._loader.epoch()) as batches:
                 self._batch = next(batches)
+        trainer.check_losses()
         trainer.pipeline.detach()  # batch norm statistics stay each rank's own: averages of them would be rounded
         diagnosis = diagnose_batches(trainer.model, [self._batch], trainer.job, trainer.ranks)
         on_first_rank(trainer.ranks, lambda: write_diagnosis(self._telemetry, trainer.step, diagnosis))

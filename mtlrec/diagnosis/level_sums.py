@@ -29,7 +29,7 @@ class Level:
         gates, experts: their names
         gate: [G][E], what the gates give the experts; adds up to 1 over the experts
         deviation: [G][E], its standard deviation over rows
-        weight: [G][E], what the experts are weighed with, AdaTT's native residual included
+        weight: [G][E], what the experts are weighed with, the level's residual included
         entropy: [G], of a row's gate, 0 for one expert alone to 1 for all alike that it looks at
         peaked: [G], the share of rows where one expert gets more than 0.9
         norm: [E], the Euclidean norm of an expert's output

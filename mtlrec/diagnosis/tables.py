@@ -26,7 +26,7 @@ def diagnosis_tables(found: Diagnosis) -> Iterator[Table]:
         table.add_row("output norm", *(f"{norm:.2f}" for norm in level.norm))
         table.add_row("zeros", *(f"{zeros:.0%}" for zeros in level.zeros))
         if level.weight != level.gate:
-            table.caption = "in brackets: with the native residual"
+            table.caption = "in brackets: with the residual"
         yield table
     yield from _gradient_and_table_tables(found)
     if found.curves:

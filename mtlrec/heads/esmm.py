@@ -34,7 +34,7 @@ class ESMM(Head):
         ValueError: where the edges form a cycle.
     """
 
-    corrects_parents = True
+    multiplies = corrects_parents = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class Head(nn.Module):
 
     Attributes:
         conditional: whether a task's loss is taken on p(task | parent), where the parent is 1
+        multiplies: whether p(task) is the product of the towers' probabilities along the path from the root
         corrects_parents: whether the negatives of a task with children may be sampled: its children's probabilities
             are then corrected too
 
@@ -39,6 +40,7 @@ class Head(nn.Module):
     """
 
     conditional = False
+    multiplies = False
     corrects_parents = False
     shift: Tensor
     child_slots: Tensor
@@ -95,5 +97,8 @@ class Head(nn.Module):
         return {}
 
     def set_bias(self, values: Sequence[float]) -> None:
-        """Start the towers' outputs at about `values` [T]: what a task's loss says of the mean of its labels."""
-        raise NotImplementedError
+        """Start the towers' outputs at about `values` [T]: what a task's loss says of the mean of its labels.
+
+        Raises ValueError for a head that cannot.
+        """
+        raise ValueError(f"{type(self).__name__} has no bias to set; leave the tasks' prior out")

@@ -47,7 +47,7 @@ class Independent(Head):
         **options: Unpack[TowerOptions],
     ) -> None:
         super().__init__(tasks, parents, sampling_rates)
-        self.conditional = self.corrects_parents = not entire_space
+        self.conditional = self.multiplies = self.corrects_parents = not entire_space
         self.chain = ProbabilityChain(parents)
         self.towers = Towers(len(tasks), input_dim, tower_hidden, **options)
 

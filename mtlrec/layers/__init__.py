@@ -3,10 +3,10 @@
 They take flat arguments and tensors, so each drops into a model of your own. Three kinds of part, joined by their
 widths (`output_dim` of one is `input_dim` of the next):
 
-- bottoms (`Concat`, `Dot`, `Cross`): dense features and pooled embeddings -> `[B, D]`;
+- bottoms (`Concat`, `Dot`, `Cross`, `MaskNet`): dense features and pooled embeddings -> `[B, D]`;
 - fusion layers (`SingleTask`, `SharedBottom`, `AsymmetricBottom`, `CrossStitch`, `CustomizedSharing`, `MMoE`, `PLE`,
-  `AdaTTSp`, `AdaTT`): `[B, D]` -> `[B, T, H]`, a vector per task. Those whose `num_slots` is not None also take
-  `[B, num_slots, D]`, an input per module;
+  `AdaTTSp`, `AdaTT`, `HoME`): `[B, D]` -> `[B, T, H]`, a vector per task. Those whose `num_slots` is not None also
+  take `[B, num_slots, D]`, an input per module;
 - what they are made of (`MLP`, `BatchedLinear`, `ExpertBank`, `GateBank`, `GatedLevel`), `from_adatt_reference` and
   `to_adatt_reference` for the public reference's weights, and `diagnose`.
 
@@ -55,6 +55,7 @@ from mtlrec.layers.bottoms.bottom import Bottom
 from mtlrec.layers.bottoms.concat import Concat
 from mtlrec.layers.bottoms.cross import Cross
 from mtlrec.layers.bottoms.dot import Dot
+from mtlrec.layers.bottoms.masknet import MaskNet
 from mtlrec.layers.diagnostics import LevelDiagnostics, diagnose
 from mtlrec.layers.fusions.adatt import AdaTT, AdaTTSp
 from mtlrec.layers.fusions.asymmetric import AsymmetricBottom
@@ -62,12 +63,13 @@ from mtlrec.layers.fusions.cross_stitch import CrossStitch
 from mtlrec.layers.fusions.customized import CustomizedSharing
 from mtlrec.layers.fusions.fusion import ExpertFusion, FusionLayer
 from mtlrec.layers.fusions.gated import GatedFusion
+from mtlrec.layers.fusions.home import HoME
 from mtlrec.layers.fusions.mmoe import MMoE
 from mtlrec.layers.fusions.ple import PLE
 from mtlrec.layers.fusions.shared_bottom import SharedBottom
 from mtlrec.layers.fusions.single_task import SingleTask
 
-BOTTOMS: dict[str, type[Bottom]] = {"concat": Concat, "dot": Dot, "cross": Cross}
+BOTTOMS: dict[str, type[Bottom]] = {"concat": Concat, "dot": Dot, "cross": Cross, "masknet": MaskNet}
 """The kinds of `model.bottom`."""
 FUSIONS: dict[str, type[FusionLayer]] = {
     "single_task": SingleTask,
@@ -79,6 +81,7 @@ FUSIONS: dict[str, type[FusionLayer]] = {
     "ple": PLE,
     "adatt_sp": AdaTTSp,
     "adatt": AdaTT,
+    "home": HoME,
 }
 """The kinds of `model.fusion`."""
 
@@ -104,8 +107,10 @@ __all__ = [
     "GateBank",
     "GatedFusion",
     "GatedLevel",
+    "HoME",
     "LevelDiagnostics",
     "MMoE",
+    "MaskNet",
     "SharedBottom",
     "SingleTask",
     "diagnose",

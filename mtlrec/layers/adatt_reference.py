@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mtlrec.layers.blocks.experts import ExpertBank
 from mtlrec.layers.blocks.gates import GateBank
+from mtlrec.layers.blocks.level import NativeResidual
 from mtlrec.layers.fusions.adatt import AdaTT, AdaTTSp
 from mtlrec.layers.fusions.asymmetric import AsymmetricBottom
 from mtlrec.layers.fusions.cross_stitch import CrossStitch
@@ -129,7 +130,7 @@ def reference_tensors(layer: nn.Module, tensor_of: Callable[[nn.Parameter], Tens
 def _residual_of_a_gateless_module(layer: AdaTT) -> dict[str, Tensor]:
     """With one level the shared module has no gate, so no residual; the reference keeps a parameter without rows."""
     residual = next(layer.gated_levels()).residual
-    if residual is None or residual.weight is None:
+    if not isinstance(residual, NativeResidual) or residual.weight is None:
         return {}
     return {f"self_exp_weights.{layer.num_tasks}": residual.weight.detach().new_empty(0, layer.experts_per_slot[-1])}
 
@@ -200,7 +201,7 @@ def _gates(prefix: str, bank: GateBank, linear: int) -> Iterator[MetaSlice]:
 def _residuals(layer: AdaTTSp | AdaTT) -> Iterator[MetaSlice]:
     """AdaTT-sp's are a tensor per level with a row per task; AdaTT's are the other way round."""
     for level, residual in enumerate(level.residual for level in layer.gated_levels()):
-        if residual is not None and residual.weight is not None:
+        if isinstance(residual, NativeResidual) and residual.weight is not None:
             for module in range(len(residual.experts_per_gate)):
                 tensor, row = (module, level) if isinstance(layer, AdaTT) else (level, module)
                 yield MetaSlice(f"self_exp_weights.{tensor}", residual.weight, residual.rows(module), row)

@@ -17,7 +17,7 @@ class LevelDiagnostics(NamedTuple):
     gates: Tensor
     """`[B, G, E]`: the gates' weights, which add up to 1 over E."""
     weights: Tensor
-    """`[B, G, E]`: what the experts were weighed with, AdaTT's native residual included."""
+    """`[B, G, E]`: what the experts were weighed with, the level's residual included."""
     norms: Tensor
     """`[B, E]`: the Euclidean norm of every expert's output."""
     zeros: Tensor
@@ -42,16 +42,16 @@ def diagnose(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LevelDiag
     """
     seen: dict[str, LevelDiagnostics] = {}
     names = {module: name for name, module in model.named_modules() if isinstance(module, GatedLevel)}
-    gates: dict[nn.Module, Tensor] = {}
+    gates: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def keep_gates(bank: nn.Module, _: Any, weights: Tensor) -> None:
-        gates[bank] = weights
+    def keep_gates(bank: nn.Module, args: tuple[Tensor], weights: Tensor) -> None:
+        gates[bank] = (weights, *args)
 
     def look(level: GatedLevel, args: tuple[Tensor, ...], _: Any) -> None:
-        chosen = gates.pop(level.gates)
+        chosen, selector = gates.pop(level.gates)
         outputs = level.experts(args[0])
         zeros = (outputs == 0).to(outputs.dtype).mean(dim=-1)
-        seen[names[level]] = LevelDiagnostics(chosen, level.weigh(chosen), outputs.norm(dim=-1), zeros)
+        seen[names[level]] = LevelDiagnostics(chosen, level.weigh(chosen, selector), outputs.norm(dim=-1), zeros)
 
     hooks = [level.gates.register_forward_hook(keep_gates) for level in names]
     hooks += [level.register_forward_hook(look) for level in names]

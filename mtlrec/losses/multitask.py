@@ -84,17 +84,22 @@ class MultiTaskLoss(nn.Module):
         totals = Totals(sums[0], sums[1])
         denominators = totals.denominators + (totals.denominators == 0)
         parts = numerators * (self.task_weights / denominators)
-        loss, coefficients = self._weighed(parts, totals, pooled)
-        report = LossReport(totals.numerators / denominators, sums[2], coefficients, local_sums)
-        return loss * world_size if world_size > 1 else loss, report
+        loss, coefficients = self._weighed(parts, totals, pooled, world_size)
+        return loss, LossReport(totals.numerators / denominators, sums[2], coefficients, local_sums)
 
-    def _weighed(self, parts: Tensor, totals: Totals, pooled: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The sum of the parts by their coefficients, and what the tasks' losses are multiplied by in all [T]."""
+    def _weighed(
+        self, parts: Tensor, totals: Totals, pooled: Sequence[Tensor] | None, world_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of the parts by their coefficients, and what the tasks' losses are multiplied by in all [T].
+
+        What balancing adds is the same on all ranks, so the mean of its gradients is right as it is.
+        """
         if self.balancing is None or not self._balances():
-            return parts.sum(), self.task_weights.clone()
+            return _times(parts.sum(), world_size), self.task_weights.clone()
         weighted = Totals(self.task_weights * totals.numerators, totals.denominators)
         coefficients, added = self.balancing(weighted, parts, pooled)
-        return (coefficients * parts).sum() + added, (self.task_weights * coefficients).detach()
+        loss = _times((coefficients * parts).sum(), world_size) + added
+        return loss, (self.task_weights * coefficients).detach()
 
     def _balances(self) -> bool:
         """In training only: an evaluation has no gradients to weigh and must leave the balancer's state alone."""
@@ -105,6 +110,11 @@ class MultiTaskLoss(nn.Module):
         if self.add_terms is None or not self.training:
             return rows
         return self.add_terms(rows, outputs, targets, self.losses.row_losses)
+
+
+def _times(loss: Tensor, world_size: int) -> Tensor:
+    """Without an operator where there is one rank."""
+    return loss * world_size if world_size > 1 else loss
 
 
 def _sum_over_ranks(values: Tensor) -> tuple[Tensor, int]:

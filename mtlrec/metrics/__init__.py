@@ -20,6 +20,7 @@ from mtlrec.metrics.errors import MAE, MSE, MeanLabel, MeanPrediction
 from mtlrec.metrics.grouped_auc import GroupedAUC
 from mtlrec.metrics.metric import Metric
 from mtlrec.metrics.rows import NumRows
+from mtlrec.metrics.xauc import XAUC, GroupedXAUC
 
 METRICS: dict[str, type[Metric]] = {
     "auc": AUC,
@@ -30,6 +31,8 @@ METRICS: dict[str, type[Metric]] = {
     "ece": CalibrationError,
     "mse": MSE,
     "mae": MAE,
+    "xauc": XAUC,
+    "gxauc": GroupedXAUC,
     "mean": MeanLabel,
     "predicted_mean": MeanPrediction,
     "rows": NumRows,

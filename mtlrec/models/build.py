@@ -26,6 +26,8 @@ def build_model(job: JobConfig, table_device: torch.device | None = None) -> Mul
         fusion = job.model.fusion.build(input_dim=bottom.output_dim, num_tasks=len(job.tasks))
     with config_errors("model.heads"):
         heads = job.model.heads.build(**job.head_arguments, input_dim=fusion.output_dim)
+        if any(task.prior is not None for task in job.tasks):
+            job.start(heads)
     over_arch = OverArch(
         inputs=build_slot_inputs(job, fusion),
         bottom=bottom,

@@ -67,22 +67,26 @@ class SlotInputs(nn.Module):
         sparse_masks: per slot, 0/1 for each sparse feature
     """
 
+    dense_rows: Tensor
+
     def __init__(self, dense_masks: Sequence[Sequence[int]], sparse_masks: Sequence[Sequence[int]]) -> None:
         super().__init__()
         masks = [(tuple(dense), tuple(sparse)) for dense, sparse in zip(dense_masks, sparse_masks, strict=True)]
         self.distinct = list(dict.fromkeys(masks))
         self.slots = [self.distinct.index(mask) for mask in masks]
+        dense_rows = torch.tensor([dense for dense, _ in self.distinct], dtype=torch.float32)
+        self.register_buffer("dense_rows", dense_rows, persistent=False)
 
     def forward(self, bottom: nn.Module, dense: Tensor, embeddings: list[Tensor]) -> Tensor:
         """[B, D] where all slots read everything, else [B, slots, D]."""
         if all(all(mask) for masks in self.distinct for mask in masks):
             return bottom(dense, embeddings)
-        outputs = [bottom(*_masked(dense, embeddings, *masks)) for masks in self.distinct]
+        outputs = [
+            bottom(dense * dense_row, _masked(embeddings, sparse))
+            for dense_row, (_, sparse) in zip(self.dense_rows, self.distinct, strict=True)
+        ]
         return torch.stack([outputs[slot] for slot in self.slots], dim=1)
 
 
-def _masked(
-    dense: Tensor, embeddings: list[Tensor], dense_mask: tuple[int, ...], sparse_mask: tuple[int, ...]
-) -> tuple[Tensor, list[Tensor]]:
-    shown = [one if keep else torch.zeros_like(one) for one, keep in zip(embeddings, sparse_mask, strict=True)]
-    return dense * dense.new_tensor(dense_mask), shown
+def _masked(embeddings: list[Tensor], mask: tuple[int, ...]) -> list[Tensor]:
+    return [one if keep else torch.zeros_like(one) for one, keep in zip(embeddings, mask, strict=True)]

@@ -117,7 +117,8 @@ def _embedding_bags(
 def _check_names(tables: Mapping[str, TableConfig]) -> None:
     for name in tables:
         if hasattr(nn.ModuleDict(), name):
-            raise ConfigError(f"tables.{name}: torch.nn.ModuleDict has an attribute so named; call the table {name}_id")
+            remedy = f"declare it as tables.{name}_id, and name that in its features (table: {name}_id)"
+            raise ConfigError(f"tables.{name}: torch.nn.ModuleDict has an attribute so named; {remedy}")
 
 
 def unit_weighted(

@@ -81,6 +81,7 @@ class Saving(Callback):
     def save(self, trainer: Trainer) -> None:
         """Collective."""
         self.ranks.liveness.tick()
+        trainer.check_losses()
         trainer.average_running_statistics()
         self._saved_step = trainer.step
         loader = trainer.loader

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtlrec.batch import Batch
 from mtlrec.config import DecayWeighting, DWAWeighting, JobConfig
 from mtlrec.distributed.process_group import Ranks
-from mtlrec.errors import NonFiniteError
 from mtlrec.losses import DynamicWeightAverage, decayed_weights
 from mtlrec.models.train_module import StepOutput
+from mtlrec.training.loss_check import LossCheck
 from mtlrec.training.optim import Optimizers
 from mtlrec.training.sharded import autocast, build_sharded
 
@@ -26,10 +25,14 @@ class TrainingStep:
     Args:
         total_steps: of the job, which learning rates may hang on
         steps_per_epoch: what dynamic weight average compares, unless the job gives a number
+        lag: of the check of losses (`LossCheck`)
     """
 
-    def __init__(self, job: JobConfig, ranks: Ranks, total_steps: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, job: JobConfig, ranks: Ranks, total_steps: int, steps_per_epoch: int, lag: int | None = None
+    ) -> None:
         self.job, self.ranks = job, ranks
+        self.loss_check = LossCheck(job, ranks, lag)
         self.model = build_sharded(job, ranks)
         self.optimizers = Optimizers(self.model.module, job, total_steps)
         self.pipeline: TrainPipelineSparseDist[Batch, StepOutput] = TrainPipelineSparseDist(
@@ -43,7 +46,8 @@ class TrainingStep:
     def __call__(self, batches: Iterator[Batch], step: int, epoch: int = 0) -> StepOutput:
         """Takes the step after `step` others, in `epoch` (from 0).
 
-        Raises StopIteration where `batches` has come to its end, NonFiniteError where a loss is not finite.
+        Raises StopIteration where `batches` has come to its end, NonFiniteError where a loss is not finite: of this
+        step on a CPU, of the one before it on CUDA (`LossCheck`; call its `finish` before the state is used elsewhere).
         """
         self.optimizers.set_learning_rates(step)
         if self.weights is not None:
@@ -51,22 +55,8 @@ class TrainingStep:
         with autocast(self.job, self.ranks.device):
             done = self.pipeline.progress(batches)
         self.ranks.liveness.tick()
-        self._stop_if_not_finite(done, step + 1)
+        self.loss_check.launched(done, step + 1)
         return done
-
-    def _stop_if_not_finite(self, done: StepOutput, step: int) -> None:
-        """The report's losses are global, so all ranks stop together; they tell each other whose rows it was."""
-        finite = torch.isfinite(done.report.losses)
-        if finite.all():
-            return
-        tasks = [task.name for task, fine in zip(self.job.tasks, finite.tolist(), strict=True) if not fine]
-        everywhere: list[str | None] = [None] * self.ranks.world_size
-        dist.all_gather_object(everywhere, "" if done.report.local_sums.isfinite().all() else done.batch.origin)
-        files = ", ".join(dict.fromkeys(origin for origin in everywhere if origin)) or "every file of the batch"
-        raise NonFiniteError(
-            f"step {step}: the loss of {', '.join(tasks)} is not finite; rows from {files}. "
-            "Look for NaN or huge values there, or lower optim.dense.lr or optim.sparse.lr"
-        )
 
 
 @dataclass(frozen=True)

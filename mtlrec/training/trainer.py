@@ -111,6 +111,7 @@ class Trainer:
             while self.step < self.total_steps:
                 self._epoch()
             self._batches.close()
+            self.check_losses()
             for callback in self.callbacks:
                 callback.on_end(self)
 
@@ -170,8 +171,13 @@ class Trainer:
                 callback.before_stop(self)
             raise Preempted(self.step, self.preemption.interrupted)
 
+    def check_losses(self) -> None:
+        """Raises NonFiniteError where a loss of a step so far is not finite. To be called before the state is used."""
+        self._take_step.loss_check.finish()
+
     def model_to_evaluate(self) -> TrainModule:
         """The model out of the pipeline, with the same batch norm statistics on all ranks."""
+        self.check_losses()
         self.average_running_statistics()
         self.pipeline.detach()
         return self.model.module

@@ -33,8 +33,8 @@ def train(fault: str, which: int, run: Path, *arguments: str | Path) -> int:
             time.sleep(0.001)
         checkpoints = run / "checkpoints"
         match fault:
-            case "no file over 100 kB":
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            case "no file over 20 kB":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
             case "full":
                 with suppress(OSError), (checkpoints / "somebody_else_s").open("wb", buffering=0) as file:
                     while True:
@@ -106,7 +106,7 @@ def test_one_rank_that_cannot_write(
 ) -> None:
     config, whole = job
     run = tmp_path / "run"
-    assert run_ranks(2, train, "no file over 100 kB", which, run, "train", config, "-o", run) == [1, 1]
+    assert run_ranks(2, train, "no file over 20 kB", which, run, "train", config, "-o", run) == [1, 1]
     assert "File too large; this checkpoint was not saved" in mistakes(capfd.readouterr().err)
     assert Checkpoints(run).complete()
     check_resumed(config, run, whole)

@@ -55,6 +55,8 @@ JOBS: dict[str, dict[str, Any]] = {
     **{f"fusion_{kind}": {"model": {"fusion": fusion}} for kind, fusion in FUSIONS.items()},
     "dot": {"model": {"bottom": {"kind": "dot", "hidden": [16]}}},
     "cross": {"model": {"bottom": {"kind": "cross", "rank": 4}}},
+    "masknet": {"model": {"bottom": {"kind": "masknet", "block_dim": 16}}},
+    "masknet_serial": {"model": {"bottom": {"kind": "masknet", "block_dim": 16, "mode": "serial", "hidden": [16]}}},
     "independent": {"model": {"heads": {"kind": "independent"}}},
     "independent_entire_space": {"model": {"heads": {"kind": "independent", "entire_space": True}}},
     "aitm": {"model": {"heads": {"kind": "aitm", "tower_hidden": [8, 8]}}},
@@ -245,7 +247,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "data_parallel does not go with optim.sparse.clip_value",
     ),
     "dot with two widths": (["--set", "model.bottom={kind: dot}", "--set", "tables.item.dim=16"], "dim"),
-    "a table that torch cannot name": (["--set", "tables.type={rows: 9, dim: 4}", *TYPE], "call the table type_id"),
+    "a table that torch cannot name": (["--set", "tables.type={rows: 9, dim: 4}", *TYPE], "tables.type_id"),
     "impossible plan": (["--set", "sharding={ddr_gb: 1e-9}"], "sharding: no plan"),
     "a kernel that CPUs lack": (
         ["--set", "sharding.constraints={item: {types: [row_wise], kernels: [fused_uvm]}}"],

@@ -29,6 +29,15 @@ FUSIONS: dict[str, dict[str, Any]] = {
     "ple": {"kind": "ple", "expert_hidden": [[16], [8]], "num_task_experts": [1, 2, 1, 1], "num_shared_experts": 2},
     "adatt_sp": {"kind": "adatt_sp", "expert_hidden": [[16], [8]], "num_task_experts": 2},
     "adatt": {"kind": "adatt", "expert_hidden": [[16], [8]], "num_task_experts": [1, 2, 1, 1], "num_shared_experts": 2},
+    "home_groups": {
+        "kind": "home",
+        "expert_hidden": [[16], [8]],
+        "task_groups": [0, 1, 0, 0],
+        "num_group_experts": 2,
+        "num_task_experts": [1, 2, 1, 1],
+        "norm": "layer",
+        "gate_dropout": 0.1,
+    },
     "layer_norm_and_dropout": {
         "kind": "ple",
         "expert_hidden": [[16], [8]],

@@ -105,14 +105,17 @@ class GateBank(nn.Module):
         return slice(start, start + len(self.visible[gate]))
 
     def forward(self, selector: Tensor) -> Tensor:
-        check_input("GateBank", selector, self.selector_dim, self.num_gates)
-        if self.selector is not None:
-            selector = self.selector(selector)
-        weight_GED, bias_GE = self._on_grid()
-        logits_BGE = batched_linear(selector, weight_GED, bias_GE)
+        logits_BGE = self.logits(selector)
         if self.training and self.dropout:
             logits_BGE = self._hide_some(logits_BGE)
         return logits_BGE.softmax(dim=-1)
+
+    def logits(self, selector: Tensor) -> Tensor:
+        """What the softmax is taken of: `[B, G, E]`, -inf where an expert is not visible."""
+        check_input("GateBank", selector, self.selector_dim, self.num_gates)
+        if self.selector is not None:
+            selector = self.selector(selector)
+        return batched_linear(selector, *self._on_grid())
 
     def _hide_some(self, logits_BGE: Tensor) -> Tensor:
         is_hidden = torch.rand(logits_BGE.shape, device=logits_BGE.device) < self.dropout

@@ -1,4 +1,4 @@
-"""One level of a gated fusion layer: experts, gates that weigh them, and AdaTT's residual where there is one.
+"""One level of a gated fusion layer: experts, gates that weigh them, and a residual where there is one.
 
 Shapes: B batch, S slots, E experts, G gates, D input width, H output width, N experts with a residual weight.
 """
@@ -14,22 +14,38 @@ from mtlrec.layers.blocks.experts import ExpertBank
 from mtlrec.layers.blocks.gates import GateBank
 
 
-class NativeResidual(nn.Module):
+class Residual(nn.Module):
+    """Base of what a level adds to its gates' weights, so that one product with the experts does both.
+
+    Shapes: gate weights `[B, G, E]`, selector `[B, D]` or `[B, G, D]` -> the sum, `[B, G, E]`.
+
+    Example:
+        >>> Residual().axes(gates=["click"], experts=["shared"], selector_columns=None)
+        {}
+    """
+
+    def axes(self, gates: Sequence[Hashable], experts: Sequence[Hashable], selector_columns: Labels) -> Axes:
+        """Args: labels of the gates, the experts and what the gates look at."""
+        return {}
+
+
+class NativeResidual(Residual):
     """Adds a module's own experts to what its gate mixes (AdaTT).
 
-    It adds constants to the gates' weights, so that one product with the experts does both. The constants are 1, or
-    learned and input-free, drawn from U(-sqrt(1/m), sqrt(1/m)) for a module of m experts.
+    What it adds to the gates' weights are constants. They are 1, or learned and input-free, drawn from
+    U(-sqrt(1/m), sqrt(1/m)) for a module of m experts.
 
     Args:
         experts_per_module: m of every module, in the order of the experts.
         num_gates: G, how many of the modules have a gate (the first G).
         learned: False for the constant 1.
 
-    Shapes: gate weights `[B, G, E]` -> the same shape; `weight` is `[N]`, module by module, or None.
+    Shapes: as `Residual`, whatever the selector; `weight` is `[N]`, module by module, or None.
 
     Example:
         >>> import torch
-        >>> NativeResidual([1, 1], num_gates=2, learned=False)(torch.full((1, 2, 2), 0.5)).tolist()
+        >>> gates, selector = torch.full((1, 2, 2), 0.5), torch.randn(1, 8)
+        >>> NativeResidual([1, 1], num_gates=2, learned=False)(gates, selector).tolist()
         [[[1.5, 0.5], [0.5, 1.5]]]
     """
 
@@ -52,7 +68,10 @@ class NativeResidual(nn.Module):
         start = sum(self.experts_per_gate[:gate])
         return slice(start, start + self.experts_per_gate[gate])
 
-    def forward(self, gates_BGE: Tensor) -> Tensor:
+    def axes(self, gates: Sequence[Hashable], experts: Sequence[Hashable], selector_columns: Labels) -> Axes:
+        return {} if self.weight is None else {"weight": (experts[: len(self.weight)],)}
+
+    def forward(self, gates_BGE: Tensor, selector: Tensor) -> Tensor:
         return gates_BGE + self.matrix(gates_BGE)
 
     def matrix(self, like: Tensor) -> Tensor:
@@ -71,7 +90,7 @@ class GatedLevel(nn.Module):
     Args:
         experts: the level's experts.
         gates: over as many experts; what they look at is the second argument of `forward`.
-        residual: AdaTT's, or None.
+        residual: what is added to the gates' weights, or None.
 
     Example:
         >>> level = GatedLevel(ExpertBank(3, 8, [16, 4]), GateBank(2, 3, 8))
@@ -79,14 +98,14 @@ class GatedLevel(nn.Module):
         torch.Size([5, 2, 4])
     """
 
-    def __init__(self, experts: ExpertBank, gates: GateBank, residual: NativeResidual | None = None) -> None:
+    def __init__(self, experts: ExpertBank, gates: GateBank, residual: Residual | None = None) -> None:
         super().__init__()
         self.experts = experts
         self.gates = gates
         self.residual = residual
 
     def forward(self, x: Tensor, selector: Tensor) -> Tensor:
-        return self.experts.mix(x, self.weigh(self.gates(selector)))
+        return self.experts.mix(x, self.weigh(self.gates(selector), selector))
 
     def axes(
         self, gates: Sequence[Hashable], experts: Sequence[Hashable], columns: Labels, selector_columns: Labels
@@ -94,11 +113,11 @@ class GatedLevel(nn.Module):
         """Args: labels of the gates, the experts, what the experts read and what the gates look at."""
         axes = prefixed("experts", self.experts.axes(experts, columns))
         axes |= prefixed("gates", self.gates.axes(gates, experts, selector_columns))
-        if self.residual is not None and self.residual.weight is not None:
-            axes["residual.weight"] = (experts[: len(self.residual.weight)],)
+        if self.residual is not None:
+            axes |= prefixed("residual", self.residual.axes(gates, experts, selector_columns))
         return axes
 
-    def weigh(self, gates_BGE: Tensor) -> Tensor:
+    def weigh(self, gates_BGE: Tensor, selector: Tensor) -> Tensor:
         """The weight of every expert in every gate's sum: the gates', and the residual's beside them."""
-        weights: Tensor = gates_BGE if self.residual is None else self.residual(gates_BGE)
+        weights: Tensor = gates_BGE if self.residual is None else self.residual(gates_BGE, selector)
         return weights

@@ -2,13 +2,14 @@
 
 import pytest
 
+from mtlrec import layers
 from mtlrec.comparison.candidates import FUSIONS, HEADS, WEIGHTINGS, candidates
 from mtlrec.config.file import load_config
 
 
 def test_the_kinds_are_those_of_the_config() -> None:
     assert FUSIONS[0] == "single_task"
-    assert len(FUSIONS) == 9
+    assert list(layers.FUSIONS) == FUSIONS
     assert HEADS == ["independent", "esmm", "aitm", "dbmtl", "escm2_ips", "escm2_dr"]
     assert WEIGHTINGS[:2] == ["static", "decay"]
     assert "cagrad" in WEIGHTINGS
@@ -54,3 +55,18 @@ def test_what_cannot_be_compared_is_named(arguments: dict[str, list[str]], messa
     job = load_config("kuairand", ["tasks.0.features=[user_id]"] if arguments["fusions"][-1] == "mmoe" else [])
     with pytest.raises(ValueError, match=message):
         candidates(job, **arguments)
+
+
+def test_by_default_the_kinds_that_go_with_the_job_are_compared(logged: list[str]) -> None:
+    one_task = load_config("criteo")
+    names = [candidate.name for candidate in candidates(one_task, match=None)]
+    assert names == [kind for kind in FUSIONS if kind not in ("asymmetric", "home")]
+    assert [line.partition(":")[2].split(":")[0].strip() for line in logged] == ["asymmetric", "home"]
+    assert "two tasks or more" in logged[0]
+
+
+def test_what_the_job_leaves_at_its_default_is_the_kinds_own_default() -> None:
+    job = load_config("kuairand", ["model.fusion.dropout=0.1"])
+    ple, home = (candidate.job.model.fusion.arguments for candidate in candidates(job, ["ple", "home"]))
+    assert (ple["activation"], ple["norm"], ple["dropout"]) == ("relu", None, 0.1)
+    assert (home["activation"], home["norm"], home["dropout"]) == ("silu", "batch", 0.1)

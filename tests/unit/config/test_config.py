@@ -60,6 +60,8 @@ MISTAKES = {
     "tasks.like.pos_weight=0": ["tasks.2.pos_weight = 0", "greater than 0"],
     "tasks.like.label_smoothing=1": ["tasks.2.label_smoothing = 1", "less than 1"],
     "tasks.like.negative_sampling_rate=0": ["tasks.2.negative_sampling_rate = 0", "greater than 0"],
+    "tasks.click.prior=1.5": ["tasks.0.prior = 1.5", "lies between 0 and 1"],
+    "tasks.buy.prior=0.1": ["model.heads", "the prior of 'buy' wants one of 'click' above it"],
     "tasks.ratio.negative_sampling_rate=0.1": ["tasks.3.negative_sampling_rate = 0.1", "is for binary tasks; 'ratio'"],
     "tasks.buy.negative_sampling_rate=0.1": ["tasks.1.negative_sampling_rate = 0.1", "give those kept a sample_weight"],
     "model.heads={kind: aitm, tower_hidden: []}": ["model.heads.tower_hidden = []", "must not be empty"],
@@ -322,6 +324,13 @@ def test_label_columns_are_each_named_once_with_the_strictest_rule() -> None:
 def test_dump_is_plain_yaml() -> None:
     job = toy_job()
     assert JobConfig.model_validate(yaml.safe_load(yaml.safe_dump(job.dump()))) == job
+
+
+def test_named_table_is_missing_where_the_job_declares_none() -> None:
+    tree = toy_tree()
+    del tree["tables"]
+    with pytest.raises(ConfigError, match=r"features\.sparse\.0\.table = 'user': no such table; the job declares none"):
+        parse_config(yaml.safe_dump(tree))
 
 
 def test_more_buckets_than_rows_are_refused() -> None:

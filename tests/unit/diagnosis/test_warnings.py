@@ -9,7 +9,7 @@ from mtlrec.diagnosis.diagnosis import Curve, Diagnosis
 from mtlrec.diagnosis.level_sums import Level, names_of
 from mtlrec.diagnosis.table_use import TableUse
 from mtlrec.diagnosis.warnings import warnings_of
-from mtlrec.layers import PLE, AdaTT, AdaTTSp, MMoE
+from mtlrec.layers import PLE, AdaTT, AdaTTSp, HoME, MMoE
 
 LEVEL = Level(
     name="level 1",
@@ -128,3 +128,9 @@ def test_experts_and_gates_are_named_by_their_owners() -> None:
     assert names_of(mmoe.expert_owners[0], tasks) == ["expert 1", "expert 2", "expert 3"]
     assert names_of(mmoe.gate_owners[0], tasks) == ["for expert 1", "for expert 2", "for expert 3"]
     assert names_of(mmoe.gate_owners[1], tasks) == tasks
+    home = HoME(4, 3, [[4], [4]], task_groups=[0, 1, 0], num_group_experts=2)
+    of_groups = ["group 0 1", "group 0 2", "group 1 1", "group 1 2", "shared"]
+    assert names_of(home.expert_owners[0], tasks) == of_groups
+    assert names_of(home.gate_owners[0], tasks) == ["group 0", "group 1", "shared"]
+    assert names_of(home.expert_owners[1], tasks) == [*tasks, *of_groups]
+    assert names_of(home.gate_owners[1], tasks) == tasks

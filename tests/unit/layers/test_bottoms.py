@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mtlrec.layers import Bottom, Concat, Cross, Dot
+from mtlrec.layers import Bottom, Concat, Cross, Dot, MaskNet
 
 SETTINGS = settings(max_examples=30, deadline=None)
 DENSE_DIM = st.integers(0, 4)
@@ -104,7 +104,15 @@ def test_low_rank_cross_has_one_bias_and_two_thin_matrices() -> None:
     assert sorted(shapes) == [(2, 10), (10,), (10, 2)]
 
 
-BOTTOMS = [Concat(4, [3, 3], [5]), Dot(4, [3, 3], [5]), Dot(0, [3, 3, 3]), Cross(4, [3, 3]), Cross(4, [3, 3], rank=2)]
+BOTTOMS = [
+    Concat(4, [3, 3], [5]),
+    Dot(4, [3, 3], [5]),
+    Dot(0, [3, 3, 3]),
+    Cross(4, [3, 3]),
+    Cross(4, [3, 3], rank=2),
+    MaskNet(4, [3, 3], block_dim=8, hidden=[5]),
+    MaskNet(4, [3, 3, 2, 1], block_dim=8, mode="serial"),
+]
 each_bottom = pytest.mark.parametrize("bottom", BOTTOMS, ids=lambda bottom: type(bottom).__name__)
 
 
@@ -149,7 +157,7 @@ def test_sizes_that_make_no_bottom_are_errors() -> None:
     for dense_dim, dims in [(0, [4]), (3, [])]:
         with pytest.raises(ValueError, match="Dot needs two vectors to multiply"):
             Dot(dense_dim, dims, [5])
-    for kind in (Concat, Dot, Cross):
+    for kind in (Concat, Dot, Cross, MaskNet):
         with pytest.raises(ValueError, match="needs something to read"):
             kind(0, [])
         with pytest.raises(ValueError, match="dense_dim must be 0 or more, got -1"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlrec.layers import PLE, AdaTT, AdaTTSp, CrossStitch, MMoE, diagnose
+from mtlrec.layers import PLE, AdaTT, AdaTTSp, CrossStitch, HoME, MMoE, diagnose
 from mtlrec.layers.blocks.level import GatedLevel
 
 
@@ -30,7 +30,26 @@ def test_gates_weights_and_norms_are_those_of_the_batch() -> None:
     torch.testing.assert_close(layer(x), slots)
 
 
-@pytest.mark.parametrize("layer", [MMoE(6, 3, [[5], [4]], 4), PLE(6, 3, [[5], [4]], 1, 2), AdaTT(6, 3, [[4]], 1, 1)])
+def test_weights_hold_what_self_gates_add() -> None:
+    torch.manual_seed(0)
+    layer, x = HoME(6, 2, [[5], [4]], [0, 1]).eval(), torch.randn(7, 6)
+    first, second = diagnose(layer, x).values()
+    added = layer.levels[0].residual(torch.zeros(7, 3, 3), x)
+    assert added.gt(0).any(0).tolist() == [[True, False, False], [False, True, False], [False, False, True]]
+    torch.testing.assert_close(first.weights, first.gates + added)
+    own = second.weights - second.gates
+    assert own.gt(1e-6).any(0).tolist() == [[True, False, False, False, False], [False, True, False, False, False]]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        MMoE(6, 3, [[5], [4]], 4),
+        PLE(6, 3, [[5], [4]], 1, 2),
+        AdaTT(6, 3, [[4]], 1, 1),
+        HoME(6, 3, [[5], [4]], [0, 0, 1]),
+    ],
+)
 def test_every_gated_layer_inside_a_model_without_a_trace(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(3, 6), layer)
     seen = diagnose(model, torch.randn(7, 3))

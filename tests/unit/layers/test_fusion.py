@@ -22,6 +22,7 @@ from mtlrec.layers import (
     to_adatt_reference,
 )
 from mtlrec.layers.blocks.experts import ExpertBank
+from mtlrec.layers.blocks.level import NativeResidual
 
 Weights = dict[str, Tensor]
 D = 5
@@ -262,7 +263,7 @@ def expert_alone(bank: ExpertBank, expert: int, x: Tensor) -> Tensor:
 def test_adatt_residual_weights_start_within_their_bound() -> None:
     torch.manual_seed(0)
     (level,) = AdaTT(4, 200, [[2]], [5, 1] * 100, 3).gated_levels()
-    assert level.residual is not None
+    assert isinstance(level.residual, NativeResidual)
     for first, count in [(0, 5), (1, 1)]:
         drawn = torch.cat([level.residual.weight[level.residual.rows(task)] for task in range(first, 200, 2)])
         assert drawn.abs().max() <= count**-0.5

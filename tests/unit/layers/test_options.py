@@ -15,6 +15,7 @@ from mtlrec.layers import (
     ExpertBank,
     FusionLayer,
     GateBank,
+    HoME,
     MMoE,
 )
 from mtlrec.layers.blocks import experts as experts_module
@@ -22,7 +23,7 @@ from mtlrec.layers.blocks.experts import ExpertNorm
 from tests.support.layers import sizes_of
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
-GATED = [MMoE, PLE, AdaTTSp, AdaTT]
+GATED = [MMoE, PLE, AdaTTSp, AdaTT, HoME]
 
 
 def build(kind: type[FusionLayer], **options: Any) -> FusionLayer:

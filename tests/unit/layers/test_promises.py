@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtlrec.layers import (
     FUSIONS,
@@ -17,6 +17,7 @@ from mtlrec.layers import (
     CrossStitch,
     CustomizedSharing,
     FusionLayer,
+    HoME,
     MMoE,
     SharedBottom,
     SingleTask,
@@ -24,6 +25,15 @@ from mtlrec.layers import (
 from mtlrec.layers.adatt_reference import reference_tensors
 from mtlrec.layers.blocks.experts import ExpertBank
 from tests.support.layers import sizes_of
+
+
+def home(**options: Any) -> HoME:
+    """Its feature gates away from where they start, the identity, so that gradients reach both of their factors."""
+    layer = HoME(12, 3, [[16, 8], [6]], [0, 1, 0], 2, 1, [1, 2, 1], **options)
+    for gates in layer.feature_gates:
+        nn.init.normal_(gates.down, std=0.3)
+    return layer
+
 
 ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: SingleTask(12, 3, [[16, 8], [6]]),
@@ -38,11 +48,14 @@ ONE_OF_EACH: list[Callable[[], FusionLayer]] = [
     lambda: AdaTTSp(12, 3, [[16, 8], [6]], 1, native_residual=False),
     lambda: AdaTT(12, 3, [[16, 8], [6]], [1, 2, 3], 2),
     lambda: AdaTT(12, 3, [[16, 8], [6]], 1, 1),
+    lambda: home(norm="layer"),
 ]
 WITH_OPTIONS: list[Callable[[], FusionLayer]] = [
     lambda: PLE(12, 3, [[16, 8], [6]], [1, 2, 3], 2, recompute=True),
     lambda: AdaTT(12, 3, [[16, 8], [6]], [1, 2, 3], 2, activation="silu", norm="layer", recompute=True),
     lambda: SingleTask(12, 3, [[16, 8], [6]], activation="gelu", norm="batch"),
+    lambda: home(),
+    lambda: home(num_feature_gates=0, self_gates=False, activation="relu", norm=None),
 ]
 one_of_each_with_options = pytest.mark.parametrize("build", ONE_OF_EACH + WITH_OPTIONS)
 one_of_each = pytest.mark.parametrize("build", ONE_OF_EACH, ids=lambda build: type(build()).__name__)
@@ -59,7 +72,7 @@ def test_promises_of_every_layer(build: Callable[[], FusionLayer]) -> None:
 
 
 def test_number_of_slots() -> None:
-    assert [build().num_slots for build in ONE_OF_EACH] == [3, None, 3, 3, 4, 4, None, 4, 3, 3, 4, 4]
+    assert [build().num_slots for build in ONE_OF_EACH] == [3, None, 3, 3, 4, 4, None, 4, 3, 3, 4, 4, None]
 
 
 @one_of_each
@@ -102,11 +115,13 @@ def test_sizes_that_make_no_layer_are_errors(kind: type[FusionLayer]) -> None:
                 kind(**{**arguments, name: value})
 
 
-@pytest.mark.parametrize("kind", [PLE, AdaTT])
+@pytest.mark.parametrize("kind", [PLE, AdaTT, HoME])
 @pytest.mark.parametrize("counts", [[1], [1, 2, 3], [], [1, 0]])
-def test_a_list_of_experts_has_one_count_per_task(kind: type[PLE] | type[AdaTT], counts: list[int]) -> None:
+def test_a_list_of_experts_has_one_count_per_task(
+    kind: type[PLE] | type[AdaTT] | type[HoME], counts: list[int]
+) -> None:
     with pytest.raises(ValueError, match=r"num_task_experts must be a number .* each of the 2 tasks"):
-        kind(6, 2, [[4]], counts)
+        kind(6, 2, [[4]], num_task_experts=counts)
 
 
 def test_what_only_one_kind_asks_for() -> None:
@@ -134,6 +149,7 @@ def test_the_callers_lists_are_left_alone() -> None:
         CrossStitch(6, 2, expert_hidden),
         AsymmetricBottom(6, 2, expert_hidden),
         CustomizedSharing(6, 2, expert_hidden),
+        HoME(6, 2, expert_hidden, num_task_experts=task_experts),
     ]
     assert (expert_hidden, task_experts, gate_hidden) == before
     expert_hidden[0].clear()
@@ -148,11 +164,10 @@ def test_gradient_reaches_every_parameter_of_every_expert(build: Callable[[], Fu
     y = layer(x)
     (y * torch.randn_like(y)).sum().backward()
     assert x.grad is not None
-    if isinstance(layer, SingleTask | CustomizedSharing):
-        parts = {
-            f"{name}[{t}]": p.grad[t] for name, p in layer.named_parameters() for t in range(3) if p.grad is not None
-        }
-        assert len(parts) == 3 * len(list(layer.parameters()))
+    if isinstance(layer, SingleTask | CustomizedSharing | HoME):
+        assert all(p.grad is not None for p in layer.parameters())
+        # Of a task, an expert, or an expert in a gate.
+        parts = {f"{name}[{i}]": p.grad[i] for name, p in layer.named_parameters() for i in range(len(p))}
     else:
         parts = reference_tensors(layer, lambda parameter: parameter.grad)
     unreached = [name for name, gradient in parts.items() if gradient.eq(0).all()]

@@ -19,6 +19,8 @@ BOTTOMS: dict[str, dict[str, Any]] = {
     "dot_no_hidden": {"kind": "dot", "hidden": []},
     "cross": {"kind": "cross"},
     "cross_low_rank": {"kind": "cross", "rank": 3},
+    "masknet": {"kind": "masknet", "block_dim": 12},
+    "masknet_serial": {"kind": "masknet", "block_dim": 12, "mode": "serial", "hidden": [10]},
 }
 CASES = [(fusion, "concat") for fusion in FUSIONS] + [("adatt_sp", bottom) for bottom in BOTTOMS]
 
@@ -31,7 +33,9 @@ def job_of(fusion: str, bottom: str, more: bool, at: int | None = None) -> JobCo
     tree = copy.deepcopy(toy_tree(model={"bottom": BOTTOMS[bottom], "fusion": FUSIONS[fusion]}))
     tree["tasks"] = tree["tasks"][:3]
     if isinstance(FUSIONS[fusion].get("num_task_experts"), list):
-        tree["model"]["fusion"] = tree["model"]["fusion"] | {"num_task_experts": [1, 9, 2, 1] if more else [1, 2, 1]}
+        tree["model"]["fusion"]["num_task_experts"] = [1, 9, 2, 1] if more else [1, 2, 1]
+    if "task_groups" in FUSIONS[fusion]:
+        tree["model"]["fusion"]["task_groups"] = [0, 0, 1, 0] if more else [0, 1, 0]
     if more:
         at = at or (3 if fusion == "asymmetric" else 1)
         tree["tasks"].insert(at, {"name": "share", "label": "is_share"})

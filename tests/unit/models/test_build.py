@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from mtlrec.config import JobConfig
 from mtlrec.errors import ConfigError
 from mtlrec.heads import DoublyRobustESCM2
 from mtlrec.losses import Binary, Regression
-from mtlrec.models.build import build_model, build_train_module, config_errors
+from mtlrec.models.build import build_model, build_task_losses, build_train_module, config_errors
 from tests.support.toy import FUSIONS, collated, toy_job, toy_table, toy_tree
 
 
@@ -77,3 +78,42 @@ def test_a_value_error_is_the_users_only_where_it_was_raised_on_purpose() -> Non
     with pytest.raises(ValueError, match="zip") as caught, config_errors("model.fusion"):
         dict(zip("ab", [1], strict=True))
     assert not isinstance(caught.value, ConfigError)
+
+
+@pytest.mark.parametrize("kind", ["independent", "esmm", "escm2_dr", "aitm", "dbmtl"])
+def test_towers_start_at_their_priors(kind: str) -> None:
+    """With inputs of 0 a fresh model predicts each task's mean, whatever its towers stand for."""
+    tree = toy_tree(model={"heads": {"kind": kind, "tower_hidden": [8]}})
+    for task, prior in zip(tree["tasks"], (0.3, 0.06, None, 1.7), strict=True):
+        task["prior"] = prior
+    tree["tasks"][3] |= {"kind": "watch_time", "label": "watch_s"}
+    job = JobConfig.model_validate(tree)
+    heads, losses = build_model(job).over_arch.heads.eval(), build_task_losses(job)
+    for name, parameter in heads.named_parameters():
+        if not name.endswith("logits.bias"):
+            torch.nn.init.zeros_(parameter)
+    predictions = losses.predictions(heads(torch.zeros(2, 4, 8)))
+    torch.testing.assert_close(predictions[0], torch.tensor([0.3, 0.06, 0.5, 1.7]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_prior_of_sampled_files_is_that_of_the_files() -> None:
+    """Half of the negatives are gone, so a third of the rows stands for a fifth of the impressions."""
+    tree = toy_tree(tasks=[{"name": "click", "label": "is_click", "prior": 1 / 3, "negative_sampling_rate": 0.5}])
+    heads = build_model(JobConfig.model_validate(tree)).over_arch.heads
+    for name, parameter in heads.named_parameters():
+        if not name.endswith("logits.bias"):
+            torch.nn.init.zeros_(parameter)
+    for in_training, rate in ((True, 1 / 3), (False, 1 / 5)):
+        outputs = heads.train(in_training)(torch.zeros(1, 1, 8))
+        assert outputs.log_p.exp().item() == pytest.approx(rate)
+
+
+def test_table_in_place_that_torch_cannot_name_is_declared_under_another_name() -> None:
+    tree = toy_tree()
+    tree["features"]["sparse"].append({"name": "type", "column": "item_id", "rows": 40, "dim": 8})
+    with pytest.raises(ConfigError, match=r"tables\.type: .*tables\.type_id, and name that.*\(table: type_id\)"):
+        build_model(JobConfig.model_validate(tree))
+    del tree["features"]["sparse"][-1]["rows"], tree["features"]["sparse"][-1]["dim"]
+    tree["features"]["sparse"][-1]["table"] = "type_id"
+    tree["tables"]["type_id"] = {"rows": 40, "dim": 8}
+    build_model(JobConfig.model_validate(tree))

@@ -25,6 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "heads_escm2_dr": {"heads": {"kind": "escm2_dr", **TOWERS}},
     "bottom_dot": {"bottom": {"kind": "dot", "hidden": [8]}},
     "bottom_cross": {"bottom": {"kind": "cross", "num_layers": 2, "rank": 4}},
+    "bottom_masknet": {"bottom": {"kind": "masknet", "block_dim": 8}},
 }
 
 
