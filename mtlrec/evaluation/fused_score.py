@@ -22,7 +22,7 @@ from mtlrec.errors import CheckpointError, ConfigError, NonFiniteError
 from mtlrec.evaluation.ranking import PerUser, RankMetric, log_scores
 from mtlrec.heads import HeadOutput
 from mtlrec.io import one_line, write_text
-from mtlrec.models.build import build_task_losses
+from mtlrec.losses import TaskLosses
 from mtlrec.run_folder import FUSED_SCORE
 
 COLUMN = "fused_score"
@@ -53,18 +53,18 @@ class FusedScore(Strict):
             raise ValueError("exponents are finite numbers, and not all of them 0")
         return self
 
-    def of(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
+    def of(self, outputs: HeadOutput, job: JobConfig, losses: TaskLosses) -> Tensor:
         """[B] float64, so that many small factors do not vanish. Raises NonFiniteError where it overflows."""
-        score = self.product(outputs, job)
+        score = self.product(outputs, job, losses)
         if not torch.isfinite(score).all():
             raise NonFiniteError(
                 f"fused_score: {self} is too large a number; take smaller exponents, in the same proportion"
             )
         return score
 
-    def product(self, outputs: HeadOutput, job: JobConfig) -> Tensor:
+    def product(self, outputs: HeadOutput, job: JobConfig, losses: TaskLosses) -> Tensor:
         """[B] float64, infinite where it is too large."""
-        logs = log_scores(outputs, build_task_losses(job)).double()
+        logs = log_scores(outputs, losses).double()
         names = [task.name for task in job.tasks]
         used = {names.index(name): power for name, power in self.exponents.items() if power}
         return torch.stack([power * logs[:, task] for task, power in used.items()]).sum(0).exp()

@@ -27,6 +27,7 @@ from mtlrec.evaluation.evaluate import check_finite
 from mtlrec.evaluation.fused_score import COLUMN as FUSED
 from mtlrec.evaluation.fused_score import FusedScore
 from mtlrec.heads import HeadOutput
+from mtlrec.losses import TaskLosses
 from mtlrec.metrics.binary import logit_of
 from mtlrec.models.build import build_task_losses
 from mtlrec.models.multitask import MultiTaskModel
@@ -69,14 +70,14 @@ def predict(
         keep=[field.name for field in kept],
         expected_fingerprints=model.id_fingerprints,
     )
-    network = model.network
+    network, losses = model.network, build_task_losses(job)
     network.eval()
     rows = torch.zeros(1, dtype=torch.int64, device=ranks.device)
     path = output if ranks.world_size == 1 else output / f"part-{ranks.rank:05d}.parquet"
     with written(path, schema) as write:
         for cuts, size in watched(loader.cuts(), loader.steps_per_epoch, "predict", ranks.is_first):
             batch = loader.batch(cuts, size)
-            values = _scores(network, batch.to(ranks.device), job, calibration, score).cpu()
+            values = _scores(network, batch.to(ranks.device), job, losses, calibration, score).cpu()
             table = rows_of(cuts)
             scored = pa.table([column_of(table, field) for field in kept], schema=pa.schema(kept))
             left_out = (batch.row_mask == 0).numpy()[: table.num_rows]
@@ -92,25 +93,30 @@ def predict(
 
 
 def _scores(
-    network: MultiTaskModel, batch: Batch, job: JobConfig, calibration: Calibration | None, score: FusedScore | None
+    network: MultiTaskModel,
+    batch: Batch,
+    job: JobConfig,
+    losses: TaskLosses,
+    calibration: Calibration | None,
+    score: FusedScore | None,
 ) -> Tensor:
     """[B, T], and with a fused score [B, T + 1], then float64."""
     with autocast(job, batch.dense.device):
         outputs = network(batch.dense, batch.sparse)
-    check_finite(build_task_losses(job).predictions(outputs), job, batch.origin)
-    values = calibrated(outputs, job, calibration)
-    return values if score is None else torch.cat([values, score.of(outputs, job)[:, None]], dim=1)
+    check_finite(losses.predictions(outputs), job, batch.origin)
+    values = calibrated(outputs, job, losses, calibration)
+    return values if score is None else torch.cat([values, score.of(outputs, job, losses)[:, None]], dim=1)
 
 
-def calibrated(outputs: HeadOutput, job: JobConfig, calibration: Calibration | None) -> Tensor:
+def calibrated(outputs: HeadOutput, job: JobConfig, losses: TaskLosses, calibration: Calibration | None) -> Tensor:
     """[B, T]: the predictions, probabilities as the calibration maps them where there is one."""
-    values = build_task_losses(job).predictions(outputs)
+    values = losses.predictions(outputs)
     if calibration is None:
         return values
     columns = []
-    for slot, task in enumerate(job.tasks):
+    for slot, (task, loss) in enumerate(zip(job.tasks, losses, strict=True)):
         log_p, log_not_p = logit_of(outputs.log_entire_p[:, slot])
-        columns.append(calibration.of(task.name)(log_p - log_not_p) if task.is_binary else values[:, slot])
+        columns.append(calibration.of(task.name)(log_p - log_not_p) if loss.is_probability else values[:, slot])
     return torch.stack(columns, dim=1)
 
 

@@ -23,6 +23,7 @@ from mtlrec.errors import ArtifactError, DataError
 from mtlrec.evaluation.fused_score import COLUMN
 from mtlrec.evaluation.predict import calibrated
 from mtlrec.io import one_line
+from mtlrec.models.build import build_task_losses
 from mtlrec.serving.manifest import MANIFEST, MODEL, SAMPLE, Manifest, input_specs
 from mtlrec.serving.parity import differences
 from mtlrec.serving.program import Function, arguments, head_output, loaded
@@ -84,6 +85,7 @@ class Predictor:
         self.columns = replace(
             Columns.of(self.job, with_labels=False), expected_fingerprints=self.manifest.id_fingerprints
         )
+        self._losses = build_task_losses(self.job)
         self._check_job()
         self.device = torch.device(self.manifest.device)
         self._readers = self.columns.column_uses
@@ -177,8 +179,8 @@ class Predictor:
             return Scores(dict.fromkeys(names, nothing), None if score is None else np.zeros(0), {})
         batch = self.columns.batch(block).to(self.device)
         outputs = head_output(self.function(*arguments(batch)))
-        predictions = calibrated(outputs, self.job, self.manifest.calibration)
-        fused = None if score is None else score.product(outputs, self.job).cpu().numpy()
+        predictions = calibrated(outputs, self.job, self._losses, self.manifest.calibration)
+        fused = None if score is None else score.product(outputs, self.job, self._losses).cpu().numpy()
         values = predictions.cpu().numpy()
         self._find_overflows(values, fused, row_errors)
         if row_errors.bad_mask is not None:

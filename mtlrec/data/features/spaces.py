@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -172,10 +174,18 @@ class _Rows:
 
 def _stacked(columns: Sequence[np.ndarray | None], size: int, dtype: type[np.generic]) -> np.ndarray:
     """[T, N]; 1 where a task has no column."""
+    if all(column is None for column in columns):
+        return _ones(len(columns), size, np.dtype(dtype))
     stacked = empty(len(columns) * size, dtype).reshape(len(columns), size)
     for row, column in zip(stacked, columns, strict=True):
         row[:] = 1 if column is None else column
     return stacked
+
+
+@lru_cache(maxsize=8)
+def _ones(tasks: int, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """One array for all blocks of this size: nobody writes to a batch, and fresh memory costs more than the ones."""
+    return np.ones((tasks, size), dtype)
 
 
 def _known_child(label: np.ndarray, own: Mask, above: np.ndarray, above_known: Mask) -> Mask:

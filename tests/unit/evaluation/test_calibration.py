@@ -16,10 +16,11 @@ from mtlrec.distributed.process_group import process_group
 from mtlrec.errors import CheckpointError
 from mtlrec.evaluation.calibration import Calibration, Map, fit
 from mtlrec.evaluation.predict import calibrated
-from mtlrec.heads.funnel import HeadOutput, chain
+from mtlrec.heads.funnel import HeadOutput, ProbabilityChain
 from mtlrec.metrics.binary import BINS, LOGIT_RANGE, BinarySums, bin_logits, calibration_error
 from mtlrec.metrics.grouped_auc import GroupedAUC, GroupedRows, grouped_auc
 from mtlrec.metrics.metric import TaskRows
+from mtlrec.models.build import build_task_losses
 from tests.support.ranks import run_ranks
 from tests.support.toy import toy_job
 
@@ -185,10 +186,10 @@ def test_what_is_mapped_is_the_probability_over_all_impressions() -> None:
     """Under independent towers, whose own probabilities are conditional on the parent."""
     logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     log_p, log_not_p = logsigmoid(logits), logsigmoid(-logits)
-    entire, _ = chain(logits, [None, 0, None, None])
+    entire, _ = ProbabilityChain([None, 0, None, None])(logits)
     outputs = HeadOutput(logits, log_p, log_not_p, entire)
     calibration = Calibration(method="platt", rows=30, maps={"buy": Map(slope=2.0, offset=0.5)})
-    found = calibrated(outputs, toy_job(), calibration)
+    found = calibrated(outputs, toy_job(), build_task_losses(toy_job()), calibration)
     p = logits[:, 0].sigmoid() * logits[:, 1].sigmoid()
     torch.testing.assert_close(found[:, 1], torch.sigmoid(2 * torch.logit(p) + 0.5), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[:, 0], logits[:, 0].sigmoid())

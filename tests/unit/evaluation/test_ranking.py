@@ -120,18 +120,19 @@ def test_the_score_is_the_product_of_powers(tmp_path: Path) -> None:
     logits = torch.randn(7, 4)
     entire = torch.nn.functional.logsigmoid(logits)
     outputs = HeadOutput(logits, entire, entire, entire)
-    values = build_task_losses(job).predictions(outputs)
+    losses = build_task_losses(job)
+    values = losses.predictions(outputs)
     score = FusedScore(exponents={"like": 2.0, "watch": 0.5, "buy": 0.0, "click": -1.0})
     expected = values[:, 2] ** 2 * values[:, 3] ** 0.5 / values[:, 0]
-    torch.testing.assert_close(score.of(outputs, job), expected.double())
-    assert score.of(outputs, job).dtype == torch.float64
+    torch.testing.assert_close(score.of(outputs, job, losses), expected.double(), rtol=1e-5, atol=1e-7)
+    assert score.of(outputs, job, losses).dtype == torch.float64
     assert str(score) == "like^2 x watch^0.5 x click^-1"
-    small = FusedScore(exponents={"like": 100.0}).of(outputs, job)
+    small = FusedScore(exponents={"like": 100.0}).of(outputs, job, losses)
     assert (small > 0).all(), "orders by what float32 has no numbers for"
     with pytest.raises(
         NonFiniteError, match="fused_score: like\\^-100000 is too large a number; take smaller exponents"
     ):
-        FusedScore(exponents={"like": -1e5}).of(outputs, job)
+        FusedScore(exponents={"like": -1e5}).of(outputs, job, losses)
     assert FusedScore.read(tmp_path, job) is None
     score.write(tmp_path)
     assert FusedScore.read(tmp_path, job) == score
