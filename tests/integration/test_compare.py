@@ -196,7 +196,7 @@ def test_a_training_that_fails_is_named_with_its_reason(
         (["--learning-rates", "1,x"], "--learning-rates 1,x: positive numbers"),
         (["--learning-rates", "0"], "--learning-rates 0: positive numbers"),
         (["--learning-rates", "inf"], "--learning-rates inf: positive numbers"),
-        (["--fusion", ","], "--fusion: names no kind; there are single_task,"),
+        (["--fusion", ","], "--fusion: names no kind; leave it out"),
         (["--fusion", "mmoe,pel"], "--fusion pel: unknown; kinds are single_task, "),
         (["--set", "data.test=[]"], "data.test: a comparison wants its files"),
         (["--slice", "city"], "city"),

@@ -114,7 +114,8 @@ def check_quantized(artifact: Path, predictor: Predictor) -> None:
     quantized, rows = Predictor(artifact), serving_table(200, 9)
     found, expected = quantized.predict(rows).predictions, predictor.predict(rows).predictions
     for task in TASKS:
-        assert 0 < np.abs(found[task] - expected[task]).max() < 0.1
+        scale = 1 + np.abs(expected[task])  # a watch time is tens of seconds
+        assert 0 < (np.abs(found[task] - expected[task]) / scale).max() < 0.05
 
 
 @pytest.mark.nightly(reason="another compilation of half a minute; int8 goes the same way")

@@ -59,7 +59,7 @@ def test_version_names_what_a_report_of_a_fault_needs(capsys: pytest.CaptureFixt
 def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("schema") == 0
     schema = json.loads(capsys.readouterr().out)
-    assert {"tables", "features", "tasks", "model"} <= set(schema["required"])
+    assert {"name", "features", "tasks", "model"} <= set(schema["required"])
 
 
 def test_synth_reports_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
