@@ -214,7 +214,7 @@ def test_derivatives_of_derivatives_are_those_of_plain_operations(
     torch.testing.assert_close(ours, first_and_second(), atol=1e-9, rtol=1e-9)
 
 
-@one_of_each_with_options
+@pytest.mark.parametrize("build", ONE_OF_EACH[:-1] + WITH_OPTIONS)  # one HoME with gates takes ten seconds
 def test_compiles_without_a_break(build: Callable[[], FusionLayer]) -> None:
     """The whole of forward and backward as one graph, for any batch size; the compiler behind it is torch's affair."""
     torch.manual_seed(0)
