@@ -1,4 +1,4 @@
-"""What a job may say. `file.py` reads it, `errors.py` words its mistakes, a file for every section beside them."""
+"""What a job may say. `file.py` reads it, `explain.py` words its mistakes, a file for every section beside them."""
 
 from mtlrec.config.data import (
     Collection,

@@ -1,8 +1,8 @@
 """The job: one strict pydantic tree, one YAML file, one vocabulary.
 
 Unknown keys are errors, and every error says which key, which value, what is allowed, and on which line of the
-YAML (`errors.py` writes that line). Kinds are discriminated unions, so that `grep "mmoe"` finds where one is
-declared. Nothing here imports torch: a config can be checked on a login node in a moment.
+YAML (`explain.py` writes that line). What a section with a `kind` may say is what that kind's constructor takes
+(`kinds/family.py`), so a check of a config imports torch, two seconds on a CPU.
 """
 
 from __future__ import annotations

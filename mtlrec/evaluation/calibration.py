@@ -1,6 +1,6 @@
 """Maps from a model's logits to probabilities that are as often right as they say, fitted after training.
 
-Fitted per binary task on p(task) over all impressions, from the histogram that the metrics keep (`binary_metrics.py`),
+Fitted per binary task on p(task) over all impressions, from the histogram that the metrics keep (`metrics/binary.py`),
 and kept beside the weights they belong to: `checkpoints/step_N/calibration.json`. `predict` applies what is there.
 Tasks are mapped one by one, so p(child) <= p(parent) is no longer given.
 """

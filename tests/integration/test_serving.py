@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained on two ranks, calibrated, with powers of a fused score."""
     folder = tmp_path_factory.mktemp("serving")
     cut = {"constraints": {"user": {"types": ["row_wise"]}}}
-    config = write_serving_job(folder, metrics={"group_by": "user_id"}, sharding=cut)
+    config = write_serving_job(folder, metrics={"group_by": "user_id"}, sharding=cut, train={"epochs": 6})
     assert run_ranks(2, run_cli, "train", config, "-o", folder / "run") == [0, 0]
     wanted = ("--calibrate", "isotonic", "--rank-metric", "ndcg@5")
     assert run_cli("evaluate", folder / "run", *wanted) == 0
@@ -114,8 +114,7 @@ def check_quantized(artifact: Path, predictor: Predictor) -> None:
     quantized, rows = Predictor(artifact), serving_table(200, 9)
     found, expected = quantized.predict(rows).predictions, predictor.predict(rows).predictions
     for task in TASKS:
-        scale = 1 + np.abs(expected[task])  # a watch time is tens of seconds
-        assert 0 < (np.abs(found[task] - expected[task]) / scale).max() < 0.05
+        assert 0 < np.abs(found[task] - expected[task]).max() < 0.1
 
 
 @pytest.mark.nightly(reason="another compilation of half a minute; int8 goes the same way")
@@ -492,7 +491,7 @@ def test_an_artifact_is_replaced_by_one_that_is_the_checkpoint_and_by_no_other(
     assert report["failures"] == []
     assert max(report["differences"].values()) <= 1e-6
     before, after = report["metrics"]["click"]["auc"]
-    assert before == pytest.approx(after, abs=0.01)
+    assert 0.5 < before == pytest.approx(after, abs=0.01)
     assert Predictor(copy).manifest.precision == "int8"
     check_quantized(copy, predictor)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
