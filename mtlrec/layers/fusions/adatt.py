@@ -11,13 +11,11 @@ from typing import Unpack
 from torch import nn
 
 from mtlrec.layers.blocks.arguments import Dropout, Levels, Size
-from mtlrec.layers.blocks.axes import SHARED, Owner
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.blocks.gates import GateBank
 from mtlrec.layers.blocks.level import GatedLevel, NativeResidual
 from mtlrec.layers.blocks.mlp import check_positive
-from mtlrec.layers.fusions.fusion import task_expert_counts
-from mtlrec.layers.fusions.gated import GatedFusion
+from mtlrec.layers.fusions.gated import GatedFusion, SharedModuleFusion
 
 
 class AdaTTSp(GatedFusion):
@@ -77,7 +75,7 @@ class AdaTTSp(GatedFusion):
         )
 
 
-class AdaTT(GatedFusion):
+class AdaTT(SharedModuleFusion):
     """AdaTT with a shared module beside the tasks': experts of its own and, below the last level, a gate and a slot.
 
     Experts are ordered task 0's, ..., task T-1's, shared; experts and gate of a module read its slot. A module's output
@@ -120,14 +118,8 @@ class AdaTT(GatedFusion):
         gate_dropout: Dropout = 0.0,
         **options: Unpack[ExpertOptions],
     ) -> None:
-        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
-        check_positive(num_shared_experts=num_shared_experts)
-        self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
+        super().__init__(input_dim, num_tasks, expert_hidden, num_task_experts, num_shared_experts)
         num_experts = sum(self.experts_per_slot)
-        modules: list[Owner] = [*range(num_tasks), SHARED]
-        owners = [module for module, count in zip(modules, self.experts_per_slot, strict=True) for _ in range(count)]
-        self.expert_owners = [owners] * len(self.expert_hidden)
-        self.gate_owners = [modules] * (len(self.expert_hidden) - 1) + [modules[:-1]]
         is_learned = any(count != 1 for count in self.experts_per_slot)
         self.levels = nn.ModuleList(
             GatedLevel(

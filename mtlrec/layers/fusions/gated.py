@@ -5,9 +5,11 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from mtlrec.layers.blocks.axes import Axes, Labels, Owner, expert_labels, label_of, prefixed
+from mtlrec.layers.blocks.arguments import Levels, Size
+from mtlrec.layers.blocks.axes import SHARED, Axes, Labels, Owner, expert_labels, label_of, prefixed
 from mtlrec.layers.blocks.level import GatedLevel
-from mtlrec.layers.fusions.fusion import ExpertFusion
+from mtlrec.layers.blocks.mlp import check_positive
+from mtlrec.layers.fusions.fusion import ExpertFusion, task_expert_counts
 
 
 class GatedFusion(ExpertFusion):
@@ -50,3 +52,44 @@ class GatedFusion(ExpertFusion):
             # The last level has no gate for a shared module, whose slot is last.
             slots = level(slots, selector=slots if is_common else slots[:, : level.gates.num_gates])
         return slots
+
+
+class SharedModuleFusion(GatedFusion):
+    """Base of the gated layers whose modules are the tasks and, last, one that they share.
+
+    Experts are ordered task 0's, ..., task T-1's, shared; each reads its module's slot. Every module has a gate in
+    every level, but the shared one none in the last: nothing would read it.
+
+    Args:
+        input_dim: D.
+        num_tasks: T.
+        expert_hidden: one inner list per level: the widths of every expert in it.
+        num_task_experts: experts of each task, in every level: one number, or one per task.
+        num_shared_experts: experts of the shared module, in every level.
+
+    Attributes:
+        experts_per_slot: [T + 1], how many experts read each slot, in every level.
+
+    Raises:
+        ValueError: for sizes below 1, a list of expert counts that is not T long, no level, or an empty level.
+
+    Example:
+        >>> SharedModuleFusion(8, 2, [[16], [6]], num_task_experts=[1, 3], num_shared_experts=2).experts_per_slot
+        (1, 3, 2)
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        num_tasks: int,
+        expert_hidden: Levels,
+        num_task_experts: Size | Sequence[Size],
+        num_shared_experts: Size,
+    ) -> None:
+        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
+        check_positive(num_shared_experts=num_shared_experts)
+        self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
+        modules: list[Owner] = [*range(num_tasks), SHARED]
+        owners = [module for module, count in zip(modules, self.experts_per_slot, strict=True) for _ in range(count)]
+        self.expert_owners = [owners] * len(self.expert_hidden)
+        self.gate_owners = [modules] * (len(self.expert_hidden) - 1) + [modules[:-1]]

@@ -12,16 +12,13 @@ from typing import Unpack
 from torch import nn
 
 from mtlrec.layers.blocks.arguments import Dropout, Levels, Size
-from mtlrec.layers.blocks.axes import SHARED, Owner
 from mtlrec.layers.blocks.experts import ExpertBank, ExpertOptions
 from mtlrec.layers.blocks.gates import GateBank
 from mtlrec.layers.blocks.level import GatedLevel
-from mtlrec.layers.blocks.mlp import check_positive
-from mtlrec.layers.fusions.fusion import task_expert_counts
-from mtlrec.layers.fusions.gated import GatedFusion
+from mtlrec.layers.fusions.gated import SharedModuleFusion
 
 
-class PLE(GatedFusion):
+class PLE(SharedModuleFusion):
     """Levels in which task t mixes its own and the shared experts, and the shared module mixes all.
 
     Experts are ordered task 0's, ..., task T-1's, shared; each reads its module's slot. A gate's selector is its
@@ -62,15 +59,9 @@ class PLE(GatedFusion):
         gate_dropout: Dropout = 0.0,
         **options: Unpack[ExpertOptions],
     ) -> None:
-        super().__init__(input_dim, num_tasks, expert_hidden, num_slots=num_tasks + 1)
-        check_positive(num_shared_experts=num_shared_experts)
-        self.experts_per_slot = (*task_expert_counts(num_task_experts, num_tasks), num_shared_experts)
+        super().__init__(input_dim, num_tasks, expert_hidden, num_task_experts, num_shared_experts)
         num_experts = sum(self.experts_per_slot)
         visible = self._visible_experts()
-        modules: list[Owner] = [*range(num_tasks), SHARED]
-        owners = [module for module, count in zip(modules, self.experts_per_slot, strict=True) for _ in range(count)]
-        self.expert_owners = [owners] * len(self.expert_hidden)
-        self.gate_owners = [modules] * (len(self.expert_hidden) - 1) + [modules[:-1]]
         visible_by_level = [visible] * (len(self.expert_hidden) - 1) + [visible[:-1]]
         self.levels = nn.ModuleList(
             GatedLevel(
