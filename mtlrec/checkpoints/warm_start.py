@@ -1,10 +1,9 @@
 """`--init-from RUN`: yesterday's weights in today's job, where tasks, features or rows may have been added.
 
 A table with more rows than before takes the old rows and keeps its fresh ones behind them, whatever collection had it
-before. A dense parameter takes
-every entry that means the same in both jobs (`models/axes.py`): with a task more, the other tasks' experts and gates
-stay; with a feature more, the other features' columns. What has no counterpart stays fresh. The report says which is
-which.
+before. A dense parameter takes every entry that means the same in both jobs (`models/axes.py`): with a task more, the
+other tasks' experts and gates stay; with a feature more, the other features' columns. What has no counterpart stays
+fresh. The report says which is which.
 """
 
 from __future__ import annotations
