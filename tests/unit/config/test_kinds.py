@@ -70,12 +70,12 @@ class NoFusion(nn.Module): ...
 
 @pytest.fixture(scope="module", autouse=True)
 def package(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`their_parts`, a package that is no part of mtlrec, on the path."""
+    """`their_layers`, a package that is no part of mtlrec, on the path."""
     folder = tmp_path_factory.mktemp("theirs")
-    (folder / "their_parts").mkdir()
-    (folder / "their_parts" / "__init__.py").touch()
-    (folder / "their_parts" / "fusions.py").write_text(MODULE)
-    (folder / "their_parts" / "broken.py").write_text("import a_package_that_is_not_installed")
+    (folder / "their_layers").mkdir()
+    (folder / "their_layers" / "__init__.py").touch()
+    (folder / "their_layers" / "fusions.py").write_text(MODULE)
+    (folder / "their_layers" / "broken.py").write_text("import a_package_that_is_not_installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield folder
@@ -96,7 +96,7 @@ def mistake_in(tmp_path: Path, **fusion: Any) -> str:
 
 
 def test_keys_types_defaults_and_descriptions_are_those_of_the_constructor() -> None:
-    keys = FUSION.config_class("their_parts.fusions:Projected").model_fields
+    keys = FUSION.config_class("their_layers.fusions:Projected").model_fields
     assert list(keys) == ["kind", "width", "scale", "mode", "anything"]
     assert keys["width"].is_required()
     assert (keys["scale"].default, keys["anything"].default) == (2.0, None)
@@ -107,10 +107,10 @@ def test_keys_types_defaults_and_descriptions_are_those_of_the_constructor() -> 
 
 
 def test_a_users_class_is_a_kind_like_any_other() -> None:
-    tree = tree_of(kind="their_parts.fusions:Projected", width=5)
+    tree = tree_of(kind="their_layers.fusions:Projected", width=5)
     job = JobConfig.model_validate(tree)
     assert job.dump()["model"]["fusion"] == {
-        "kind": "their_parts.fusions:Projected",
+        "kind": "their_layers.fusions:Projected",
         "width": 5,
         "scale": 2.0,
         "mode": "sum",
@@ -120,7 +120,7 @@ def test_a_users_class_is_a_kind_like_any_other() -> None:
     assert pickle.loads(pickle.dumps(job)) == job
     built = job.model.fusion.build(input_dim=3, num_tasks=2)
     assert (type(built).__name__, built.output_dim) == ("Projected", 5)
-    with_options = FUSION("their_parts.fusions:WithOptions", expert_hidden=[[4]], norm="layer")
+    with_options = FUSION("their_layers.fusions:WithOptions", expert_hidden=[[4]], norm="layer")
     assert with_options.arguments == {
         "expert_hidden": [[4]],
         "activation": "relu",
@@ -135,22 +135,22 @@ def test_a_users_class_is_a_kind_like_any_other() -> None:
     [
         ({"kind": "plee"}, "model.fusion.kind = 'plee': unknown kind; allowed are single_task, shared_bottom"),
         ({"kind": "nowhere.at:All"}, "no module nowhere; install it, or add its folder to PYTHONPATH"),
-        ({"kind": "their_parts.at:All"}, "no module their_parts.at; install it"),
-        ({"kind": "their_parts.fusions:Absent"}, "no such class: Absent of their_parts.fusions must extend mtlrec"),
-        ({"kind": "their_parts.fusions:NoFusion"}, "is no subclass: NoFusion of their_parts.fusions must extend"),
-        ({"kind": "their_parts.fusions:WithoutTasks"}, "the constructor of WithoutTasks must take num_tasks"),
-        ({"kind": "their_parts.fusions:Starred"}, "takes widths without a name for a key"),
-        ({"kind": "their_parts.fusions:Open"}, "takes **options that no key can name"),
-        ({"kind": "their_parts.fusions:Reserved"}, "takes kind, which no key can be called"),
-        ({"kind": "their_parts.fusions:Projected"}, "model.fusion.width: is required"),
-        ({"kind": "their_parts.fusions:Projected", "width": 0}, "model.fusion.width = 0: input should be greater"),
-        ({"kind": "their_parts.fusions:Projected", "width": 1, "mode": "max"}, "model.fusion.mode = 'max'"),
+        ({"kind": "their_layers.at:All"}, "no module their_layers.at; install it"),
+        ({"kind": "their_layers.fusions:Absent"}, "no such class: Absent of their_layers.fusions must extend mtlrec"),
+        ({"kind": "their_layers.fusions:NoFusion"}, "is no subclass: NoFusion of their_layers.fusions must extend"),
+        ({"kind": "their_layers.fusions:WithoutTasks"}, "the constructor of WithoutTasks must take num_tasks"),
+        ({"kind": "their_layers.fusions:Starred"}, "takes widths without a name for a key"),
+        ({"kind": "their_layers.fusions:Open"}, "takes **options that no key can name"),
+        ({"kind": "their_layers.fusions:Reserved"}, "takes kind, which no key can be called"),
+        ({"kind": "their_layers.fusions:Projected"}, "model.fusion.width: is required"),
+        ({"kind": "their_layers.fusions:Projected", "width": 0}, "model.fusion.width = 0: input should be greater"),
+        ({"kind": "their_layers.fusions:Projected", "width": 1, "mode": "max"}, "model.fusion.mode = 'max'"),
         (
-            {"kind": "their_parts.fusions:Projected", "wdth": 1, "width": 1},
+            {"kind": "their_layers.fusions:Projected", "wdth": 1, "width": 1},
             "model.fusion.wdth = 1: unknown key; allowed are kind, width, scale, mode, anything",
         ),
         (
-            {"kind": "their_parts.fusions:Projected", "width": 1, "scale": 3.0, "mode": "mean"},
+            {"kind": "their_layers.fusions:Projected", "width": 1, "scale": 3.0, "mode": "mean"},
             "model.fusion.scale = 3.0: scale is for mode sum",
         ),
         ({"expert_hidden": [[4]]}, "model.fusion = {'expert_hidden': [[4]]}: needs a kind"),
@@ -162,7 +162,7 @@ def test_a_mistake_names_its_key(fusion: dict[str, Any], message: str, tmp_path:
 
 def test_what_a_users_module_raises_is_shown_as_it_is() -> None:
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_installed"):
-        FUSION.config_class("their_parts.broken:Fusion")
+        FUSION.config_class("their_layers.broken:Fusion")
 
 
 def test_a_part_of_another_family_is_refused() -> None:
